@@ -1,0 +1,46 @@
+"""Errors that a user can act on. Each names what was wrong, where, and what to do, in one line.
+
+The step runner prints them as `error: ...` and ends the process with the class's exit code.
+"""
+
+
+class BebyganError(Exception):
+    """Base of the errors below; never raised itself."""
+
+    exit_code = 1
+
+
+class ConfigError(BebyganError):
+    """A parameter is unknown, out of range, or contradicts another one."""
+
+    exit_code = 2
+
+
+class DataError(BebyganError):
+    """Photographs, a manifest or patches are missing, damaged or unfit."""
+
+    exit_code = 3
+
+
+class ServiceError(BebyganError):
+    """A bucket, tracker or registry is away, unknown or refuses."""
+
+    exit_code = 4
+
+
+class WeightsError(BebyganError):
+    """Network weights cannot be had, are damaged, or belong to another architecture."""
+
+    exit_code = 5
+
+
+class StorageError(BebyganError):
+    """Output cannot be written: the disk is full, read-only or over quota."""
+
+    exit_code = 6
+
+
+class Preempted(BebyganError):
+    """The process was asked to stop and saved its state: run the same command again (EX_TEMPFAIL)."""
+
+    exit_code = 75

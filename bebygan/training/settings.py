@@ -1,0 +1,79 @@
+"""What a training run is told. Values and their reasons stand in params.yaml; nothing here has a default."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bebygan.networks.generator import SCALE
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Learning rate over the iterations: linear warm-up, then cosine with restarts or steps."""
+
+    shape: Literal["cosine", "steps"]
+    """Cosine from the peak to the floor in each cycle, or the peak divided at each milestone."""
+    peak: float
+    """Learning rate after the warm-up."""
+    floor: float
+    """Cosine only: learning rate at the end of a cycle."""
+    cycle: int
+    """Cosine only: iterations before a restart at the peak; 0 is one cycle for the whole run."""
+    warmup: int
+    """Iterations of linear warm-up at the start of each cycle."""
+    warmup_from: float
+    """Share of the peak that the warm-up starts from."""
+    milestones: tuple[int, ...]
+    """Steps only: iterations at which the rate is multiplied by `decay`."""
+    decay: float
+    """Steps only: the factor at each milestone."""
+
+    def __post_init__(self) -> None:
+        require(self.peak > 0, f"peak must be positive, got {self.peak}")
+        require(0 <= self.floor <= self.peak, f"floor must lie in [0, peak], got {self.floor}")
+        require(self.cycle >= 0, f"cycle must not be negative, got {self.cycle}")
+        require(self.warmup >= 0, f"warmup must not be negative, got {self.warmup}")
+        require(0 <= self.warmup_from <= 1, f"warmup_from must lie in [0, 1], got {self.warmup_from}")
+        require(0 < self.decay <= 1, f"decay must lie in (0, 1], got {self.decay}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimisation:
+    """How long, on what, and how fast; the same for the warm-up and the GAN phase."""
+
+    iterations: int
+    """Optimiser steps; 0 leaves the weights as they are."""
+    batch: int
+    """Patch pairs in one iteration, over all processes."""
+    crop: int
+    """Side of an HR training crop, pixels; a multiple of the scale."""
+    schedule: Schedule
+    ema_decay: float
+    """Weight of the past in the moving average of the generator."""
+    precision: Precision
+    """Arithmetic of the networks. auto: bf16 where the processor computes it natively, else fp32."""
+    channels_last: bool
+    """Memory order of the networks; faster on most processors and GPUs, the same numbers within float noise."""
+    seed: int
+    checkpoint_every: int
+    """Iterations between checkpoints; one is also written at the end."""
+    log_every: int
+    """Iterations between two logged values."""
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 0, f"iterations must not be negative, got {self.iterations}")
+        for name in ("batch", "checkpoint_every", "log_every"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(
+            self.crop >= 12 * SCALE and self.crop % SCALE == 0,
+            f"crop must be a multiple of {SCALE} and at least {12 * SCALE}, got {self.crop}",
+        )
+        require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")

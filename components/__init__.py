@@ -1,0 +1,1 @@
+"""The steps of the retraining pipeline: ingest, patches, warmup, train, evaluate, register."""

@@ -1,0 +1,1 @@
+"""What the steps have in common: configuration, command line, storage, tracking, provenance, weights."""

@@ -1,0 +1,60 @@
+"""The command line that all steps share: parameters, one-line errors, exit codes."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bebygan.errors import BebyganError
+from components.common.config import PARAMS_FILE, Params, load_params
+
+EXIT_CODES = """exit codes:
+  0 done    1 a bug (traceback)    2 parameters or usage    3 photographs, manifest or patches
+  4 bucket, tracker or registry    5 network weights    6 disk full or read-only    75 stopped on request: run again
+"""
+
+
+def step_parser(step: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser for `python -m components.<step>` that knows --params and --set."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m components.{step}",
+        description=description,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_params_arguments(parser)
+    return parser
+
+
+def add_params_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --params and --set."""
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE, help="parameters (default: %(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one, e.g. train.optimisation.seed=1"
+    )
+
+
+def report_errors(run: Callable[[], None]) -> int:
+    """Call `run` and return the exit code; an error that a user can act on becomes one line on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run()
+    except BebyganError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def run_step(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, Params], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line, read the parameters, run a step, and return its exit code."""
+    options = parser.parse_args(arguments)
+    return report_errors(lambda: run(options, load_params(options.params, options.set)))
