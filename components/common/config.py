@@ -7,7 +7,7 @@ file or as one YAML string (Kubeflow turns integers inside dict parameters into 
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -84,6 +84,7 @@ class WarmupParams(Group):
 
 
 PARAMS_FILE = Path("params.yaml")
+G = TypeVar("G", bound=Group)
 
 
 class Params(Group):
@@ -180,7 +181,7 @@ def _explained(model: type[BaseModel], error: ValidationError) -> str:
     return f"parameter {name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
 
 
-def _validated[G: Group](model: type[G], values: Mapping[str, Any]) -> G:
+def _validated(model: type[G], values: Mapping[str, Any]) -> G:
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_PLAIN_LINES = 15.0
+T = TypeVar("T")
 
 
-def progress[T](items: Iterable[T], what: str, unit: str, total: int | None = None, initial: int = 0) -> Iterator[T]:
+def progress(items: Iterable[T], what: str, unit: str, total: int | None = None, initial: int = 0) -> Iterator[T]:
     """Yield the items and show how far they are."""
     terminal = sys.stderr.isatty()
     bar = tqdm(
