@@ -1,0 +1,1 @@
+"""Images: MATLAB-exact bicubic, colour, decoding, shards and tiled upscaling."""

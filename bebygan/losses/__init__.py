@@ -1,0 +1,1 @@
+"""The losses of Beby-GAN: pure functions of tensors."""

@@ -1,0 +1,1 @@
+"""Measures of super-resolved images, each stamped with its protocol."""

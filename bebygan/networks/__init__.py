@@ -1,0 +1,1 @@
+"""Generator, discriminator and the frozen perceptual networks."""

@@ -1,0 +1,94 @@
+"""The generator's objective: the weighted sum of its four losses (arXiv 2103.15295 section 3.4)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bebygan.losses.back_projection import back_projection_loss
+from bebygan.losses.best_buddy import BestBuddySettings, best_buddy_loss
+from bebygan.losses.perceptual import perceptual_loss
+from bebygan.losses.relativistic import Mean, generator_adversarial_loss
+from bebygan.networks.perceptual import Vgg
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossWeights:
+    """Weight of each term (paper: 1, 1, 1, 0.005). A term of weight 0 is not computed."""
+
+    best_buddy: float
+    back_projection: float
+    perceptual: float
+    adversarial: float
+
+    def __post_init__(self) -> None:
+        values = [self.best_buddy, self.back_projection, self.perceptual, self.adversarial]
+        if min(values) < 0 or max(values) == 0:
+            raise ValueError(f"loss weights must be at least 0 and not all 0, got {values}")
+
+
+@dataclass(frozen=True, slots=True)
+class Perceptual:
+    """The frozen network of the perceptual loss and the weight of each of its taps."""
+
+    vgg: Vgg
+    taps: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """The discriminator's logits of one batch: `real` of HR, `fake` of SR with its graph to the generator; (N, 1)."""
+
+    real: Tensor
+    fake: Tensor
+
+
+def generator_objective(
+    sr: Tensor,
+    hr: Tensor,
+    lr: Tensor,
+    *,
+    weights: LossWeights,
+    best_buddy: BestBuddySettings,
+    perceptual: Perceptual | None,
+    logits: Logits | None,
+    mean: Mean = Tensor.mean,
+) -> dict[str, Tensor]:
+    """Return the generator's losses.
+
+    Args:
+        sr: (N, 3, 4H, 4W), RGB, not clamped.
+        hr: the same shape, in [0, 1].
+        lr: (N, 3, H, W), in [0, 1].
+        weights: of the terms.
+        best_buddy: settings of the best-buddy loss.
+        perceptual: needed where its weight is above 0.
+        logits: needed where the adversarial weight is above 0.
+        mean: mean of logits over the batch, see `relativistic`.
+
+    Returns:
+        Scalars: each term of weight above 0 by its name in `LossWeights`, not weighted, and their weighted sum `total`.
+
+    Raises:
+        ValueError: a term of weight above 0 lacks its network or logits.
+    """
+    terms: dict[str, Tensor] = {}
+    if weights.best_buddy:
+        terms["best_buddy"] = best_buddy_loss(sr, hr, best_buddy)
+    if weights.back_projection:
+        terms["back_projection"] = back_projection_loss(sr, lr, sr.shape[-1] // lr.shape[-1])
+    if weights.perceptual:
+        if perceptual is None:
+            raise ValueError(f"the perceptual loss has weight {weights.perceptual} but no VGG was given")
+        terms["perceptual"] = perceptual_loss(perceptual.vgg, sr, hr, perceptual.taps)
+    if weights.adversarial:
+        if logits is None:
+            raise ValueError(f"the adversarial loss has weight {weights.adversarial} but no logits were given")
+        terms["adversarial"] = generator_adversarial_loss(logits.real, logits.fake, mean)
+    return terms | {"total": weighted_sum(terms, weights)}
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
+    """Return the sum of the scalars in `terms`, each times the weight of its name."""
+    return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()

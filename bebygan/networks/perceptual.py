@@ -1,0 +1,196 @@
+"""Frozen ImageNet networks that look at images as a loss or metric: VGG16 and VGG19, and AlexNet's convolutions.
+
+Built from safetensors files whose keys are torchvision's: `features.0.weight`, `features.0.bias`, ...
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bebygan.errors import WeightsError
+
+VggDepth = Literal[16, 19]
+
+_CONVOLUTIONS: dict[VggDepth, tuple[int, ...]] = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_CHANNELS = (64, 128, 256, 512, 512)
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no weights at {path}: fetch them or correct the path") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is no readable safetensors file ({error}): fetch it again") from error
+
+
+def load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load `state`, read from `path`, into `network`; its keys and shapes must be the network's, no more and no less.
+
+    Raises:
+        WeightsError: names the first key that is missing, has another shape, or is left over.
+    """
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    for key, shape in wanted.items():
+        if key not in state:
+            raise WeightsError(
+                f"{path} has no {key} {shape}: it belongs to another architecture than the one asked for"
+            )
+        if tuple(state[key].shape) != shape:
+            raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}, the network asked for has {shape}")
+    for key, value in state.items():
+        if key not in wanted:
+            raise WeightsError(f"{path} has {key} {tuple(value.shape)}, which the network asked for does not have")
+    network.load_state_dict(state)
+
+
+def vgg_layers(depth: VggDepth) -> dict[str, int]:
+    """Return torchvision's index in `features` of each convolution by name: {"conv1_1": 0, "conv1_2": 2, ...}."""
+    layers, index = {}, 0
+    for block, count in enumerate(_CONVOLUTIONS[depth], start=1):
+        for position in range(1, count + 1):
+            layers[f"conv{block}_{position}"] = index
+            index += 2
+        index += 1
+    return layers
+
+
+class Vgg(nn.Module):
+    """The convolutions of VGG16 or VGG19 (arXiv 1409.1556), frozen; gives features before ReLU.
+
+    Args:
+        depth: 16 or 19.
+        last: name of the last convolution to keep, such as "conv5_4"; those behind it are not built.
+
+    Raises:
+        ValueError: the network has no such layer.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, depth: VggDepth, last: str) -> None:
+        super().__init__()
+        layers = vgg_layers(depth)
+        if last not in layers:
+            raise ValueError(f"VGG{depth} has no layer {last}; it has {', '.join(layers)}")
+        self.depth = depth
+        self.taps = tuple(layers)[: list(layers).index(last) + 1]
+        self.features = nn.ModuleDict()
+        inputs = 3
+        for tap in self.taps:
+            outputs = _CHANNELS[int(tap[4]) - 1]
+            self.features[str(layers[tap])] = nn.Conv2d(inputs, outputs, 3, padding=1)
+            inputs = outputs
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(_IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
+        """Return the features of the named convolutions, before ReLU.
+
+        Args:
+            images: (N, 3, H, W), RGB in [0, 1], not clamped; normalised here.
+            taps: names of layers, such as ("conv3_4", "conv5_4").
+
+        Returns:
+            Per tap (N, C, H / 2^b, W / 2^b), where b is its block minus 1.
+
+        Raises:
+            ValueError: a tap was not built.
+        """
+        unknown = [tap for tap in taps if tap not in self.taps]
+        if unknown:
+            raise ValueError(f"VGG{self.depth} up to {self.taps[-1]} has no layer {', '.join(unknown)}")
+        x = (images - self.mean) / self.deviation
+        features = {}
+        for tap, convolution in zip(self.taps, self.features.values(), strict=True):
+            if tap.endswith("_1") and tap != "conv1_1":
+                x = F.max_pool2d(x, 2)
+            x = cast(Tensor, convolution(x))
+            if tap in taps:
+                features[tap] = x
+                if len(features) == len(set(taps)):
+                    break
+            x = F.relu(x)
+        return features
+
+
+def load_vgg(path: Path, last: str | None = None) -> Vgg:
+    """Build a frozen VGG from a safetensors file, which tells VGG16 and VGG19 apart.
+
+    Args:
+        path: torchvision's keys, `features.N.weight` and `.bias`; a classifier's keys are ignored.
+        last: last convolution to keep; None keeps all.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or neither network.
+        ValueError: the network has no layer `last`.
+    """
+    state = {key: value for key, value in read_weights(path).items() if key.startswith("features.")}
+    depth: VggDepth = 19 if "features.34.weight" in state else 16
+    vgg = Vgg(depth, last or f"conv5_{_CONVOLUTIONS[depth][-1]}")
+    built = {f"features.{index}" for index in vgg.features}
+    known = {f"features.{index}" for index in vgg_layers(depth).values()}
+    behind = known - built
+    load_exactly(vgg, {key: value for key, value in state.items() if key.rpartition(".")[0] not in behind}, path)
+    return vgg
+
+
+class AlexNet(nn.Module):
+    """The convolutions of AlexNet (torchvision's one-column form), frozen; gives the features after each ReLU."""
+
+    _LAYERS = (
+        (0, 3, 64, 11, 4, 2),
+        (3, 64, 192, 5, 1, 2),
+        (6, 192, 384, 3, 1, 1),
+        (8, 384, 256, 3, 1, 1),
+        (10, 256, 256, 3, 1, 1),
+    )
+    _POOLED_BEFORE = ("3", "6")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.ModuleDict(
+            {
+                str(index): nn.Conv2d(inputs, outputs, kernel, stride, padding)
+                for index, inputs, outputs, kernel, stride, padding in self._LAYERS
+            }
+        )
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the five feature maps of images (N, 3, H, W) that are already normalised; H and W are at least 31."""
+        x, features = images, []
+        for index, convolution in self.features.items():
+            if index in self._POOLED_BEFORE:
+                x = F.max_pool2d(x, 3, 2)
+            x = F.relu(cast(Tensor, convolution(x)))
+            features.append(x)
+        return features
+
+
+def load_alexnet(path: Path) -> AlexNet:
+    """Build AlexNet's frozen convolutions from a safetensors file with torchvision's keys; others are ignored.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or another network.
+    """
+    alexnet = AlexNet()
+    state = {key: value for key, value in read_weights(path).items() if re.match(r"features\.\d+\.", key)}
+    load_exactly(alexnet, state, path)
+    return alexnet
