@@ -1,30 +1,10 @@
 """The generator: RRDBNet of ESRGAN, which Beby-GAN keeps (arXiv 1809.00219 section 3.1; arXiv 2103.15295 section 4)."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCALE = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorShape:
-    """Size of a generator. The paper's is 23 blocks, 64 features, growth 32: 16,697,987 parameters."""
-
-    blocks: int
-    """Residual-in-residual dense blocks."""
-    features: int
-    """Channels between the blocks."""
-    growth: int
-    """Channels that each dense convolution adds."""
-
-    def __post_init__(self) -> None:
-        for name in ("blocks", "features", "growth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
+from bebygan.settings import GeneratorShape
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)

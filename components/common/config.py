@@ -13,8 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bebygan.errors import ConfigError
-from bebygan.networks.generator import GeneratorShape
-from bebygan.training.settings import Optimisation
+from bebygan.settings import GeneratorShape, Optimisation
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -1,9 +1,9 @@
-"""What a training run is told. Values and their reasons stand in params.yaml; nothing here has a default."""
+"""What networks and training are told. Values stand in params.yaml; nothing here has a default, or needs torch."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from bebygan.networks.generator import SCALE
+from bebygan import SCALE
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -12,6 +12,22 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorShape:
+    """Size of a generator. The paper's is 23 blocks, 64 features, growth 32: 16,697,987 parameters."""
+
+    blocks: int
+    """Residual-in-residual dense blocks."""
+    features: int
+    """Channels between the blocks."""
+    growth: int
+    """Channels that each dense convolution adds."""
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "features", "growth"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,161 @@
+"""Training patches: pixels stored once, patches as windows.
+
+A patches folder holds
+
+- `shard-NNN.npy`: one flat uint8 array; photograph after photograph, HR pixels (H, W, 3) then LR pixels (H/4, W/4, 3);
+- `photographs.npy`: one record a photograph: shard, offsets, size;
+- `windows.npy`: one record a patch: photograph, top, left (HR pixels, multiples of the scale), split;
+- `patches.json`: format number, scale, patch size, checksums, and what the patches were made from.
+
+Overlapping windows written out would hold each pixel 3.3 times on the paper's 480/240 grid; decoding is what loading
+costs, and a memory map has none.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bebygan.errors import DataError
+from bebygan.files import sha256_of
+from bebygan import SCALE
+
+Image = npt.NDArray[np.uint8]
+FORMAT = 1
+SPLITS = ("train", "validation")
+
+_PHOTOGRAPH = np.dtype([("shard", "<i4"), ("hr", "<i8"), ("lr", "<i8"), ("height", "<i4"), ("width", "<i4")])
+_WINDOW = np.dtype([("photograph", "<i4"), ("top", "<i4"), ("left", "<i4"), ("split", "<i4")])
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """One photograph to be stored."""
+
+    hr: Image
+    """(H, W, 3), H and W multiples of the scale."""
+    lr: Image
+    """(H / 4, W / 4, 3)."""
+    split: str
+    """train or validation."""
+    windows: npt.NDArray[np.int64]
+    """(count, 2): top and left of each patch, HR pixels."""
+
+
+def write_shards(
+    folder: Path, photographs: Iterable[Photograph], size: int, shard_bytes: int, made_from: Mapping[str, str]
+) -> dict[str, int]:
+    """Write photographs and their patch windows into an empty folder.
+
+    Args:
+        folder: exists and is empty; see `bebygan.files.whole_folder`.
+        photographs: read one at a time.
+        size: side of an HR patch, pixels.
+        shard_bytes: a shard is closed before it grows beyond this, unless one photograph alone is larger.
+        made_from: identity of the source, such as its data version.
+
+    Returns:
+        Patches per split.
+    """
+    records, windows = [], []
+    checksums: dict[str, str] = {}
+    pending: list[Image] = []
+    used = 0
+
+    def close_shard() -> None:
+        nonlocal used
+        path = folder / f"shard-{len(checksums):03d}.npy"
+        np.save(path, np.concatenate([pixels.reshape(-1) for pixels in pending]))
+        checksums[path.name] = sha256_of(path)
+        pending.clear()
+        used = 0
+
+    for photograph in photographs:
+        hr, lr = photograph.hr, photograph.lr
+        if used and used + hr.size + lr.size > shard_bytes:
+            close_shard()
+        split = SPLITS.index(photograph.split)
+        windows += [(len(records), top, left, split) for top, left in photograph.windows]
+        records.append((len(checksums), used, used + hr.size, *hr.shape[:2]))
+        pending += [hr, lr]
+        used += hr.size + lr.size
+    if pending:
+        close_shard()
+    for name, table in (
+        ("photographs.npy", np.array(records, _PHOTOGRAPH)),
+        ("windows.npy", np.array(windows, _WINDOW)),
+    ):
+        np.save(folder / name, table)
+        checksums[name] = sha256_of(folder / name)
+    splits = [window[3] for window in windows]
+    counts = {split: splits.count(number) for number, split in enumerate(SPLITS)}
+    about = {
+        "format": FORMAT,
+        "scale": SCALE,
+        "size": size,
+        "patches": counts,
+        "made_from": dict(made_from),
+        "sha256": checksums,
+    }
+    (folder / "patches.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Memory-mapped patches of one split."""
+
+    hr: list[Image]
+    """One view a photograph, (H, W, 3)."""
+    lr: list[Image]
+    """One view a photograph, (H / 4, W / 4, 3)."""
+    windows: npt.NDArray[np.void]
+    size: int
+    made_from: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+def _mapped(path: Path, checksum: str | None) -> npt.NDArray[np.generic]:
+    if checksum is not None and sha256_of(path) != checksum:
+        raise DataError(f"{path} is damaged (its SHA-256 is not the one in patches.json): make the patches again")
+    array: npt.NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def read_patches(folder: Path, split: str, verify: bool = True) -> Patches:
+    """Open the patches of a split without reading their pixels into memory.
+
+    Args:
+        folder: written by `write_shards`.
+        split: train or validation.
+        verify: compare each file with its checksum.
+
+    Raises:
+        DataError: a file is missing or damaged, or was made for another scale or by a newer version.
+    """
+    try:
+        about = json.loads((folder / "patches.json").read_text())
+        if about["format"] != FORMAT:
+            raise DataError(f"{folder} has patch format {about['format']}, this version reads {FORMAT}: make them again")
+        if about["scale"] != SCALE:
+            raise DataError(f"{folder} was made for scale {about['scale']}, the generator's is {SCALE}: make them again")
+        files = {name: _mapped(folder / name, sum_ if verify else None) for name, sum_ in about["sha256"].items()}
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is missing: make the patches again") from error
+    except (ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{folder} holds no readable patches ({error}): make them again") from error
+    hr, lr = [], []
+    for record in files["photographs.npy"]:
+        height, width = int(record["height"]), int(record["width"])
+        pixels = files[f"shard-{record['shard']:03d}.npy"]
+        small = (height // SCALE, width // SCALE, 3)
+        hr.append(pixels[record["hr"] : record["hr"] + height * width * 3].reshape(height, width, 3))
+        lr.append(pixels[record["lr"] : record["lr"] + small[0] * small[1] * 3].reshape(small))
+    table = files["windows.npy"]
+    windows = table[table["split"] == SPLITS.index(split)]
+    return Patches(hr, lr, np.array(windows), about["size"], about["made_from"])

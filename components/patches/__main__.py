@@ -1,0 +1,26 @@
+"""`python -m components.patches`: make training patches of a dataset."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from components.common.cli import run_step, step_parser
+from components.common.config import Params
+from components.patches.step import make_patches
+
+
+def _run(options: argparse.Namespace, params: Params) -> None:
+    counts = make_patches(options.dataset, options.output, params.patches)
+    print(f"{options.output}: " + ", ".join(f"{count} {split} patches" for split, count in counts.items()))
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("patches", "Make training patches of the photographs of a dataset.")
+    parser.add_argument("--dataset", type=Path, required=True, help="folder that ingest wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the patches")
+    return run_step(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

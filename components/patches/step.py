@@ -1,0 +1,99 @@
+"""Make training patches of a dataset: HR windows on a grid, LR by MATLAB's bicubic, flat windows left out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image as PillowImage
+
+from bebygan import SCALE
+from bebygan.errors import DataError
+from bebygan.files import whole_folder
+from bebygan.imaging.bicubic_uint8 import downscale_uint8
+from bebygan.imaging.shards import SPLITS, Image, Photograph, write_shards
+from bebygan.imaging.texture import local_deviation
+from components.common.config import PatchesParams
+from components.common.data_version import data_version
+from components.common.progress import progress
+
+
+def _starts(length: int, size: int, step: int) -> npt.NDArray[np.int64]:
+    """Return where windows of `size` start on one axis: each `step`, and one flush with the end."""
+    starts = np.arange(0, length - size + 1, step)
+    return starts if starts[-1] == length - size else np.append(starts, length - size)
+
+
+def textured_windows(image: Image, params: PatchesParams) -> npt.NDArray[np.int64]:
+    """Return the windows of a photograph that hold enough texture (arXiv 2103.15295 section 3.3).
+
+    Args:
+        image: (H, W, 3), RGB; H and W multiples of the scale.
+        params: of the step.
+
+    Returns:
+        (count, 2): top and left, multiples of the scale; empty when the photograph is smaller than a patch.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < params.size:
+        return np.empty((0, 2), np.int64)
+    textured = local_deviation(image, params.texture_kernel) >= params.texture_threshold
+    total = np.pad(textured.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    starts = (_starts(length, params.size, params.step) for length in (height, width))
+    top, left = (axis.reshape(-1) for axis in np.meshgrid(*starts, indexing="ij"))
+    bottom, right = top + params.size, left + params.size
+    count = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+    return np.stack((top, left), 1)[count >= params.minimum_texture * params.size**2]
+
+
+def read_photograph(path: Path) -> Image:
+    """Return an ingested photograph as (H, W, 3) RGB, cropped at bottom and right to multiples of the scale."""
+    with PillowImage.open(path) as picture:
+        image: Image = np.asarray(picture)
+    height, width = (length - length % SCALE for length in image.shape[:2])
+    return image[:height, :width]
+
+
+def _photographs(dataset: Path, manifest: pd.DataFrame, params: PatchesParams) -> Iterator[Photograph]:
+    for file, split in progress(zip(manifest["file"], manifest["split"], strict=True), "patches", "photographs", len(manifest)):
+        hr = read_photograph(dataset / file)
+        windows = textured_windows(hr, params)
+        if len(windows):
+            yield Photograph(hr, downscale_uint8(hr, SCALE), split, windows)
+
+
+def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str, int]:
+    """Write the patches of a dataset's training and validation photographs.
+
+    Args:
+        dataset: folder that ingest wrote.
+        output: folder of shards, written whole; see `bebygan.imaging.shards`.
+        params: of the step.
+
+    Returns:
+        Patches per split.
+
+    Raises:
+        DataError: the dataset is missing, or no training patch holds enough texture.
+        StorageError: the output cannot be written.
+    """
+    try:
+        manifest = pd.read_parquet(dataset / "manifest.parquet")
+    except FileNotFoundError as error:
+        raise DataError(f"{dataset} holds no manifest.parquet: run ingest first") from error
+    manifest = manifest[manifest["split"].isin(SPLITS)]
+    with whole_folder(output) as folder:
+        counts = write_shards(
+            folder,
+            _photographs(dataset, manifest, params),
+            params.size,
+            params.shard_megabytes * 2**20,
+            {"data_version": data_version(dataset), "params": params.to_yaml()},
+        )
+        if not counts["train"]:
+            raise DataError(
+                f"no training patch of {params.size} pixels in {dataset} is textured enough: "
+                "lower patches.minimum_texture or patches.size, or add photographs"
+            )
+    return counts
