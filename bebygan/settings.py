@@ -6,6 +6,8 @@ from typing import Literal
 from bebygan import SCALE
 
 Precision = Literal["auto", "fp32", "bf16"]
+Pyramid = Literal["matlab", "official"]
+MaskSource = Literal["hr", "lr"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -93,3 +95,60 @@ class Optimisation:
         )
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestBuddySettings:
+    """What the best-buddy loss depends on besides the images."""
+
+    alpha: float
+    """Weight of the distance from a candidate to the SR patch (paper: 1)."""
+    beta: float
+    """Weight of the distance from a candidate to the HR patch at the same place (paper: 1)."""
+    patch: int
+    """Side of the square patches, pixels (paper: 3)."""
+    stride: int
+    """Distance between neighbouring patches, pixels (paper: 3)."""
+    pyramid: Pyramid
+    """How the candidates' half and quarter are made. matlab: antialiased bicubic, as the paper writes. official:
+    bicubic with a = -0.75 and no antialiasing, as the official code does."""
+    chunk: int
+    """Patches of SR searched at a time: speed and memory only, never the result."""
+
+    def __post_init__(self) -> None:
+        require(
+            min(self.alpha, self.beta) >= 0 and self.alpha + self.beta > 0,
+            f"alpha and beta must not be negative nor both 0, got {self.alpha} and {self.beta}",
+        )
+        for name in ("patch", "stride", "chunk"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionSettings:
+    """Which regions the discriminator sees: those where luma deviates within a window."""
+
+    mask_from: MaskSource
+    """Image that the mask is computed on. hr: as the paper writes. lr: the enlarged LR, as the official code does."""
+    window: int
+    """Side of the window, odd, pixels (paper: 11)."""
+    threshold: float
+    """Standard deviation of luma in [0, 1] below which a pixel is flat (paper: 0.025); 0 hides nothing."""
+
+    def __post_init__(self) -> None:
+        require(self.window >= 3 and self.window % 2 == 1, f"window must be odd and at least 3, got {self.window}")
+        require(0 <= self.threshold <= 1, f"threshold must lie in [0, 1], got {self.threshold}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossWeights:
+    """Weight of each of the generator's losses (paper: 1, 1, 1, 0.005). One of weight 0 is not computed."""
+
+    best_buddy: float
+    back_projection: float
+    perceptual: float
+    adversarial: float
+
+    def __post_init__(self) -> None:
+        values = [self.best_buddy, self.back_projection, self.perceptual, self.adversarial]
+        require(min(values) >= 0 and max(values) > 0, f"loss weights must not be negative nor all 0, got {values}")

@@ -7,7 +7,6 @@ instead of two distance matrices. Subtracting the mean candidate from both sides
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,39 +14,10 @@ from torch import Tensor
 
 from bebygan.imaging import bicubic
 from bebygan.precision import at_least_float32, full_precision
-
-Pyramid = Literal["matlab", "official"]
+from bebygan.settings import BestBuddySettings, Pyramid
 
 _BLOCK = 64
 """Candidates whose minimum is taken before the argmin: torch takes minima of short rows far faster than argmins."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestBuddySettings:
-    """What the best-buddy loss depends on besides the images."""
-
-    alpha: float
-    """Weight of the distance from a candidate to the SR patch, at least 0."""
-    beta: float
-    """Weight of the distance from a candidate to the HR patch at the same place, at least 0; not both are 0."""
-    patch: int
-    """Side of the square patches in pixels."""
-    stride: int
-    """Pixels between neighbouring patches."""
-    pyramid: Pyramid
-    """How the candidates' half and quarter are made: MATLAB's antialiased bicubic, as the paper writes, or the official
-    code's bicubic (a = -0.75) without antialiasing."""
-    chunk: int = 512
-    """Patches of SR searched at a time: speed and memory only, never the result."""
-
-    def __post_init__(self) -> None:
-        if min(self.alpha, self.beta) < 0 or self.alpha + self.beta == 0:
-            raise ValueError(f"alpha and beta must be at least 0 and not both 0, got {self.alpha} and {self.beta}")
-        for name in ("patch", "stride", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.pyramid not in ("matlab", "official"):
-            raise ValueError(f"pyramid must be 'matlab' or 'official', got {self.pyramid!r}")
 
 
 @dataclass(frozen=True, slots=True)

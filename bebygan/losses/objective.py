@@ -7,25 +7,11 @@ import torch
 from torch import Tensor
 
 from bebygan.losses.back_projection import back_projection_loss
-from bebygan.losses.best_buddy import BestBuddySettings, best_buddy_loss
+from bebygan.losses.best_buddy import best_buddy_loss
 from bebygan.losses.perceptual import perceptual_loss
 from bebygan.losses.relativistic import Mean, generator_adversarial_loss
 from bebygan.networks.perceptual import Vgg
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossWeights:
-    """Weight of each term (paper: 1, 1, 1, 0.005). A term of weight 0 is not computed."""
-
-    best_buddy: float
-    back_projection: float
-    perceptual: float
-    adversarial: float
-
-    def __post_init__(self) -> None:
-        values = [self.best_buddy, self.back_projection, self.perceptual, self.adversarial]
-        if min(values) < 0 or max(values) == 0:
-            raise ValueError(f"loss weights must be at least 0 and not all 0, got {values}")
+from bebygan.settings import BestBuddySettings, LossWeights
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,12 @@
 A pixel is flat where the standard deviation of luma in the window around it is below a threshold.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bebygan.precision import at_least_float32, full_precision
-
-MaskSource = Literal["hr", "lr"]
+from bebygan.settings import RegionSettings
 
 _LUMA = (0.2989, 0.587, 0.114)
 
@@ -30,10 +27,8 @@ def local_deviation(luma: Tensor, window: int) -> Tensor:
         (N, 1, H, W), float64.
 
     Raises:
-        ValueError: `window` is even or below 3, or too large for the image.
+        ValueError: `window` is too large for the image.
     """
-    if window % 2 == 0 or window < 3:
-        raise ValueError(f"the mask's window must be odd and at least 3, got {window}")
     if min(luma.shape[-2:]) <= window // 2:
         raise ValueError(f"a mask window of {window} pixels is too large for images of {tuple(luma.shape[-2:])}")
     values = F.pad(luma.double(), (window // 2,) * 4, mode="reflect")
@@ -43,45 +38,40 @@ def local_deviation(luma: Tensor, window: int) -> Tensor:
     return ((mean_square - mean.square()).clamp_min(0) * (count / (count - 1))).sqrt()
 
 
-def textured_regions(images: Tensor, window: int, threshold: float) -> Tensor:
+def textured_regions(images: Tensor, settings: RegionSettings) -> Tensor:
     """Return 1 where `images` are textured and 0 where they are flat: what the discriminator's input is multiplied by.
 
     Args:
         images: (N, 3, H, W), RGB in [0, 1].
-        window: odd side of the window.
-        threshold: standard deviation of luma below which a pixel is flat.
+        settings: window and threshold.
 
     Returns:
         (N, 1, H, W), float32 (float64 for float64 images), without gradient.
 
     Raises:
-        ValueError: see `local_deviation`.
+        ValueError: the window is too large for the images.
     """
     with torch.no_grad(), full_precision(images.device):
         images = at_least_float32(images)
         red, green, blue = images.unbind(1)
         luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-        return (local_deviation(luma[:, None], window) >= threshold).to(images.dtype)
+        return (local_deviation(luma[:, None], settings.window) >= settings.threshold).to(images.dtype)
 
 
-def region_mask(hr: Tensor, lr: Tensor, *, mask_from: MaskSource, window: int, threshold: float) -> Tensor:
+def region_mask(hr: Tensor, lr: Tensor, settings: RegionSettings) -> Tensor:
     """Return the textured regions (N, 1, H, W) of a batch, for SR and HR alike.
 
     Args:
         hr: (N, 3, H, W), RGB in [0, 1].
         lr: (N, 3, H / s, W / s), RGB in [0, 1].
-        mask_from: "hr", as the paper writes, or "lr", enlarged by torch's bicubic, as the official code does.
-        window: odd side of the window (paper: 11).
-        threshold: standard deviation of luma below which a pixel is flat (paper: 0.025).
+        settings: window, threshold, and which of the two the mask is computed on; LR is enlarged by torch's bicubic.
 
     Raises:
-        ValueError: `mask_from` is neither, or see `local_deviation`.
+        ValueError: the window is too large for the images.
     """
-    if mask_from == "hr":
-        return textured_regions(hr, window, threshold)
-    if mask_from != "lr":
-        raise ValueError(f"mask_from must be 'hr' or 'lr', got {mask_from!r}")
+    if settings.mask_from == "hr":
+        return textured_regions(hr, settings)
     with torch.no_grad(), full_precision(lr.device):
         scale = hr.shape[-1] // lr.shape[-1]
         enlarged = F.interpolate(at_least_float32(lr), scale_factor=scale, mode="bicubic", align_corners=False)
-        return textured_regions(enlarged, window, threshold)
+    return textured_regions(enlarged, settings)
