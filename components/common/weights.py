@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,15 +44,16 @@ from bebygan.files import sha256_of, storage_errors, whole_file
 from bebygan.networks.generator import Generator
 from bebygan.settings import GeneratorShape
 from components.common.cli import EXIT_CODES, report_errors
-from components.common.progress import progress
+from components.common.progress import progress_bar
 
-Name = Literal["vgg19", "vgg16", "alexnet", "lpips-alex", "lpips-vgg", "realsr-df2k-x4"]
 Source = Literal["folder", "official", "package"]
 Tensors = dict[str, npt.NDArray[Any]]
 Shapes = dict[str, tuple[int, ...]]
 
-LAPTOP: tuple[Name, ...] = ("vgg16", "alexnet", "lpips-alex")
+LAPTOP = ("vgg16", "alexnet", "lpips-alex")
 """What params.yaml needs: the perceptual loss, and LPIPS for the evaluation."""
+GENERATORS = ("realsr-df2k-x4",)
+"""Names of whole generators, which a warm-up can start from."""
 SECONDS_WITHOUT_AN_ANSWER = 5.0
 _CHUNK = 1 << 20
 _NCNN_HALF_PRECISION = 0x01306B47
@@ -260,7 +261,7 @@ def _lpips(member: str, tensors_sha256: str) -> Package:
     )
 
 
-KNOWN: dict[Name, Known] = {
+KNOWN: dict[str, Known] = {
     "vgg19": Known(
         shapes=lambda: _conv_shapes(_VGG19, [3] * 16),
         official=Official(url=_TORCHVISION + "vgg19-dcbb9e9d.pth", sha256="dcbb9e9d"),
@@ -310,7 +311,7 @@ KNOWN: dict[Name, Known] = {
 }
 
 
-def _fitting(name: Name, tensors: Tensors, where: str) -> Tensors:
+def _fitting(name: str, tensors: Tensors, where: str) -> Tensors:
     """Keep the tensors that the network has; refuse when one is missing or of another shape."""
     kept: Tensors = {}
     for key, shape in KNOWN[name].shapes().items():
@@ -336,7 +337,7 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         raise WeightsError(f"{path} is damaged: {error}") from error
 
 
-def _from_official_file(name: Name, path: Path, official: Official) -> Tensors:
+def _from_official_file(name: str, path: Path, official: Official) -> Tensors:
     found = sha256_of(path)
     if not found.startswith(official.sha256):
         raise WeightsError(
@@ -345,7 +346,7 @@ def _from_official_file(name: Name, path: Path, official: Official) -> Tensors:
     return _fitting(name, read_torch(path), path.name)
 
 
-def _from_archive(name: Name, path: Path, package: Package) -> Tensors:
+def _from_archive(name: str, path: Path, package: Package) -> Tensors:
     found = sha256_of(path)
     if found != package.sha256:
         raise WeightsError(f"{path.name} has SHA-256 {found[:16]}..., not {package.sha256[:16]}...: it is refused")
@@ -364,7 +365,7 @@ def _from_archive(name: Name, path: Path, package: Package) -> Tensors:
     return tensors
 
 
-def _from_folder(name: Name) -> Tensors:
+def _from_folder(name: str) -> Tensors:
     configured = os.environ.get("BEBYGAN_WEIGHTS")
     if not configured:
         raise WeightsError("BEBYGAN_WEIGHTS names no folder")
@@ -379,7 +380,7 @@ def _from_folder(name: Name) -> Tensors:
     raise WeightsError(f"{folder} holds none of {', '.join(_file_names(name))}")
 
 
-def _file_names(name: Name) -> list[str]:
+def _file_names(name: str) -> list[str]:
     known = KNOWN[name]
     sources = [source.file_name for source in (known.official, known.package) if source]
     return [f"{name}.safetensors", *sources]
@@ -390,7 +391,7 @@ def _chunks(response: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _from_official(name: Name) -> Tensors:
+def _from_official(name: str) -> Tensors:
     official = KNOWN[name].official
     if official is None:
         raise WeightsError("there is no official download")
@@ -400,16 +401,16 @@ def _from_official(name: Name) -> Tensors:
             with urllib.request.urlopen(official.url, timeout=SECONDS_WITHOUT_AN_ANSWER) as response:  # noqa: S310
                 size = int(response.headers.get("Content-Length", 0))
                 _say(f"fetching {name} from {official.url} ({size / 1e6:.0f} MB)")
-                with storage_errors(path), path.open("wb") as file:
-                    for chunk in progress(_chunks(response), name, "MiB", -(-size // _CHUNK) or None):
-                        file.write(chunk)
+                with storage_errors(path), path.open("wb") as file, progress_bar(name, "bytes", size or None) as bar:
+                    for chunk in _chunks(response):
+                        bar.update(file.write(chunk))
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise WeightsError(f"{official.url} cannot be fetched ({reason})") from error
         return _from_official_file(name, path, official)
 
 
-def _from_package(name: Name) -> Tensors:
+def _from_package(name: str) -> Tensors:
     package = KNOWN[name].package
     if package is None:
         raise WeightsError("no package is known that ships them")
@@ -431,7 +432,7 @@ def _from_package(name: Name) -> Tensors:
         return _from_archive(name, Path(folder) / package.file_name, package)
 
 
-_SOURCES: dict[Source, Callable[[Name], Tensors]] = {
+_SOURCES: dict[Source, Callable[[str], Tensors]] = {
     "folder": _from_folder,
     "official": _from_official,
     "package": _from_package,
@@ -458,7 +459,7 @@ def _cache() -> Path:
     return folder
 
 
-def _is_sound(name: Name, path: Path) -> bool:
+def _is_sound(name: str, path: Path) -> bool:
     """Whether a cached file holds the tensors that were once put there."""
     if not path.is_file():
         return False
@@ -480,14 +481,14 @@ def _one_process(path: Path) -> Iterator[None]:
         yield
 
 
-def _how_to_get(name: Name) -> str:
+def _how_to_get(name: str) -> str:
     known = KNOWN[name]
     address = f" (from {known.official.url})" if known.official else ""
     hint = ", or train with the perceptual network vgg16" if name == "vgg19" else ""
     return f"put {' or '.join(_file_names(name)[1:])}{address} into a folder and set BEBYGAN_WEIGHTS to it{hint}"
 
 
-def weights_file(name: Name) -> Path:
+def weights_file(name: str) -> Path:
     """Return the path of a verified safetensors file, fetched when the cache does not hold it.
 
     Keys are torchvision's `features.N.weight` and `.bias` for VGG and AlexNet, `linN.model.1.weight` for the LPIPS
@@ -495,9 +496,11 @@ def weights_file(name: Name) -> Path:
 
     Raises:
         WeightsError: no source has them; the message says why each failed and what to do.
-        ConfigError: BEBYGAN_WEIGHTS_SOURCES names an unknown source.
+        ConfigError: `name` is no key of KNOWN, or BEBYGAN_WEIGHTS_SOURCES names an unknown source.
         StorageError: the cache cannot be written.
     """
+    if name not in KNOWN:
+        raise ConfigError(f"there are no weights {name}; known are {', '.join(KNOWN)}")
     path = _cache() / f"{name}.safetensors"
     if _is_sound(name, path):
         return path
@@ -527,13 +530,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(get_args(Name))} (default: {LAPTOP})")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(KNOWN)} (default: {' '.join(LAPTOP)})")
     options = parser.parse_args(arguments)
 
     def fetch() -> None:
         for name in options.names or LAPTOP:
-            if name not in KNOWN:
-                raise ConfigError(f"there are no weights {name}; known are {', '.join(KNOWN)}")
             print(f"{name}: {weights_file(name)}")
 
     return report_errors(fetch)
