@@ -1,7 +1,7 @@
 """What networks and training are told. Values stand in params.yaml; nothing here has a default, or needs torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from bebygan import SCALE
 
@@ -16,8 +16,15 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorShape:
+class Settings:
+    """Base of the settings below."""
+
+    # Read by pydantic where settings come from a file: a name that is not known is refused.
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorShape(Settings):
     """Size of a generator. The paper's is 23 blocks, 64 features, growth 32: 16,697,987 parameters."""
 
     blocks: int
@@ -32,8 +39,8 @@ class GeneratorShape:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Settings):
     """Learning rate over the iterations: linear warm-up, then cosine with restarts or steps."""
 
     shape: Literal["cosine", "steps"]
@@ -62,8 +69,8 @@ class Schedule:
         require(0 < self.decay <= 1, f"decay must lie in (0, 1], got {self.decay}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Optimisation:
+@dataclass(frozen=True, kw_only=True)
+class Optimisation(Settings):
     """How long, on what, and how fast; the same for the warm-up and the GAN phase."""
 
     iterations: int
@@ -97,7 +104,7 @@ class Optimisation:
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BestBuddySettings:
     """What the best-buddy loss depends on besides the images."""
 
@@ -124,7 +131,7 @@ class BestBuddySettings:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RegionSettings:
     """Which regions the discriminator sees: those where luma deviates within a window."""
 
@@ -140,7 +147,7 @@ class RegionSettings:
         require(0 <= self.threshold <= 1, f"threshold must lie in [0, 1], got {self.threshold}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """Weight of each of the generator's losses (paper: 1, 1, 1, 0.005). One of weight 0 is not computed."""
 

@@ -95,10 +95,10 @@ def fit(
             state.iteration += 1
             last = state.iteration == optimisation.iterations
             log_now = last or state.iteration % optimisation.log_every == 0
-            watch(
-                state.iteration,
-                {**_logged(values, state.iteration), "learning_rate": rate} if log_now else None,
-            )
+            if log_now:
+                logged = _logged(values, state.iteration)
+                state.history.append({"iteration": state.iteration, **logged, "learning_rate": rate})
+            watch(state.iteration, state.history[-1] if log_now else None)
             stop = stop_requested()
             if last or stop or state.iteration % optimisation.checkpoint_every == 0:
                 checkpoint.save(checkpoints, state.iteration, state.state_dict(), job)

@@ -1,7 +1,7 @@
 """Everything that a training run carries from one iteration to the next."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +23,14 @@ class TrainState:
     discriminator: Discriminator | None
     discriminator_optimiser: torch.optim.Adam | None
     iteration: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Logged values, oldest first; each with its iteration."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state by reference, for a checkpoint."""
         state: dict[str, Any] = {
             "iteration": self.iteration,
+            "history": self.history,
             "generator": self.generator.state_dict(),
             "average": self.average.state_dict(),
             "generator_optimiser": self.generator_optimiser.state_dict(),
@@ -40,6 +43,7 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.iteration = state["iteration"]
+        self.history = state["history"]
         self.generator.load_state_dict(state["generator"])
         self.average.load_state_dict(state["average"])
         self.generator_optimiser.load_state_dict(state["generator_optimiser"])

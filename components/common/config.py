@@ -6,11 +6,12 @@ file or as one YAML string (Kubeflow turns integers inside dict parameters into 
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bebygan.errors import ConfigError
 from bebygan.settings import GeneratorShape, Optimisation
@@ -24,19 +25,6 @@ class Group(BaseModel):
     """Base of the groups: frozen, and a name that it does not know is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def from_yaml(cls, text: str) -> Self:
-        """Read a group from YAML text.
-
-        Raises:
-            ConfigError: the text is no YAML mapping, or a value is unknown, missing or out of range.
-        """
-        return _validated(cls, _parse(text, "the configuration"))
-
-    def to_yaml(self) -> str:
-        """Write the group as YAML that `from_yaml` reads back to an equal group; the same text each time."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=True)
 
 
 class IngestParams(Group):
@@ -73,17 +61,17 @@ class PatchesParams(Group):
     """Upper bound of one shard of pixels."""
 
 
-class WarmupParams(Group):
+@dataclass(frozen=True, kw_only=True)
+class WarmupParams(Optimisation):
     """The PSNR-oriented generator that Beby-GAN starts from."""
 
     generator: GeneratorShape
     weights: str | None
     """Weights to start from: a file, the name of a known one, or none to start from scratch."""
-    optimisation: Optimisation
 
 
 PARAMS_FILE = Path("params.yaml")
-G = TypeVar("G", bound=Group)
+T = TypeVar("T")
 
 
 class Params(Group):
@@ -155,36 +143,50 @@ def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     return _merged(values, value)
 
 
-def _known_fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Names that the group at a location of `model` knows."""
-    fields: Any = model
+def _known_fields(kind: Any, location: tuple[int | str, ...]) -> list[str]:
+    """Return the names that the group at a location of `kind` knows."""
     for part in location:
-        annotation = fields.model_fields[part].annotation if hasattr(fields, "model_fields") else None
-        annotation = annotation or getattr(fields, "__annotations__", {}).get(part)
-        fields = annotation
-    names = getattr(fields, "model_fields", None) or getattr(fields, "__dataclass_fields__", {})
-    return list(names)
+        kind = get_type_hints(kind).get(str(part))
+    return list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
 
 
-def _explained(model: type[BaseModel], error: ValidationError) -> str:
+def _explained(kind: type, error: ValidationError) -> str:
     """Say the first fault of a validation in one line."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or model.__name__
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    # A misspelt name is also a missing one: the misspelling is what helps.
+    first = min(error.errors(), key=lambda fault: fault["type"] not in unknown)
+    name = ".".join(str(part) for part in first["loc"]) or kind.__name__
+    if first["type"] in unknown:
         *group, last = first["loc"]
-        known = _known_fields(model, tuple(group))
+        known = _known_fields(kind, tuple(group))
         prefix = "".join(f"{part}." for part in group)
         return f"there is no parameter {name}{_nearest(str(last), known).replace('mean ', f'mean {prefix}', 1)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"parameter {name} is missing"
-    return f"parameter {name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+    if first["type"] == "value_error":
+        return f"parameter {name}: {first['msg'].removeprefix('Value error, ')}"
+    return f"parameter {name}: {first['msg']} (got {first['input']!r})"
 
 
-def _validated(model: type[G], values: Mapping[str, Any]) -> G:
+def _validated(kind: type[T], values: Mapping[str, Any]) -> T:
     try:
-        return model.model_validate(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise ConfigError(_explained(model, error)) from error
+        raise ConfigError(_explained(kind, error)) from error
+
+
+def from_yaml(kind: type[T], text: str) -> T:
+    """Read one group from YAML text.
+
+    Raises:
+        ConfigError: the text is no YAML mapping, or a value is unknown, missing or out of range.
+    """
+    return _validated(kind, _parse(text, "the configuration"))
+
+
+def to_yaml(group: object) -> str:
+    """Write a group as YAML that `from_yaml` reads back to an equal one; the same text each time."""
+    return yaml.safe_dump(TypeAdapter(type(group)).dump_python(group, mode="json"), sort_keys=True)
 
 
 def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Params:

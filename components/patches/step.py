@@ -14,7 +14,7 @@ from bebygan.files import whole_folder
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
 from bebygan.imaging.shards import SPLITS, Image, Photograph, write_shards
 from bebygan.imaging.texture import local_deviation
-from components.common.config import PatchesParams
+from components.common.config import PatchesParams, to_yaml
 from components.common.data_version import data_version
 from components.common.progress import progress
 
@@ -89,7 +89,7 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
             _photographs(dataset, manifest, params),
             params.size,
             params.shard_megabytes * 2**20,
-            {"data_version": data_version(dataset), "params": params.to_yaml()},
+            {"data_version": data_version(dataset), "params": to_yaml(params)},
         )
         if not counts["train"]:
             raise DataError(

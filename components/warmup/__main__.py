@@ -1,0 +1,31 @@
+"""`python -m components.warmup`: train or import the PSNR-oriented generator."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from components.common.cli import run_step, step_parser
+from components.common.config import Params
+from components.common.tracking import step_run
+from components.warmup.step import warm_up
+
+
+def _run(options: argparse.Namespace, params: Params) -> None:
+    with step_run("warmup", params.warmup) as track:
+        warm_up(options.patches, options.output, options.checkpoints, params.warmup, track)
+    print(f"{options.output}: warm-up generator")
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("warmup", "Train or import the PSNR-oriented generator that Beby-GAN starts from.")
+    parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the generator")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("workspace/checkpoints"), help="folder that survives (%(default)s)"
+    )
+    return run_step(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Make the PSNR-oriented generator that Beby-GAN starts from: trained with L1 from scratch, or from given weights."""
+
+from pathlib import Path
+
+import torch
+
+from bebygan.errors import WeightsError
+from bebygan.files import sha256_of, whole_folder
+from bebygan.networks.generator import Generator
+from bebygan.networks.naming import load_generator
+from bebygan.training.precision import training_device
+from bebygan.training.state import new_state
+from bebygan.training.step import warmup_step
+from components.common.config import WarmupParams
+from components.common.training import Track, job_of, train_generator, write_generator
+from components.common.weights import GENERATORS, weights_file
+
+
+def _weights_path(weights: str) -> Path:
+    return weights_file(weights) if weights in GENERATORS else Path(weights)
+
+
+def warm_up(patches: Path, output: Path, checkpoints: Path, params: WarmupParams, track: Track) -> None:
+    """Train or import the warm-up generator.
+
+    Args:
+        patches: folder that the patches step wrote.
+        output: folder, written whole: generator.safetensors, generator_raw.safetensors, history.jsonl.
+        checkpoints: folder for the checkpoints of this and other runs.
+        params: of the step.
+        track: is given the logged values.
+
+    Raises:
+        WeightsError: the given weights cannot be had, or belong to another architecture.
+        Preempted, DataError, ConfigError: see `bebygan.training.loop.fit`.
+        StorageError: the output cannot be written.
+    """
+    start = {"start": "scratch"}
+    torch.manual_seed(params.seed)
+    if params.weights is None:
+        generator = Generator(params.generator)
+    else:
+        path = _weights_path(params.weights)
+        generator = load_generator(path)
+        start = {"start": sha256_of(path)}
+        if generator.shape != params.generator:
+            raise WeightsError(f"{path} holds {generator.shape}, but warmup.generator asks for {params.generator}")
+    state = new_state(generator, None, params, training_device())
+    if params.iterations:
+        job = job_of("warmup", params, patches, start)
+        step = warmup_step(params.precision)
+        train_generator(state, patches, params, step, checkpoints, job, track)
+    with whole_folder(output) as folder:
+        write_generator(folder, state, start)
