@@ -9,11 +9,16 @@ from torch import Tensor
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute in the dtype of the operands: no autocast, no TF32 or bfloat16 inside float32 matrix products.
+    """Compute in the dtype of the operands: no autocast, no TF32 or bfloat16 inside float32 products and convolutions.
 
-    Sets torch's process-wide matrix product precision for the length of the body and puts it back.
+    Sets torch's process-wide precision of both for the length of the body and puts it back.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+    )
     before = [backend.fp32_precision for backend in backends]
     with torch.autocast(device_type=device.type, enabled=False):
         try:

@@ -10,11 +10,9 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bebygan.errors import WeightsError
+from bebygan.networks.weights import load_exactly, read_state
 
 VggDepth = Literal[16, 19]
 
@@ -22,40 +20,6 @@ _CONVOLUTIONS: dict[VggDepth, tuple[int, ...]] = {16: (2, 2, 3, 3, 3), 19: (2, 2
 _CHANNELS = (64, 128, 256, 512, 512)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        WeightsError: the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise WeightsError(f"no weights at {path}: fetch them or correct the path") from error
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is no readable safetensors file ({error}): fetch it again") from error
-
-
-def load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load `state`, read from `path`, into `network`; its keys and shapes must be the network's, no more and no less.
-
-    Raises:
-        WeightsError: names the first key that is missing, has another shape, or is left over.
-    """
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    for key, shape in wanted.items():
-        if key not in state:
-            raise WeightsError(
-                f"{path} has no {key} {shape}: it belongs to another architecture than the one asked for"
-            )
-        if tuple(state[key].shape) != shape:
-            raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}, the network asked for has {shape}")
-    for key, value in state.items():
-        if key not in wanted:
-            raise WeightsError(f"{path} has {key} {tuple(value.shape)}, which the network asked for does not have")
-    network.load_state_dict(state)
 
 
 def vgg_layers(depth: VggDepth) -> dict[str, int]:
@@ -141,7 +105,7 @@ def load_vgg(path: Path, last: str | None = None) -> Vgg:
         WeightsError: the file is missing, damaged, or neither network.
         ValueError: the network has no layer `last`.
     """
-    state = {key: value for key, value in read_weights(path).items() if key.startswith("features.")}
+    state = {key: value for key, value in read_state(path).items() if key.startswith("features.")}
     depth: VggDepth = 19 if "features.34.weight" in state else 16
     vgg = Vgg(depth, last or f"conv5_{_CONVOLUTIONS[depth][-1]}")
     built = {f"features.{index}" for index in vgg.features}
@@ -191,6 +155,6 @@ def load_alexnet(path: Path) -> AlexNet:
         WeightsError: the file is missing, damaged, or another network.
     """
     alexnet = AlexNet()
-    state = {key: value for key, value in read_weights(path).items() if re.match(r"features\.\d+\.", key)}
+    state = {key: value for key, value in read_state(path).items() if re.match(r"features\.\d+\.", key)}
     load_exactly(alexnet, state, path)
     return alexnet

@@ -1,0 +1,95 @@
+"""LPIPS (arXiv 1801.03924), version 0.1 with AlexNet: a distance of images as people see it."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bebygan.errors import DataError
+from bebygan.imaging.convert import Image, to_tensor
+from bebygan.networks.perceptual import AlexNet, load_alexnet
+from bebygan.networks.weights import load_exactly, read_state
+from bebygan.precision import full_precision
+
+_CHANNELS = (64, 192, 384, 256, 256)
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+_SMALLEST = 31
+_EPSILON = 1e-10
+
+
+class Lpips(nn.Module):
+    """AlexNet's features and one linear head for each of the five, frozen."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, trunk: AlexNet, heads: list[Tensor]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        for number, head in enumerate(heads):
+            self.register_buffer(f"head{number}", head)
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the distance of each pair, (N,), of images (N, 3, H, W), RGB in [0, 1]; at least 0.
+
+        Raises:
+            DataError: the images are smaller than AlexNet takes, 31 pixels.
+        """
+        if min(first.shape[-2:]) < _SMALLEST:
+            raise DataError(
+                f"an image of {first.shape[-2]}x{first.shape[-1]} is too small for LPIPS: {_SMALLEST} are needed"
+            )
+        with full_precision(first.device):
+            features = [self.trunk((2 * images - 1 - self.shift) / self.scale) for images in (first, second)]
+            distances = [
+                ((_unit(a) - _unit(b)).square() * self.get_buffer(f"head{number}")).sum(1).mean((1, 2))
+                for number, (a, b) in enumerate(zip(*features, strict=True))
+            ]
+        return torch.stack(distances).sum(0)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Scale each position's channels to length 1."""
+    return features / (features.square().sum(1, keepdim=True).sqrt() + _EPSILON)
+
+
+class _Heads(nn.Module):
+    """Names and shapes of the published heads: lin0.model.1.weight, ... (after a dropout that evaluation skips)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number, channels in enumerate(_CHANNELS):
+            layers = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
+            self.add_module(f"lin{number}", nn.ModuleDict({"model": layers}))
+
+
+def load_lpips(alexnet: Path, heads: Path) -> Lpips:
+    """Build LPIPS from two files of weights.
+
+    Args:
+        alexnet: torchvision's keys, `features.N.weight` and `.bias`.
+        heads: the published ones of version 0.1, `linN.model.1.weight`.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or another network's.
+    """
+    linear = _Heads()
+    load_exactly(linear, read_state(heads), heads)
+    return Lpips(load_alexnet(alexnet), list(linear.state_dict().values())).eval()
+
+
+def lpips(network: Lpips, sr: Image, hr: Image) -> float:
+    """Return the distance of two images (H, W, 3) uint8 RGB of one shape.
+
+    Raises:
+        ValueError: the shapes differ.
+        DataError: the images are smaller than 31 pixels.
+    """
+    if sr.shape != hr.shape:
+        raise ValueError(f"SR of {sr.shape} and HR of {hr.shape} must have one shape")
+    with torch.inference_mode():
+        return float(cast(Tensor, network(to_tensor(sr, network.shift.device), to_tensor(hr, network.shift.device))))

@@ -1,0 +1,17 @@
+"""What the numbers of this folder mean: published figures differ by more than models do when one of these differs."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+PROTOCOL: Mapping[str, str] = MappingProxyType(
+    {
+        "psnr_y": "dB, higher is better; Y of BT.601 studio range (16 to 235, not rounded) of 8-bit SR and HR, "
+        "4 pixels cropped from each border, peak 255",
+        "ssim_y": "higher is better; same Y and crop, 11x11 Gaussian of sigma 1.5, valid positions only, "
+        "K1 0.01, K2 0.03, range 255",
+        "lpips": "lower is better; version 0.1, AlexNet, linear heads, 8-bit SR and HR scaled to [-1, 1], whole image",
+        "lr_psnr": "dB, higher is better; RGB, 8-bit SR shrunk by MATLAB's antialiased bicubic, not rounded, against "
+        "8-bit LR, no crop, peak 255",
+    }
+)
+"""Definition of each metric by its name; a value without this text is not comparable."""

@@ -1,0 +1,60 @@
+"""Files of network weights: read, and loaded only where every key and shape fits."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bebygan.errors import WeightsError
+
+_NESTED_UNDER = ("params_ema", "params", "state_dict")
+"""Where public checkpoints keep their weights; the averaged ones are the ones that were published."""
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors file or, from any other ending, of a file that torch.save wrote.
+
+    The latter is read without running code from it; weights nested under params_ema, params or state_dict are found.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds no mapping of names to tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}: fetch them or correct the path")
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path} cannot be read as weights ({reason}): fetch it again or convert it") from error
+    for name in _NESTED_UNDER:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no mapping of names to tensors: it is no file of weights")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load `state`, read from `path`, into `network`; its keys and shapes must be the network's, no more and no less.
+
+    Raises:
+        WeightsError: names the first key that is missing, has another shape, or is left over.
+    """
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    for key, shape in wanted.items():
+        if key not in state:
+            raise WeightsError(
+                f"{path} has no {key} {shape}: it belongs to another architecture than the one asked for"
+            )
+        if tuple(state[key].shape) != shape:
+            raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}, the network asked for has {shape}")
+    for key, value in state.items():
+        if key not in wanted:
+            raise WeightsError(f"{path} has {key} {tuple(value.shape)}, which the network asked for does not have")
+    network.load_state_dict(state)
