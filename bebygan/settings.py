@@ -1,5 +1,6 @@
 """What networks and training are told. Values stand in params.yaml; nothing here has a default, or needs torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -105,7 +106,7 @@ class Optimisation(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestBuddySettings:
+class BestBuddySettings(Settings):
     """What the best-buddy loss depends on besides the images."""
 
     alpha: float
@@ -132,7 +133,7 @@ class BestBuddySettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionSettings:
+class RegionSettings(Settings):
     """Which regions the discriminator sees: those where luma deviates within a window."""
 
     mask_from: MaskSource
@@ -148,7 +149,7 @@ class RegionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossWeights:
+class LossWeights(Settings):
     """Weight of each of the generator's losses (paper: 1, 1, 1, 0.005). One of weight 0 is not computed."""
 
     best_buddy: float
@@ -159,3 +160,32 @@ class LossWeights:
     def __post_init__(self) -> None:
         values = [self.best_buddy, self.back_projection, self.perceptual, self.adversarial]
         require(min(values) >= 0 and max(values) > 0, f"loss weights must not be negative nor all 0, got {values}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualSettings(Settings):
+    """Which features of which network SR and HR are compared by."""
+
+    network: Literal["vgg16", "vgg19"]
+    taps: Mapping[str, float]
+    """Weight of each convolution, taken before its ReLU (paper: VGG19 conv3_4 1/8, conv4_4 1/4, conv5_4 1/2)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.taps), "taps must name at least one convolution, such as conv5_4")
+        require(min(self.taps.values()) > 0, f"the weights of taps must be positive, got {dict(self.taps)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GanSettings(Optimisation):
+    """Beby-GAN training from a warm-up generator."""
+
+    losses: LossWeights
+    best_buddy: BestBuddySettings
+    region: RegionSettings
+    perceptual: PerceptualSettings
+    discriminator_width: int
+    """Channels of the discriminator's first stage (official: 32)."""
+
+    def __post_init__(self) -> None:
+        Optimisation.__post_init__(self)
+        require(self.discriminator_width >= 1, f"discriminator_width must be at least 1, got {self.discriminator_width}")

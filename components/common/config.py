@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bebygan.errors import ConfigError
-from bebygan.settings import GeneratorShape, Optimisation
+from bebygan.settings import GanSettings, GeneratorShape, Optimisation
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -80,6 +80,7 @@ class Params(Group):
     ingest: IngestParams
     patches: PatchesParams
     warmup: WarmupParams
+    train: GanSettings
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

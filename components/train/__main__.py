@@ -1,0 +1,32 @@
+"""`python -m components.train`: train Beby-GAN from the warm-up generator."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from components.common.cli import run_step, step_parser
+from components.common.config import Params
+from components.common.tracking import step_run
+from components.train.step import train
+
+
+def _run(options: argparse.Namespace, params: Params) -> None:
+    with step_run("train", params.train) as track:
+        train(options.patches, options.warmup, options.output, options.checkpoints, params.train, track)
+    print(f"{options.output}: challenger")
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("train", "Train Beby-GAN from the warm-up generator.")
+    parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
+    parser.add_argument("--warmup", type=Path, required=True, help="folder that the warm-up step wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the challenger")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("workspace/checkpoints"), help="folder that survives (%(default)s)"
+    )
+    return run_step(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
