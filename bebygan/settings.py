@@ -1,6 +1,5 @@
 """What networks and training are told. Values stand in params.yaml; nothing here has a default, or needs torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -167,12 +166,12 @@ class PerceptualSettings(Settings):
     """Which features of which network SR and HR are compared by."""
 
     network: Literal["vgg16", "vgg19"]
-    taps: Mapping[str, float]
-    """Weight of each convolution, taken before its ReLU (paper: VGG19 conv3_4 1/8, conv4_4 1/4, conv5_4 1/2)."""
+    taps: tuple[tuple[str, float], ...]
+    """Convolutions, taken before their ReLU, and their weights (paper: VGG19 conv3_4 1/8, conv4_4 1/4, conv5_4 1/2)."""
 
     def __post_init__(self) -> None:
         require(bool(self.taps), "taps must name at least one convolution, such as conv5_4")
-        require(min(self.taps.values()) > 0, f"the weights of taps must be positive, got {dict(self.taps)}")
+        require(min(weight for _, weight in self.taps) > 0, f"the weights of taps must be positive, got {self.taps}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from components.common.weights import weights_file
 def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:
     if not params.losses.perceptual:
         return None
-    taps = params.perceptual.taps
+    taps = dict(params.perceptual.taps)
     try:
         # conv5_3 comes after conv4_4: the names sort as the layers lie.
         vgg = load_vgg(weights_file(params.perceptual.network), last=max(taps))
