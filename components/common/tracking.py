@@ -1,0 +1,227 @@
+"""Runs in MLflow: one for each step, linked to the run of the pipeline, with parameters, provenance and values.
+
+MLFLOW_TRACKING_URI names the server; without it runs are kept in workspace/mlflow.db. An SQLite store has its
+artifacts beside it, in mlartifacts.
+A run that MLFLOW_RUN_ID names is adopted (Kubeflow Pipelines with its MLflow plugin makes one for each task); else a
+new one is created in the experiment that MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME names, as a child of
+BEBYGAN_PARENT_RUN.
+
+mlflow takes seconds to import, and reads its environment while it does: import it through `mlflow_client` only.
+"""
+
+import json
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from bebygan.errors import Preempted, ServiceError
+from components.common.config import to_yaml
+from components.common.provenance import flatten, provenance
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+EXPERIMENT = "bebygan"
+WORKSPACE = Path("workspace")
+_SECONDS_BETWEEN_TRIES = 30.0
+_SECONDS_TO_FINISH = 60.0
+_log = logging.getLogger(__name__)
+
+
+def tracking_uri() -> str:
+    """Return where runs are kept, and make the folder for the embedded store."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    WORKSPACE.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{(WORKSPACE / 'mlflow.db').resolve()}"
+
+
+def mlflow_client() -> "MlflowClient":
+    """Import mlflow, quiet and impatient, and return a client of the tracking server and model registry."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        # Its own 7 tries of 2 minutes each would hide for a quarter of an hour that the server is away.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: PLC0415
+
+    for noisy in ("alembic", "mlflow", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(tracking_uri())
+    return mlflow.MlflowClient()
+
+
+def _reason(error: BaseException) -> str:
+    """Say the operating system's reason if there is one behind an error, else the error's own, in one line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def service_errors(doing: str) -> Iterator[None]:
+    """Turn what mlflow raises into one line.
+
+    Raises:
+        ServiceError: the server is away or refuses.
+    """
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise ServiceError(
+            f"{doing} failed at MLflow's {tracking_uri()} ({_reason(error)}): "
+            "see that it runs and lets you in, or correct MLFLOW_TRACKING_URI"
+        ) from error
+
+
+class StepRun:
+    """A run under way. Call it with an iteration and its values; they are sent from a thread of their own.
+
+    A server that goes away later never stops the step: values that it does not take go to `spool`, one JSON object a
+    line.
+    """
+
+    def __init__(self, client: "MlflowClient", run_id: str, spool: Path) -> None:
+        self.run_id = run_id
+        self.client = client
+        self.spool = spool
+        self._waiting: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
+        self._silent_until = -math.inf
+        self._warned = False
+        self._sender = threading.Thread(target=self._send, name="mlflow", daemon=True)
+        self._sender.start()
+
+    def __call__(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log values of an iteration; returns at once."""
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        now = time.time_ns() // 1_000_000
+        self._waiting.put([Metric(name, float(value), now, iteration) for name, value in values.items()])
+
+    def artifacts(self, folder: Path, under: str) -> None:
+        """Store the files of a folder with the run, below `under`."""
+        with self._never_fatal("storing files"):
+            self.client.log_artifacts(self.run_id, str(folder), under)
+
+    def close(self, status: str) -> None:
+        """Wait until all values are sent, for at most a minute, and end the run."""
+        self._waiting.put(None)
+        self._sender.join(_SECONDS_TO_FINISH)
+        while not self._waiting.empty():
+            if (unsent := self._waiting.get()) is not None:
+                self._keep(unsent)
+        with self._never_fatal("ending the run"):
+            self.client.set_terminated(self.run_id, status)
+
+    def _send(self) -> None:
+        while (metrics := self._waiting.get()) is not None:
+            sent = False
+            if time.monotonic() >= self._silent_until:
+                with self._never_fatal("logging values"):
+                    self.client.log_batch(self.run_id, metrics=metrics)
+                    sent = True
+            if not sent:
+                self._silent_until = max(self._silent_until, time.monotonic() + _SECONDS_BETWEEN_TRIES)
+                self._keep(metrics)
+
+    def _keep(self, metrics: "list[Metric]") -> None:
+        self.spool.parent.mkdir(parents=True, exist_ok=True)
+        with self.spool.open("a") as file:
+            for metric in metrics:
+                entry = {"run_id": self.run_id, "name": metric.key, "value": metric.value, "step": metric.step}
+                file.write(json.dumps(entry | {"time": metric.timestamp}) + "\n")
+
+    @contextmanager
+    def _never_fatal(self, doing: str) -> Iterator[None]:
+        try:
+            with service_errors(doing):
+                yield
+        except ServiceError as error:
+            if not self._warned:
+                _log.warning("warning: %s. The step goes on; values are kept in %s", error, self.spool)
+            self._warned = True
+
+
+def _experiment(client: "MlflowClient") -> str:
+    """Return the id of the experiment, made when it is missing."""
+    if chosen := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return chosen
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    if experiment := client.get_experiment_by_name(name):
+        return str(experiment.experiment_id)
+    _, sqlite, database = tracking_uri().partition("sqlite:///")
+    artifacts = Path(database).resolve().with_name("mlartifacts").as_uri() if sqlite else None
+    try:
+        return str(client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException:
+        # Another step may have been quicker.
+        if experiment := client.get_experiment_by_name(name):
+            return str(experiment.experiment_id)
+        raise
+
+
+def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str, str]) -> str:
+    """Adopt or create a run and log its parameters and facts."""
+    from mlflow.entities import Param, RunTag  # noqa: PLC0415
+
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id:
+        client.update_run(run_id, "RUNNING")
+    else:
+        parent = os.environ.get("BEBYGAN_PARENT_RUN")
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        run_id = str(client.create_run(_experiment(client), run_name=step, tags=tags).info.run_id)
+    values = [Param(name, str(value)) for name, value in flatten(yaml.safe_load(to_yaml(params)))]
+    client.log_batch(run_id, params=values, tags=[RunTag(name, value) for name, value in facts.items()])
+    return run_id
+
+
+@contextmanager
+def step_run(step: str, params: object, data_version: str | None = None) -> Iterator[StepRun]:
+    """Track a step: its run ends FINISHED, FAILED, or KILLED when it was asked to stop.
+
+    Args:
+        step: name of the step, and of a new run.
+        params: what the step was given; logged, and hashed into the provenance.
+        data_version: of the photographs.
+
+    Raises:
+        ServiceError: at the start, when the server is away or refuses. Later nothing of it stops the step.
+    """
+    client = mlflow_client()
+    facts = {"step": step, **provenance(params, data_version)}
+    with service_errors("starting a run"):
+        run_id = _begin(client, step, params, facts)
+    run = StepRun(client, run_id, WORKSPACE / "untracked" / f"{run_id}.jsonl")
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except (Preempted, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        run.close(status)
