@@ -48,8 +48,7 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> Step:
         logits = None
         mask = None
         if settings.losses.adversarial:
-            region = settings.region
-            mask = region_mask(hr, lr, mask_from=region.mask_from, window=region.window, threshold=region.threshold)
+            mask = region_mask(hr, lr, settings.region)
             with autocast(settings.precision, lr.device):
                 logits = Logits(real=discriminator(hr * mask), fake=discriminator(sr * mask))
         with autocast(settings.precision, lr.device):
