@@ -70,6 +70,34 @@ class WarmupParams(Optimisation):
     """Weights to start from: a file, the name of a known one, or none to start from scratch."""
 
 
+Metric = Literal["psnr_y", "ssim_y", "lpips", "lr_psnr"]
+
+
+class Thresholds(Group):
+    """What a challenger must reach to be promoted. Without a threshold against the champion it never replaces one."""
+
+    absolute: dict[Metric, float]
+    """Value that must be reached: at least this, or at most this where lower is better (lpips)."""
+    bicubic: dict[Metric, float]
+    """Gain over bicubic that must be exceeded, counted in the direction that is better; negative: loss that is let."""
+    warmup: dict[Metric, float]
+    """The same over the warm-up generator."""
+    champion: dict[Metric, float]
+    """The same over the model that holds the alias champion; not asked for while there is none."""
+
+
+class EvaluateParams(Group):
+    """How models are compared on the held-out photographs."""
+
+    model: str
+    """Registered model whose champion the challenger is compared with, and of which it becomes a version."""
+    crop: Annotated[int, Field(ge=64, multiple_of=4)] | None
+    """Side of the central square of each photograph that is measured, pixels; none measures photographs whole."""
+    tile: Annotated[int, Field(ge=32)] | None
+    """Generators see LR images in tiles of at most this side, which bounds memory; none lets them see images whole."""
+    thresholds: Thresholds
+
+
 PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
 
@@ -81,6 +109,7 @@ class Params(Group):
     patches: PatchesParams
     warmup: WarmupParams
     train: GanSettings
+    evaluate: EvaluateParams
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
