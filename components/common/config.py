@@ -89,7 +89,7 @@ class Thresholds(Group):
 class EvaluateParams(Group):
     """How models are compared on the held-out photographs."""
 
-    model: str
+    model: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     """Registered model whose champion the challenger is compared with, and of which it becomes a version."""
     crop: Annotated[int, Field(ge=64, multiple_of=4)] | None
     """Side of the central square of each photograph that is measured, pixels; none measures photographs whole."""

@@ -1,0 +1,80 @@
+"""Reading MLflow's model registry."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from components.common.tracking import mlflow_client, service_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+Alias = Literal["champion", "challenger", "previous"]
+WEIGHTS_IN_MODEL = "artifacts/generator.safetensors"
+"""Where the generator lies inside a registered model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """A version of a registered model."""
+
+    model: str
+    version: str
+    run_id: str
+    tags: Mapping[str, str]
+    """Provenance, verdict, metrics and the weights' SHA-256; see `components.register.step`."""
+
+    @property
+    def uri(self) -> str:
+        """Address by which MLflow loads it."""
+        return f"models:/{self.model}/{self.version}"
+
+
+def as_version(found: "MlflowVersion") -> ModelVersion:
+    """Keep of MLflow's answer what is used here."""
+    return ModelVersion(
+        model=found.name, version=str(found.version), run_id=found.run_id or "", tags=dict(found.tags or {})
+    )
+
+
+def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
+    """Return the version that holds an alias, or None when no version does.
+
+    Raises:
+        ServiceError: the registry is away or refuses.
+    """
+    client = mlflow_client()
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    with service_errors(f"asking for the {alias} of {model}"):
+        try:
+            return as_version(client.get_model_version_by_alias(model, alias))
+        except MlflowException as error:
+            # A model without the alias is an invalid parameter to MLflow; a model that is not there does not exist.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
+def champion(model: str) -> ModelVersion | None:
+    """Return the version that holds the alias champion, or None when there is none yet.
+
+    Raises:
+        ServiceError: the registry is away or refuses.
+    """
+    return version_with_alias(model, "champion")
+
+
+def download_generator(version: ModelVersion, folder: Path) -> Path:
+    """Fetch the generator's weights of a version into a folder and return the file's path.
+
+    Raises:
+        ServiceError: the registry or its artifact store is away, refuses, or has lost the file.
+    """
+    mlflow_client()
+    import mlflow  # noqa: PLC0415
+
+    with service_errors(f"fetching the weights of {version.uri}"):
+        found = mlflow.artifacts.download_artifacts(f"{version.uri}/{WEIGHTS_IN_MODEL}", dst_path=str(folder))
+    return Path(found)
