@@ -9,9 +9,9 @@ so one iteration needs two passes of the discriminator, not the official five:
     generator_total.backward(inputs=list(G.parameters()), retain_graph=True)    # D's .grad stays untouched
     discriminator_loss(real, fake).backward(inputs=list(D.parameters()))        # G's .grad stays untouched
 
-Both gradients are taken before either optimiser steps. They are bit for bit those of five passes, because D's weights
-do not change between the official passes; only the running statistics of its batch norms, which training never reads,
-are updated twice instead of five times.
+Both gradients are taken before either optimiser steps. They are those of five passes, because D's weights do not change
+between the official passes; only the running statistics of its batch norms, which training never reads, are updated
+twice instead of five times.
 
 The mean of the official code is that of the local batch, which makes the loss depend on the number of GPUs. `mean` may
 be any differentiable mean, such as one over all processes: a scalar from the local logits.
