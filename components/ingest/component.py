@@ -1,0 +1,26 @@
+"""Kubeflow face of the ingest step."""
+
+from kfp import dsl
+
+from components.common.images import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def ingest(
+    source: str,
+    source_version: str,
+    code_version: str,
+    remote: str,
+    params: str,
+    dataset: dsl.Output[dsl.Dataset],
+    docs: dsl.Output[dsl.Artifact],
+) -> str:
+    """Take photographs in; returns their data version. The versions are there for the cache, which must see them."""
+    from pathlib import Path
+
+    from components.common.cli import task_errors
+    from components.common.config import IngestParams, from_yaml
+    from components.ingest.step import ingest as run
+
+    with task_errors("ingest"):
+        return run(source, Path(dataset.path), Path(docs.path), from_yaml(IngestParams, params), remote).data_version

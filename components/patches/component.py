@@ -1,0 +1,20 @@
+"""Kubeflow face of the patches step."""
+
+from kfp import dsl
+
+from components.common.images import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def patches(
+    data_version: str, code_version: str, params: str, dataset: dsl.Input[dsl.Dataset], shards: dsl.Output[dsl.Dataset]
+) -> None:
+    """Make training patches. The versions are there for the cache, which must see them."""
+    from pathlib import Path
+
+    from components.common.cli import task_errors
+    from components.common.config import PatchesParams, from_yaml
+    from components.patches.step import make_patches
+
+    with task_errors("patches"):
+        make_patches(Path(dataset.path), Path(shards.path), from_yaml(PatchesParams, params))

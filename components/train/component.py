@@ -1,0 +1,29 @@
+"""Kubeflow face of the train step."""
+
+from kfp import dsl
+
+from components.common.images import TORCH_IMAGE
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def train(
+    data_version: str,
+    checkpoints: str,
+    params: str,
+    patches: dsl.Input[dsl.Dataset],
+    warmup: dsl.Input[dsl.Model],
+    challenger: dsl.Output[dsl.Model],
+) -> None:
+    """Train Beby-GAN from the warm-up generator."""
+    from pathlib import Path
+
+    from bebygan.settings import GanSettings
+    from components.common.cli import task_errors
+    from components.common.config import from_yaml
+    from components.common.tracking import step_run
+    from components.train.step import train as run
+
+    with task_errors("train"):
+        group = from_yaml(GanSettings, params)
+        with step_run("train", group, data_version) as track:
+            run(Path(patches.path), Path(warmup.path), Path(challenger.path), Path(checkpoints), group, track)

@@ -1,0 +1,28 @@
+"""Kubeflow face of the warm-up step."""
+
+from kfp import dsl
+
+from components.common.images import TORCH_IMAGE
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def warmup(
+    data_version: str,
+    code_version: str,
+    checkpoints: str,
+    params: str,
+    patches: dsl.Input[dsl.Dataset],
+    generator: dsl.Output[dsl.Model],
+) -> None:
+    """Train or import the PSNR-oriented generator. `code_version` is there for the cache, which must see it."""
+    from pathlib import Path
+
+    from components.common.cli import task_errors
+    from components.common.config import WarmupParams, from_yaml
+    from components.common.tracking import step_run
+    from components.warmup.step import warm_up
+
+    with task_errors("warmup"):
+        group = from_yaml(WarmupParams, params)
+        with step_run("warmup", group, data_version) as track:
+            warm_up(Path(patches.path), Path(generator.path), Path(checkpoints), group, track)

@@ -1,0 +1,67 @@
+"""`bebygan`: run the retraining pipeline."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from components.common.cli import EXIT_CODES, add_params_arguments, report_errors
+from components.common.config import load_params
+from components.common.tracking import WORKSPACE, tracking_uri
+
+
+def _run(options: argparse.Namespace) -> None:
+    # Not at the top: they take seconds that --help and a misspelt parameter need not wait for.
+    from components.evaluate.step import table  # noqa: PLC0415
+    from pipelines import local  # noqa: PLC0415
+
+    params = load_params(options.params, options.set)
+    job = local.job(params, options.source)
+    if not options.force and (reigning := local.unchanged(job)):
+        print(
+            f"nothing to do: photographs, parameters and code are those of a finished run.\n"
+            f"champion: {params.register.model_name} version {reigning.version}"
+        )
+        return
+    outcome = local.run(job, options.workspace, options.remote)
+    report = local.publish(outcome, options.workspace)
+    registration = json.loads((outcome.registration / "registration.json").read_text())
+    print(table(json.loads((outcome.report / "metrics.json").read_text())))
+    print()
+    print(f"verdict:  {registration['verdict']}")
+    print(f"champion: {params.register.model_name} version {registration['champion']}")
+    print(f"report:   {report}")
+    print(f"runs:     {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracking_uri()}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bebygan",
+        description="Retrain Beby-GAN image super-resolution.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run the whole pipeline on this machine")
+    run.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
+    run.add_argument("--workspace", type=Path, default=WORKSPACE, help="folder for outputs (default: %(default)s)")
+    run.add_argument(
+        "--remote",
+        default=str(WORKSPACE / "dvc-remote"),
+        help="DVC remote for data versions, folder or s3://; '' for none (default: %(default)s)",
+    )
+    run.add_argument("--force", action="store_true", help="run even when nothing changed")
+    add_params_arguments(run)
+    run.set_defaults(run=_run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    return report_errors(lambda: options.run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
