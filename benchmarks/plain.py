@@ -20,7 +20,7 @@ def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
 def best_buddy(
     sr: Tensor, levels: list[Tensor], *, alpha: float, beta: float, patch: int, stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the best-buddy loss and the index (B, N) of the chosen candidates of `levels`: HR, its half, its quarter."""
+    """Return the best-buddy loss and the index (B, N) of the chosen patches of `levels`: HR, its half, its quarter."""
 
     def patches(images: Tensor) -> Tensor:
         return F.unfold(images, patch, stride=stride).transpose(1, 2)
