@@ -1,0 +1,1 @@
+"""Photographs in: decoded, measured, split, or quarantined, behind a gate."""

@@ -1,0 +1,162 @@
+"""Files under a prefix of a bucket: S3 and what speaks like it (SeaweedFS, MinIO, Ceph).
+
+Endpoint, region and credentials come from the usual AWS_* variables or profile, never from parameters. boto3 is
+imported at the first use: folders need none.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from bebygan.errors import ConfigError, ServiceError
+
+SCHEME = "s3://"
+CONNECTIONS = 16
+"""Files that may be read at once."""
+
+_REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_NO_BUCKET = {"404", "NoSuchBucket"}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file under a prefix: its name there, its size in bytes, and the mark that changes with its content."""
+
+    name: str
+    size: int
+    etag: str
+
+
+def is_bucket(address: str) -> bool:
+    """Whether the address is that of a bucket and not of a folder."""
+    return address.startswith(SCHEME)
+
+
+def _client(*, patient: bool) -> Any:
+    """Return a boto3 client; a patient one rides out minutes of trouble, the other says so within seconds."""
+    # 0.2 s that a run on a folder need not wait for, and the image that trains may lack it.
+    import boto3  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+
+    config = Config(
+        connect_timeout=10 if patient else 5,
+        read_timeout=60 if patient else 20,
+        retries={"mode": "adaptive", "total_max_attempts": 10} if patient else {"total_max_attempts": 2},
+        max_pool_connections=CONNECTIONS,
+        # Stores that speak like S3 do not all know the checksums that newer clients send.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        return boto3.client("s3", config=config)
+    except ValueError as error:
+        raise ServiceError(f"AWS_ENDPOINT_URL is no address: {error}; it looks like http://host:port") from error
+
+
+@contextmanager
+def _service_errors(address: str, client: Any) -> Iterator[None]:
+    """Turn what boto3 raises into one line that says what to do."""
+    from botocore import exceptions  # noqa: PLC0415
+
+    endpoint = client.meta.endpoint_url
+    bucket = address.removeprefix(SCHEME).partition("/")[0]
+    try:
+        yield
+    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
+        raise ServiceError(
+            f"no credentials for {address}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        ) from error
+    except exceptions.ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in _NO_BUCKET:
+            raise ServiceError(f"there is no bucket {bucket} at {endpoint}: create it, or correct {address}") from error
+        if code in _REFUSED:
+            raise ServiceError(
+                f"{endpoint} refuses access to {address} ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+                "and what they are allowed"
+            ) from error
+        raise ServiceError(f"{endpoint} fails on {address}: {' '.join(str(error).split())}") from error
+    except (
+        exceptions.HTTPClientError,
+        exceptions.EndpointConnectionError,
+        exceptions.ConnectionError,
+        exceptions.IncompleteReadError,
+    ) as error:
+        raise ServiceError(
+            f"{endpoint} does not answer for {address}: start it, or correct AWS_ENDPOINT_URL ({type(error).__name__})"
+        ) from error
+    except exceptions.BotoCoreError as error:
+        raise ServiceError(f"cannot use {address}: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What lies under s3://bucket/prefix/, and one connected client that may be used from several threads."""
+
+    address: str
+    _bucket: str
+    _prefix: str
+    _s3: Any = field(repr=False, compare=False)
+
+    def files(self) -> list[StoredFile]:
+        """List the files in the order of their names; folder markers are left out.
+
+        Raises:
+            ServiceError: the bucket is away, unknown, or refuses.
+        """
+        with _service_errors(self.address, self._s3):
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            found = [entry for page in pages for entry in page.get("Contents", ())]
+        stored = [
+            StoredFile(entry["Key"].removeprefix(self._prefix), entry["Size"], entry["ETag"])
+            for entry in found
+            if not entry["Key"].endswith("/")
+        ]
+        return sorted(stored, key=lambda file: file.name)
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file; a transfer that breaks is taken up again.
+
+        Raises:
+            FileNotFoundError: there is no file of this name.
+            ServiceError: the bucket is away, unknown, or refuses.
+        """
+        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
+        from botocore.exceptions import ClientError  # noqa: PLC0415
+
+        content = io.BytesIO()
+        with _service_errors(self.address, self._s3):
+            try:
+                # Not get_object: its body is not retried when the connection breaks midway.
+                self._s3.download_fileobj(
+                    self._bucket, self._prefix + name, content, Config=TransferConfig(use_threads=False)
+                )
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
+                    raise FileNotFoundError(f"{self.address}/{name}") from error
+                raise
+        return content.getvalue()
+
+
+def open_prefix(address: str) -> Prefix:
+    """Connect to s3://bucket/prefix and make sure that it may be listed.
+
+    Args:
+        address: the prefix is taken as a folder: `s3://b/photos` does not hold `s3://b/photos-old/1.png`.
+
+    Raises:
+        ConfigError: the address names no bucket.
+        ServiceError: nobody answers (known within seconds), there is no such bucket, or it refuses.
+    """
+    bucket, _, prefix = address.removeprefix(SCHEME).partition("/")
+    if not is_bucket(address) or not bucket:
+        raise ConfigError(f"{address} names no bucket: it looks like s3://bucket/folder")
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    address = f"{SCHEME}{bucket}/{prefix}".rstrip("/")
+    # The patience that a long transfer needs would hide a wrong address for minutes.
+    first = _client(patient=False)
+    with _service_errors(address, first):
+        first.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    return Prefix(address, bucket, prefix, _client(patient=True))

@@ -1,0 +1,36 @@
+"""`python -m components.ingest`: make a dataset of photographs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from components.common.cli import run_step, step_parser
+from components.common.config import Params
+from components.ingest.step import ingest
+
+
+def _run(options: argparse.Namespace, params: Params) -> None:
+    report = ingest(options.source, options.dataset, options.docs, params.ingest, options.remote)
+    sides = ", ".join(f"{count} {side}" for side, count in report.splits.items())
+    print(f"{options.dataset}: {report.accepted} photographs ({sides})")
+    if report.quarantined:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.quarantined.items())
+        print(f"quarantined: {reasons}; what to do with each is in {options.docs / 'quarantine.json'}")
+    if report.skipped:
+        print(f"skipped, being no pictures: {report.skipped}")
+    print(f"checks: {options.docs / 'index.html'}")
+    print(f"data version: {report.data_version}")
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("ingest", "Make a dataset of the photographs in a folder or a bucket, behind a gate.")
+    parser.add_argument("--source", required=True, help="a folder, or s3://bucket/prefix (AWS_* variables)")
+    parser.add_argument("--dataset", type=Path, required=True, help="folder for the dataset")
+    parser.add_argument("--docs", type=Path, required=True, help="folder for the pages of the checks")
+    parser.add_argument("--remote", help="DVC remote to bring the dataset into: a folder, or s3://bucket/prefix")
+    return run_step(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""One photograph: really decoded, measured, and taken in or refused with a reason."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import imagehash
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from bebygan.imaging.texture import local_deviation
+from components.common.config import IngestParams
+
+TEXTURE_WINDOW = 11
+TEXTURE_THRESHOLD = 0.025
+"""The window and the standard deviation of luma of arXiv 2103.15295 section 3.3."""
+
+Reason = Literal[
+    "unreadable",
+    "not-an-image",
+    "truncated",
+    "huge",
+    "tiny",
+    "16-bit",
+    "grey",
+    "transparent",
+    "rotated",
+    "cmyk",
+    "animated",
+    "palette",
+    "unsupported",
+    "duplicate",
+    "near-duplicate",
+]
+
+# Only these decoders are let near a file; GIF is among them to say what is wrong with it.
+_SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
+_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
+_PNG_BIT_DEPTH_OFFSET = 24
+_MODES: dict[str, tuple[Reason, ...]] = {
+    "RGB": (),
+    "RGBA": ("transparent",),
+    "RGBa": ("transparent",),
+    "CMYK": ("cmyk",),
+    "1": ("grey",),
+    "L": ("grey",),
+    "LA": ("transparent", "grey"),
+    "I;16": ("grey",),
+    "I;16B": ("grey",),
+    "I;16L": ("grey",),
+}
+_ROWS_AT_ONCE = 1024
+
+
+class Refusal(Exception):  # noqa: N818 - raised to leave the decoding, but no error: the run goes on
+    """Why a file is not taken in: a reason code, and one line on what to do."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph as the manifest has it, but for its side. Sizes and formats are those of the stored file."""
+
+    sha256: str
+    """Of the bytes that came in."""
+    source: str
+    """Name relative to the source."""
+    file: str
+    """Name relative to the dataset."""
+    size_bytes: int
+    width: int
+    height: int
+    mode: str
+    bit_depth: int
+    format: str
+    converted: str
+    """Kinds that were made RGB, separated by commas; empty where the bytes are those that came in."""
+    texture_mean: float
+    """Mean over the pixels of the local standard deviation of luma in [0, 1]."""
+    texture_share: float
+    """Share of the pixels that are textured."""
+    phash: str
+    """64-bit perceptual hash, 16 hexadecimal digits."""
+
+
+def _open(content: bytes) -> Image.Image:
+    if not content:
+        raise Refusal("not-an-image", "the file is empty: copy it again or leave it out")
+    try:
+        return Image.open(io.BytesIO(content), formats=list(_SUFFIXES))
+    except UnidentifiedImageError as error:
+        raise Refusal(
+            "not-an-image", "it is no JPEG, PNG, WebP, TIFF or BMP inside: convert it to PNG or leave it out"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise Refusal("huge", f"{error} Cut it into smaller photographs") from error
+
+
+def _frames(image: Image.Image) -> int:
+    """Count the frames or pages; a second picture that a camera hides in a JPEG (MPO) is none."""
+    return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation: int = image.getexif().get(_ORIENTATION, 1)
+    return orientation
+
+
+def _bit_depth(image: Image.Image, content: bytes) -> int:
+    """Return the bits a channel of the file: Pillow hides that it reads the upper 8 of 16 where a picture is RGB."""
+    if image.format == "PNG":
+        return content[_PNG_BIT_DEPTH_OFFSET]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits: tuple[int, ...] = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))
+        return max(bits)
+    return 8
+
+
+def _decode(content: bytes) -> tuple[Image.Image, list[Reason], int]:
+    """Decode all pixels; return them with the kinds that stand in the way of upright 8-bit RGB and the bit depth."""
+    image = _open(content)
+    frames = _frames(image)
+    if frames > 1:
+        raise Refusal("animated", f"it holds {frames} frames or pages: save the one that is meant as a file of its own")
+    if image.mode in ("P", "PA"):
+        raise Refusal("palette", "its colours are those of a palette, few and dithered: take the original")
+    if image.mode not in _MODES:
+        raise Refusal("unsupported", f"its pixels are of the kind {image.mode}: save it as 8-bit RGB")
+    # Pillow turns a TIFF upright while it loads it; a PNG may tell its orientation behind the pixels.
+    before = _orientation(image)
+    image.load()
+    orientation = max(before, _orientation(image))
+    depth = _bit_depth(image, content)
+    kinds = [*_MODES[image.mode]]
+    if "transparency" in image.info and "transparent" not in kinds:
+        kinds.insert(0, "transparent")
+    if depth > 8:
+        kinds.insert(0, "16-bit")
+    if 2 <= orientation <= 8:
+        kinds.insert(0, "rotated")
+    return image, kinds, depth
+
+
+def _decoded(content: bytes) -> tuple[Image.Image, list[Reason], int]:
+    try:
+        return _decode(content)
+    except Refusal:
+        raise
+    except Exception as error:
+        # Decoders of damaged files raise anything, down to IndexError.
+        message = " ".join(str(error).split()) or type(error).__name__
+        reason: Reason = "truncated" if "truncated" in message.lower() else "unreadable"
+        raise Refusal(reason, f"it does not decode ({message}): copy it again or leave it out") from error
+
+
+_EXPLAINED: dict[Reason, str] = {
+    "rotated": "its EXIF orientation turns it",
+    "16-bit": "it has more than 8 bits a channel",
+    "cmyk": "its colours are CMYK, made for print",
+    "transparent": "it has an alpha channel",
+    "grey": "it has no colour",
+}
+
+
+def _refuse_unconverted(kinds: list[Reason], params: IngestParams) -> None:
+    for kind in kinds:
+        if kind not in params.convert:
+            others = [other for other in kinds if other != kind]
+            also = f" (and is {' and '.join(others)})" if others else ""
+            raise Refusal(
+                kind, f"{_EXPLAINED[kind]}{also}: save it as upright 8-bit RGB, or add {kind} to ingest.convert"
+            )
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Make a picture upright 8-bit RGB: alpha over white, the upper 8 bits of 16, no metadata."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "RGBa", "LA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return Image.fromarray(np.asarray(image.convert("RGB")))
+
+
+def texture(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Return how textured a photograph is.
+
+    Args:
+        pixels: (H, W, 3), RGB; H and W are above 5.
+
+    Returns:
+        Mean of the local standard deviation of luma in [0, 1], and the share of the pixels where it is at least the
+        threshold of arXiv 2103.15295 section 3.3; rounded to 6 digits, so that processors agree.
+    """
+    height, width = pixels.shape[:2]
+    halo = TEXTURE_WINDOW // 2
+    total, textured = 0.0, 0
+    # In strips, because the sums of a whole photograph of 100 megapixels need 8 GB.
+    for top in range(0, height, _ROWS_AT_ONCE):
+        first = max(0, min(top, height - halo - 1) - halo)
+        strip = local_deviation(pixels[first : top + _ROWS_AT_ONCE + halo], TEXTURE_WINDOW)
+        strip = strip[top - first :][:_ROWS_AT_ONCE]
+        total += float(strip.sum())
+        textured += int((strip >= TEXTURE_THRESHOLD).sum())
+    return round(total / (height * width), 6), round(textured / (height * width), 6)
+
+
+def examine(name: str, content: bytes, params: IngestParams) -> tuple[Photograph, bytes]:
+    """Decode a photograph in full, measure it, and convert it where the parameters allow it.
+
+    Args:
+        name: relative to the source.
+        content: of the file.
+        params: of the step.
+
+    Returns:
+        The photograph, and the bytes to store under its `file`.
+
+    Raises:
+        Refusal: it is not fit to be taken in.
+    """
+    image, kinds, depth = _decoded(content)
+    if min(image.size) < params.minimum_side:
+        raise Refusal(
+            "tiny",
+            f"{image.width}x{image.height} pixels, under ingest.minimum_side {params.minimum_side}: take a larger one",
+        )
+    _refuse_unconverted(kinds, params)
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if kinds:
+        image, depth, kind = _as_rgb(image), 8, "PNG"
+        encoded = io.BytesIO()
+        image.save(encoded, "PNG")
+        content = encoded.getvalue()
+    mean, share = texture(np.asarray(image))
+    photograph = Photograph(
+        sha256=sha256,
+        source=name,
+        file=f"photographs/{sha256}.{_SUFFIXES[kind]}",
+        size_bytes=len(content),
+        width=image.width,
+        height=image.height,
+        mode=image.mode,
+        bit_depth=depth,
+        format=kind,
+        converted=",".join(sorted(kinds)),
+        texture_mean=mean,
+        texture_share=share,
+        phash=str(imagehash.phash(image)),
+    )
+    return photograph, content
