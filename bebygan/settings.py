@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from bebygan import SCALE
 
 Precision = Literal["auto", "fp32", "bf16"]
+VggName = Literal["vgg16", "vgg19"]
 Pyramid = Literal["matlab", "official"]
 MaskSource = Literal["hr", "lr"]
 
@@ -14,6 +15,35 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def vgg_layers(network: VggName) -> dict[str, int]:
+    """Return torchvision's index in `features` of each convolution by name: {"conv1_1": 0, "conv1_2": 2, ...}."""
+    layers, index = {}, 0
+    for block, count in enumerate((2, 2, 3, 3, 3) if network == "vgg16" else (2, 2, 4, 4, 4), start=1):
+        for position in range(1, count + 1):
+            layers[f"conv{block}_{position}"] = index
+            index += 2
+        index += 1
+    return layers
+
+
+def discriminator_stages(crop: int) -> int:
+    """Return how often the discriminator halves a crop of so many pixels: until its map would be smaller than 3.
+
+    Raises:
+        ValueError: halving ends on an odd map larger than 7, whose linear layer would outweigh all the rest.
+    """
+    side, stages = crop, 0
+    while side % 2 == 0 and side // 2 >= 3:
+        side //= 2
+        stages += 1
+    require(
+        stages > 0 and side <= 7,
+        f"the discriminator takes crops of 3, 4, 5 or 7 times a power of two (96, 128, 160, 192, 224, 256, ...), "
+        f"got {crop}",
+    )
+    return stages
 
 
 class Settings:
@@ -165,12 +195,17 @@ class LossWeights(Settings):
 class PerceptualSettings(Settings):
     """Which features of which network SR and HR are compared by."""
 
-    network: Literal["vgg16", "vgg19"]
+    network: VggName
     taps: tuple[tuple[str, float], ...]
     """Convolutions, taken before their ReLU, and their weights (paper: VGG19 conv3_4 1/8, conv4_4 1/4, conv5_4 1/2)."""
 
     def __post_init__(self) -> None:
         require(bool(self.taps), "taps must name at least one convolution, such as conv5_4")
+        for tap, _ in self.taps:
+            require(
+                tap in vgg_layers(self.network),
+                f"{self.network} has no {tap}; it has {', '.join(vgg_layers(self.network))}",
+            )
         require(min(weight for _, weight in self.taps) > 0, f"the weights of taps must be positive, got {self.taps}")
 
 
@@ -187,4 +222,8 @@ class GanSettings(Optimisation):
 
     def __post_init__(self) -> None:
         Optimisation.__post_init__(self)
-        require(self.discriminator_width >= 1, f"discriminator_width must be at least 1, got {self.discriminator_width}")
+        if self.losses.adversarial:
+            discriminator_stages(self.crop)
+        require(
+            self.discriminator_width >= 1, f"discriminator_width must be at least 1, got {self.discriminator_width}"
+        )

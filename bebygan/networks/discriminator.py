@@ -9,27 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bebygan.settings import discriminator_stages
+
 _HIDDEN = 100
-_SMALLEST_MAP = 3
-_LARGEST_MAP = 7
-
-
-def stages_of(size: int) -> int:
-    """Return how often a crop of `size` pixels is halved: until its map would be smaller than 3.
-
-    Raises:
-        ValueError: halving ends at an odd map larger than 7. Fit sizes are 3, 4, 5 or 7 times a power of two.
-    """
-    side, stages = size, 0
-    while side % 2 == 0 and side // 2 >= _SMALLEST_MAP:
-        side //= 2
-        stages += 1
-    if stages == 0 or side > _LARGEST_MAP:
-        raise ValueError(
-            f"the discriminator takes crops of 3, 4, 5 or 7 times a power of two (96, 128, 160, 192, 224, 256, ...), "
-            f"got {size}"
-        )
-    return stages
 
 
 class Discriminator(nn.Module):
@@ -38,7 +20,7 @@ class Discriminator(nn.Module):
     Batch norm and leaky ReLU follow every convolution, the first without batch norm.
 
     Args:
-        size: side of the square input; see `stages_of`.
+        size: side of the square input; see `settings.discriminator_stages`.
         width: channels of the first stage; they double up to eight times that (official: 32).
 
     Raises:
@@ -51,7 +33,7 @@ class Discriminator(nn.Module):
             raise ValueError(f"the discriminator's width must be at least 1, got {width}")
         self.size = size
         self.width = width
-        self.stages = stages_of(size)
+        self.stages = discriminator_stages(size)
         inputs = 3
         for stage in range(self.stages):
             outputs = width * min(2**stage, 8)

@@ -6,38 +6,25 @@ Built from safetensors files whose keys are torchvision's: `features.0.weight`, 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bebygan.networks.weights import load_exactly, read_state
+from bebygan.settings import VggName, vgg_layers
 
-VggDepth = Literal[16, 19]
-
-_CONVOLUTIONS: dict[VggDepth, tuple[int, ...]] = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-
-
-def vgg_layers(depth: VggDepth) -> dict[str, int]:
-    """Return torchvision's index in `features` of each convolution by name: {"conv1_1": 0, "conv1_2": 2, ...}."""
-    layers, index = {}, 0
-    for block, count in enumerate(_CONVOLUTIONS[depth], start=1):
-        for position in range(1, count + 1):
-            layers[f"conv{block}_{position}"] = index
-            index += 2
-        index += 1
-    return layers
 
 
 class Vgg(nn.Module):
     """The convolutions of VGG16 or VGG19 (arXiv 1409.1556), frozen; gives features before ReLU.
 
     Args:
-        depth: 16 or 19.
+        network: which of the two.
         last: name of the last convolution to keep, such as "conv5_4"; those behind it are not built.
 
     Raises:
@@ -47,12 +34,12 @@ class Vgg(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, depth: VggDepth, last: str) -> None:
+    def __init__(self, network: VggName, last: str) -> None:
         super().__init__()
-        layers = vgg_layers(depth)
+        layers = vgg_layers(network)
         if last not in layers:
-            raise ValueError(f"VGG{depth} has no layer {last}; it has {', '.join(layers)}")
-        self.depth = depth
+            raise ValueError(f"{network} has no layer {last}; it has {', '.join(layers)}")
+        self.network = network
         self.taps = tuple(layers)[: list(layers).index(last) + 1]
         self.features = nn.ModuleDict()
         inputs = 3
@@ -79,7 +66,7 @@ class Vgg(nn.Module):
         """
         unknown = [tap for tap in taps if tap not in self.taps]
         if unknown:
-            raise ValueError(f"VGG{self.depth} up to {self.taps[-1]} has no layer {', '.join(unknown)}")
+            raise ValueError(f"{self.network} up to {self.taps[-1]} has no layer {', '.join(unknown)}")
         x = (images - self.mean) / self.deviation
         features = {}
         for tap, convolution in zip(self.taps, self.features.values(), strict=True):
@@ -106,11 +93,9 @@ def load_vgg(path: Path, last: str | None = None) -> Vgg:
         ValueError: the network has no layer `last`.
     """
     state = {key: value for key, value in read_state(path).items() if key.startswith("features.")}
-    depth: VggDepth = 19 if "features.34.weight" in state else 16
-    vgg = Vgg(depth, last or f"conv5_{_CONVOLUTIONS[depth][-1]}")
-    built = {f"features.{index}" for index in vgg.features}
-    known = {f"features.{index}" for index in vgg_layers(depth).values()}
-    behind = known - built
+    network: VggName = "vgg19" if "features.34.weight" in state else "vgg16"
+    vgg = Vgg(network, last or next(reversed(vgg_layers(network))))
+    behind = {f"features.{index}" for index in vgg_layers(network).values() if str(index) not in vgg.features}
     load_exactly(vgg, {key: value for key, value in state.items() if key.rpartition(".")[0] not in behind}, path)
     return vgg
 

@@ -34,7 +34,7 @@ def test_the_total_is_the_weighted_sum_of_the_named_terms() -> None:
     terms = objective(
         *batch(),
         weights=chosen,
-        perceptual=Perceptual(Vgg(16, "conv1_2"), {"conv1_2": 1.0}),
+        perceptual=Perceptual(Vgg("vgg16", "conv1_2"), {"conv1_2": 1.0}),
         logits=Logits(torch.randn(2, 1), torch.randn(2, 1)),
     )
     assert list(terms) == ["best_buddy", "back_projection", "perceptual", "adversarial", "total"]

@@ -10,7 +10,7 @@ from bebygan.networks.perceptual import Vgg, load_vgg
 
 @pytest.fixture
 def vgg(tmp_path: Path) -> Vgg:
-    network = Vgg(16, "conv2_2")
+    network = Vgg("vgg16", "conv2_2")
     path = tmp_path / "vgg16.safetensors"
     save_file(network.state_dict(), path)
     return load_vgg(path, "conv2_2")

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from bebygan.networks.discriminator import Discriminator, stages_of
+from bebygan.networks.discriminator import Discriminator
+from bebygan.settings import discriminator_stages
 
 
 def test_the_official_one_has_5_291_913_parameters_and_names() -> None:
@@ -27,7 +28,7 @@ def test_each_crop_size_gets_stages_down_to_a_small_map(size: int) -> None:
 
 @pytest.mark.parametrize(("size", "stages"), [(128, 5), (192, 6), (256, 6), (96, 5)])
 def test_known_sizes_are_halved_as_often_as_the_published_discriminators(size: int, stages: int) -> None:
-    assert stages_of(size) == stages
+    assert discriminator_stages(size) == stages
 
 
 @pytest.mark.parametrize("size", [100, 7, 33, 72, 2])
