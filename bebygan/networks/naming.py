@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import save
 from torch import Tensor
 
 from bebygan.errors import WeightsError
 from bebygan.files import whole_file
 from bebygan.networks.generator import Generator
-from bebygan.networks.weights import load_exactly, read_state
+from bebygan.networks.weights import load_exactly, read_state, safetensors_bytes
 from bebygan.settings import GeneratorShape
 
 Naming = Literal["esrgan", "basicsr", "old-esrgan"]
@@ -151,7 +150,7 @@ def load_generator(path: Path) -> Generator:
 def save_generator(
     generator: Generator, path: Path, naming: Naming = "esrgan", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a generator's weights as safetensors, whole or not at all.
+    """Write a generator's weights as safetensors, whole or not at all; the same weights are the same bytes.
 
     Args:
         generator: on any device, in any memory format.
@@ -163,6 +162,6 @@ def save_generator(
         StorageError: the disk is full, over quota or read-only.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
-    content = save(to_naming(state, naming), dict(metadata) if metadata else None)
+    content = safetensors_bytes(to_naming(state, naming), metadata or {})
     with whole_file(path) as temporary:
         temporary.write_bytes(content)

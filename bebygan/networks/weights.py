@@ -1,13 +1,15 @@
 """Files of network weights: read, and loaded only where every key and shape fits."""
 
+import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bebygan.errors import WeightsError
@@ -58,3 +60,18 @@ def load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> No
         if key not in wanted:
             raise WeightsError(f"{path} has {key} {tuple(value.shape)}, which the network asked for does not have")
     network.load_state_dict(state)
+
+
+def safetensors_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the content of a safetensors file, the same for the same tensors and metadata.
+
+    The library writes metadata in another order each time, so the header (8 bytes of length, then JSON) is sorted.
+    """
+    content = save(dict(state), dict(metadata) or None)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
