@@ -13,7 +13,7 @@ from components.common.tracking import WORKSPACE, tracking_uri
 
 def _run(options: argparse.Namespace) -> None:
     # Not at the top: they take seconds that --help and a misspelt parameter need not wait for.
-    from components.evaluate.step import table  # noqa: PLC0415
+    from components.evaluate.table import text_table  # noqa: PLC0415
     from pipelines import local  # noqa: PLC0415
 
     params = load_params(options.params, options.set)
@@ -21,16 +21,16 @@ def _run(options: argparse.Namespace) -> None:
     if not options.force and (reigning := local.unchanged(job)):
         print(
             f"nothing to do: photographs, parameters and code are those of a finished run.\n"
-            f"champion: {params.register.model_name} version {reigning.version}"
+            f"champion: {params.evaluate.model_name} version {reigning.version}"
         )
         return
     outcome = local.run(job, options.workspace, options.remote)
     report = local.publish(outcome, options.workspace)
     registration = json.loads((outcome.registration / "registration.json").read_text())
-    print(table(json.loads((outcome.report / "metrics.json").read_text())))
+    print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
     print()
     print(f"verdict:  {registration['verdict']}")
-    print(f"champion: {params.register.model_name} version {registration['champion']}")
+    print(f"champion: {params.evaluate.model_name} version {registration['champion']}")
     print(f"report:   {report}")
     print(f"runs:     {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracking_uri()}")
 

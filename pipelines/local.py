@@ -19,7 +19,7 @@ from components.common.cli import FAILURE_FILE
 from components.common.config import Params, to_yaml
 from components.common.progress import TERMINAL
 from components.common.provenance import code_hash
-from components.common.registry import Champion, champion
+from components.common.registry import ModelVersion, champion
 from components.common.tracking import finished_run, step_run
 from components.ingest.source import source_version
 
@@ -65,9 +65,9 @@ def job(params: Params, source: str) -> Job:
     return Job(params, source, source_version(source), digest.hexdigest())
 
 
-def unchanged(job: Job) -> Champion | None:
+def unchanged(job: Job) -> ModelVersion | None:
     """Return the champion when this very job has run to its end, else None."""
-    reigning = champion(job.params.register.model_name)
+    reigning = champion(job.params.evaluate.model_name)
     return reigning if reigning and finished_run(job.fingerprint) else None
 
 

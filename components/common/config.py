@@ -89,13 +89,20 @@ class Thresholds(Group):
 class EvaluateParams(Group):
     """How models are compared on the held-out photographs."""
 
-    model: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    model_name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     """Registered model whose champion the challenger is compared with, and of which it becomes a version."""
     crop: Annotated[int, Field(ge=64, multiple_of=4)] | None
     """Side of the central square of each photograph that is measured, pixels; none measures photographs whole."""
     tile: Annotated[int, Field(ge=32)] | None
     """Generators see LR images in tiles of at most this side, which bounds memory; none lets them see images whole."""
     thresholds: Thresholds
+
+
+class RegisterParams(Group):
+    """What becomes of a challenger with a verdict."""
+
+    promotion: Literal["automatic", "manual"]
+    """Whether a challenger that passed becomes champion by itself, or stays challenger until a person promotes it."""
 
 
 PARAMS_FILE = Path("params.yaml")
@@ -110,6 +117,7 @@ class Params(Group):
     warmup: WarmupParams
     train: GanSettings
     evaluate: EvaluateParams
+    register: RegisterParams
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

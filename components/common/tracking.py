@@ -200,19 +200,22 @@ def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str
 
 
 @contextmanager
-def step_run(step: str, params: object, data_version: str | None = None) -> Iterator[StepRun]:
+def step_run(
+    step: str, params: object, data_version: str | None = None, tags: Mapping[str, str] | None = None
+) -> Iterator[StepRun]:
     """Track a step: its run ends FINISHED, FAILED, or KILLED when it was asked to stop.
 
     Args:
         step: name of the step, and of a new run.
         params: what the step was given; logged, and hashed into the provenance.
         data_version: of the photographs.
+        tags: more facts.
 
     Raises:
         ServiceError: at the start, when the server is away or refuses. Later nothing of it stops the step.
     """
     client = mlflow_client()
-    facts = {"step": step, **provenance(params, data_version)}
+    facts = {"step": step, **provenance(params, data_version), **(tags or {})}
     with service_errors("starting a run"):
         run_id = _begin(client, step, params, facts)
     run = StepRun(client, run_id, WORKSPACE / "untracked" / f"{run_id}.jsonl")
@@ -225,3 +228,16 @@ def step_run(step: str, params: object, data_version: str | None = None) -> Iter
         raise
     finally:
         run.close(status)
+
+
+def finished_run(fingerprint: str) -> str | None:
+    """Return the id of a run that ended well with this tag `fingerprint`, or None.
+
+    Raises:
+        ServiceError: the server is away or refuses.
+    """
+    client = mlflow_client()
+    with service_errors("looking for a finished run"):
+        wanted = f"tags.fingerprint = '{fingerprint}' and attributes.status = 'FINISHED'"
+        found = client.search_runs([_experiment(client)], wanted, max_results=1)
+    return str(found[0].info.run_id) if found else None

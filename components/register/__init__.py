@@ -1,0 +1,1 @@
+"""Put a challenger with a verdict into the model registry."""

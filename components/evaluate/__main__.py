@@ -1,0 +1,36 @@
+"""`python -m components.evaluate`: compare the challenger with the others, and decide."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from components.common.cli import run_step, step_parser
+from components.common.config import Params
+from components.common.data_version import data_version
+from components.common.tracking import step_run
+from components.evaluate.step import evaluate
+from components.evaluate.table import text_table
+
+
+def _run(options: argparse.Namespace, params: Params) -> None:
+    with step_run("evaluate", params.evaluate, data_version(options.dataset)) as run:
+        evaluate(options.dataset, options.warmup, options.challenger, options.output, params=params.evaluate, run=run)
+    verdict = json.loads((options.output / "verdict.json").read_text())
+    print(text_table(json.loads((options.output / "metrics.json").read_text())))
+    print(f"\n{verdict['verdict']}:", *verdict["reasons"], sep="\n  ")
+    print(f"report: {options.output / 'report.html'}")
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("evaluate", "Compare bicubic, warm-up, challenger and champion on held-out photographs.")
+    parser.add_argument("--dataset", type=Path, required=True, help="folder that ingest wrote")
+    parser.add_argument("--warmup", type=Path, required=True, help="folder that the warm-up step wrote")
+    parser.add_argument("--challenger", type=Path, required=True, help="folder that the train step wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the comparison")
+    return run_step(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
