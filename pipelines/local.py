@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
 from bebygan.files import sha256_of
 from components.common.cli import FAILURE_FILE
-from components.common.config import Params, to_yaml
+from components.common.config import GROUPS, Params, to_yaml
 from components.common.progress import TERMINAL
 from components.common.provenance import code_hash
 from components.common.registry import ModelVersion, champion
@@ -139,7 +139,7 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
                 code_version=job.code_version,
                 remote=remote,
                 checkpoints=str(workspace / "checkpoints"),
-                **{f"{group}_params": to_yaml(getattr(job.params, group)) for group in Params.model_fields},
+                **{f"{group}_params": to_yaml(getattr(job.params, group)) for group in GROUPS},
             )
         except RuntimeError as error:
             _raise_task_error(Path(scratch) / "failure.json", error)

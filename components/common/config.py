@@ -109,8 +109,9 @@ PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
 
 
-class Params(Group):
-    """All parameters, grouped by step."""
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """All parameters, grouped by step. No pydantic model: those have an attribute `register` of their own."""
 
     ingest: IngestParams
     patches: PatchesParams
@@ -118,6 +119,10 @@ class Params(Group):
     train: GanSettings
     evaluate: EvaluateParams
     register: RegisterParams
+
+
+GROUPS = tuple(Params.__dataclass_fields__)
+"""Names of the groups, which are those of the steps."""
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
