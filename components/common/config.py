@@ -113,6 +113,8 @@ T = TypeVar("T")
 class Params:
     """All parameters, grouped by step. No pydantic model: those have an attribute `register` of their own."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     ingest: IngestParams
     patches: PatchesParams
     warmup: WarmupParams
