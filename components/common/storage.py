@@ -37,7 +37,7 @@ def is_bucket(address: str) -> bool:
 def _client(*, patient: bool) -> Any:
     """Return a boto3 client; a patient one rides out minutes of trouble, the other says so within seconds."""
     # 0.2 s that a run on a folder need not wait for, and the image that trains may lack it.
-    import boto3  # noqa: PLC0415
+    from boto3.session import Session  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
 
     config = Config(
@@ -50,7 +50,8 @@ def _client(*, patient: bool) -> Any:
         response_checksum_validation="when_required",
     )
     try:
-        return boto3.client("s3", config=config)
+        # Not boto3's default session, which never sees that a variable changed.
+        return Session().client("s3", config=config)
     except ValueError as error:
         raise ServiceError(f"AWS_ENDPOINT_URL is no address: {error}; it looks like http://host:port") from error
 
