@@ -88,10 +88,10 @@ def _dvc_push(repository: Path) -> None:
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     }
     result = subprocess.run(
-        [sys.executable, "-m", "dvc", "push", "--quiet"],
+        [sys.executable, "-m", "dvc", "push"],
         cwd=repository,
         env=environment,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
