@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bebygan.imaging.texture import local_deviation as local_deviation_of_array
 from bebygan.losses.region_aware import local_deviation, region_mask, textured_regions
 from bebygan.settings import RegionSettings
 from benchmarks import plain
@@ -65,12 +64,6 @@ def test_the_deviation_does_not_change_with_brightness_and_follows_the_image_whe
     torch.testing.assert_close(local_deviation(luma.flip(2, 3), 7), deviation.flip(2, 3), rtol=0, atol=1e-12)
     torch.testing.assert_close(local_deviation(luma.mT, 7), deviation.mT, rtol=0, atol=1e-12)
     torch.testing.assert_close(local_deviation(2 * luma, 7), 2 * deviation, rtol=0, atol=1e-12)
-
-
-def test_arrays_and_tensors_have_one_measure_of_texture() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    luma = torch.from_numpy(image @ (np.array([0.2989, 0.587, 0.114]) / 255))[None, None]
-    np.testing.assert_allclose(local_deviation_of_array(image, 11), local_deviation(luma, 11)[0, 0], rtol=0, atol=1e-12)
 
 
 def test_a_constant_image_is_flat_and_noise_is_textured() -> None:

@@ -1,0 +1,248 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bebygan import SCALE
+from bebygan.errors import ConfigError, DataError, Preempted, StorageError
+from bebygan.imaging.shards import Patches, Photograph, read_patches, write_shards
+from bebygan.networks.discriminator import Discriminator
+from bebygan.networks.generator import Generator
+from bebygan.settings import (
+    BestBuddySettings,
+    GanSettings,
+    GeneratorShape,
+    LossWeights,
+    PerceptualSettings,
+    RegionSettings,
+    Schedule,
+)
+from bebygan.training.loop import fit
+from bebygan.training.state import TrainState, new_state
+from bebygan.training.step import gan_step, warmup_step
+
+CPU = torch.device("cpu")
+JOB = {"step": "train", "params": "p"}
+SETTINGS = GanSettings(
+    iterations=6,
+    batch=2,
+    crop=48,
+    schedule=Schedule(
+        shape="cosine", peak=1e-3, floor=1e-7, cycle=0, warmup=2, warmup_from=0.1, milestones=(), decay=0.5
+    ),
+    ema_decay=0.9,
+    precision="fp32",
+    channels_last=False,
+    seed=3,
+    checkpoint_every=2,
+    log_every=1,
+    losses=LossWeights(best_buddy=1, back_projection=1, perceptual=0, adversarial=0.005),
+    best_buddy=BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=512),
+    region=RegionSettings(mask_from="hr", window=11, threshold=0.025),
+    perceptual=PerceptualSettings(network="vgg16", taps=(("conv3_3", 1.0),)),
+    discriminator_width=4,
+)
+
+
+def make_patches(folder: Path) -> Path:
+    random = np.random.default_rng(1)
+    lr = random.integers(0, 256, (24, 24, 3), np.uint8)
+    windows = np.array([(top, left) for top in (0, 24, 48) for left in (0, 24, 48)])
+    write_shards(folder, [Photograph(lr.repeat(SCALE, 0).repeat(SCALE, 1), lr, "train", windows)], 48, 10**9, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Patches:
+    return read_patches(make_patches(tmp_path_factory.mktemp("patches")), "train")
+
+
+def state(settings: GanSettings = SETTINGS) -> TrainState:
+    torch.manual_seed(settings.seed)
+    generator = Generator(GeneratorShape(blocks=1, features=4, growth=2))
+    return new_state(generator, Discriminator(settings.crop, settings.discriminator_width), settings, CPU)
+
+
+def ignore(iteration: int, values: Mapping[str, float] | None) -> None:
+    assert iteration
+    assert values is None or values
+
+
+def run(patches: Patches, checkpoints: Path, settings: GanSettings = SETTINGS) -> TrainState:
+    trained = state(settings)
+    fit(trained, patches, settings, gan_step(settings, None), checkpoints, JOB, ignore)
+    return trained
+
+
+def assert_equal(one: object, other: object) -> None:
+    if isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_equal(one[name], other[name])
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        for left, right in zip(one, other, strict=True):
+            assert_equal(left, right)
+    elif isinstance(one, Tensor) and isinstance(other, Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(patches: Patches, tmp_path: Path) -> None:
+    assert_equal(run(patches, tmp_path / "a").state_dict(), run(patches, tmp_path / "b").state_dict())
+
+
+@pytest.mark.parametrize("stopped_after", range(1, 6))
+def test_a_stopped_run_ends_as_one_that_was_never_stopped(
+    patches: Patches, tmp_path: Path, stopped_after: int
+) -> None:
+    def stop(iteration: int, _: Mapping[str, float] | None) -> None:
+        if iteration == stopped_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match=f"after iteration {stopped_after}"):
+        fit(state(), patches, SETTINGS, gan_step(SETTINGS, None), tmp_path / "stopped", JOB, stop)
+
+    assert_equal(run(patches, tmp_path / "stopped").state_dict(), run(patches, tmp_path / "whole").state_dict())
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{folder!r}]
+import test_loop
+test_loop.run(test_loop.read_patches(Path({patches!r}), "train"), Path({checkpoints!r}))
+"""
+
+
+def test_a_killed_run_ends_as_one_that_was_never_stopped(tmp_path: Path) -> None:
+    patches = make_patches_folder(tmp_path)
+    script = KILLED.format(
+        folder=str(Path(__file__).parent), patches=str(patches), checkpoints=str(tmp_path / "killed")
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while not list((tmp_path / "killed").glob("*.checkpoint")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+    opened = read_patches(patches, "train")
+    resumed, whole = run(opened, tmp_path / "killed"), run(opened, tmp_path / "whole")
+    assert_equal(resumed.state_dict(), whole.state_dict())
+
+
+def make_patches_folder(tmp_path: Path) -> Path:
+    (tmp_path / "patches").mkdir()
+    return make_patches(tmp_path / "patches")
+
+
+def test_a_finished_run_is_not_trained_again(patches: Patches, tmp_path: Path) -> None:
+    run(patches, tmp_path)
+
+    def never(*_: object) -> Mapping[str, Tensor]:
+        raise AssertionError
+
+    again = state()
+    fit(again, patches, SETTINGS, never, tmp_path, JOB, ignore)
+    assert again.iteration == SETTINGS.iterations
+
+
+def test_at_most_two_checkpoints_are_kept(patches: Patches, tmp_path: Path) -> None:
+    run(patches, tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "iteration-00000004.checkpoint",
+        "iteration-00000006.checkpoint",
+    ]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_loudly(
+    patches: Patches, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(patches, tmp_path)
+    newest = tmp_path / "iteration-00000006.checkpoint"
+    newest.write_bytes(newest.read_bytes()[:-100])
+
+    resumed = run(patches, tmp_path)
+
+    assert "iteration-00000006.checkpoint is damaged" in caplog.text
+    assert_equal(resumed.state_dict(), whole.state_dict())
+
+
+def test_only_damaged_checkpoints_stop_the_run(patches: Patches, tmp_path: Path) -> None:
+    run(patches, tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+
+    with pytest.raises(DataError, match="is damaged"):
+        run(patches, tmp_path)
+
+
+def test_a_checkpoint_of_another_job_is_refused_with_what_differs(patches: Patches, tmp_path: Path) -> None:
+    run(patches, tmp_path)
+
+    with pytest.raises(ConfigError, match="params differ"):
+        fit(state(), patches, SETTINGS, gan_step(SETTINGS, None), tmp_path, JOB | {"params": "q"}, ignore)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(
+    patches: Patches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        run(patches, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(patches: Patches, tmp_path: Path) -> None:
+    def diverged(trained: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
+        return dict(gan_step(SETTINGS, None)(trained, lr, hr)) | {"best_buddy": torch.tensor(float("nan"))}
+
+    with pytest.raises(DataError, match="iteration 1: best_buddy not finite"):
+        fit(state(), patches, SETTINGS, diverged, tmp_path, JOB, ignore)
+
+
+def test_the_history_holds_every_logged_value(patches: Patches, tmp_path: Path) -> None:
+    history = run(patches, tmp_path).history
+
+    assert [entry["iteration"] for entry in history] == [1, 2, 3, 4, 5, 6]
+    assert {"best_buddy", "back_projection", "adversarial", "discriminator", "learning_rate"} <= history[0].keys()
+
+
+def test_the_average_follows_the_generator(patches: Patches, tmp_path: Path) -> None:
+    trained = run(patches, tmp_path)
+    first = state().generator.conv_last.weight
+
+    moved = (trained.generator.conv_last.weight - first).abs().max()
+    lag = (trained.average.conv_last.weight - trained.generator.conv_last.weight).abs().max()
+    assert 0 < lag < moved
+
+
+def test_training_lowers_the_warmup_loss(patches: Patches, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, iterations=40, checkpoint_every=40)
+    trained = state(settings)
+    fit(trained, patches, settings, warmup_step("fp32"), tmp_path, JOB, ignore)
+
+    losses = [entry["pixel"] for entry in trained.history]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_bf16_trains_about_as_fp32(patches: Patches, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, precision="bf16", channels_last=True)
+    low = run(patches, tmp_path / "low", settings).history
+    full = run(patches, tmp_path / "full").history
+
+    for name in ("best_buddy", "back_projection", "discriminator"):
+        np.testing.assert_allclose([e[name] for e in low], [e[name] for e in full], rtol=0.1)
