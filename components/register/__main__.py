@@ -1,0 +1,31 @@
+"""`python -m components.register`: register a challenger with its verdict."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from components.common.cli import run_step, step_parser
+from components.common.config import Params
+from components.common.tracking import step_run
+
+
+def _run(options: argparse.Namespace, params: Params) -> None:
+    with step_run("register", params.register) as run:
+        # mlflow, which it imports, must first be told to be quiet.
+        from components.register.step import register  # noqa: PLC0415
+
+        done = register(options.challenger, options.evaluation, options.output, params=params.register, run=run)
+    print(f"{done.model} version {done.version} ({done.verdict}); champion: {done.champion or 'none'}")
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("register", "Register a challenger, and make it champion when the verdict says so.")
+    parser.add_argument("--challenger", type=Path, required=True, help="folder that the train step wrote")
+    parser.add_argument("--evaluation", type=Path, required=True, help="folder that the evaluate step wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for registration.json")
+    return run_step(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The registered model, as MLflow runs it: it brings the package `bebygan` of its time with it.
+
+MLflow executes this file where the model is loaded; nothing of `components` is there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+import torch
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from bebygan.imaging.tiling import upscale_image
+from bebygan.networks.naming import load_generator
+
+
+class SuperResolution(PythonModel):
+    """Upscales images four times."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the generator, onto a GPU where there is one."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = load_generator(Path(context.artifacts["generator"])).to(device).eval()
+
+    # MLflow would take the type of an argument `model_input` for a schema that contradicts the signature.
+    def predict(  # type: ignore[no-untyped-def]
+        self,
+        context: PythonModelContext,  # noqa: ARG002
+        model_input,
+        params: dict[str, Any] | None = None,
+    ) -> npt.NDArray[Any]:
+        """Upscale images of any size.
+
+        Args:
+            context: not used.
+            model_input: (N, H, W, 3) uint8 RGB, or N images of different sizes as an array of objects; without the
+                check of the signature also one image, (H, W, 3).
+            params: "tile", the largest side in pixels that is computed at once.
+
+        Returns:
+            (N, 4H, 4W, 3) uint8, an array of N objects where sizes differ, or (4H, 4W, 3).
+        """
+        tile = int((params or {}).get("tile", 512))
+        if model_input.ndim == 3:
+            return upscale_image(self.generator, model_input, tile=tile)
+        upscaled = [upscale_image(self.generator, np.asarray(image), tile=tile) for image in model_input]
+        if model_input.ndim == 4:
+            return np.stack(upscaled)
+        result = np.empty(len(upscaled), object)
+        result[:] = upscaled
+        return result
+
+
+mlflow.models.set_model(SuperResolution())
