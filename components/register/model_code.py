@@ -24,11 +24,11 @@ class SuperResolution(PythonModel):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.generator = load_generator(Path(context.artifacts["generator"])).to(device).eval()
 
-    # MLflow would take the type of an argument `model_input` for a schema that contradicts the signature.
-    def predict(  # type: ignore[no-untyped-def]
+    def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002
-        model_input,
+        # The bare array is a type that MLflow knows; others it takes for a schema that contradicts the signature.
+        model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> npt.NDArray[Any]:
         """Upscale images of any size.
