@@ -1,0 +1,47 @@
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from bebygan.settings import (
+    BestBuddySettings,
+    GanSettings,
+    LossWeights,
+    PerceptualSettings,
+    RegionSettings,
+    Schedule,
+)
+
+VGG19 = PerceptualSettings(network="vgg19", taps=(("conv3_4", 0.125), ("conv5_4", 0.5)))
+
+
+def gan(**changes: Any) -> GanSettings:
+    values: dict[str, Any] = {
+        "iterations": 10, "batch": 2, "crop": 128, "ema_decay": 0.9, "precision": "fp32", "channels_last": False,
+        "seed": 0, "checkpoint_every": 5, "log_every": 1, "discriminator_width": 4, "perceptual": VGG19,
+        "schedule": Schedule(
+            shape="steps", peak=1e-4, floor=0, cycle=0, warmup=0, warmup_from=0.1, milestones=(), decay=0.5
+        ),
+        "losses": LossWeights(best_buddy=1, back_projection=1, perceptual=1, adversarial=0.005),
+        "best_buddy": BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=512),
+        "region": RegionSettings(mask_from="hr", window=11, threshold=0.025),
+    }  # fmt: skip
+    return GanSettings(**values | changes)
+
+
+def test_a_crop_that_the_discriminator_cannot_take_is_refused() -> None:
+    assert gan(crop=192).crop == 192
+    with pytest.raises(ValueError, match=r"takes crops of 3, 4, 5 or 7 times a power of two .* got 144"):
+        gan(crop=144)
+
+
+def test_without_a_discriminator_any_crop_will_do() -> None:
+    alone = LossWeights(**asdict(gan().losses) | {"adversarial": 0.0})
+    assert replace(gan(), losses=alone, crop=144).crop == 144
+
+
+def test_taps_must_be_layers_of_the_network() -> None:
+    with pytest.raises(ValueError, match="vgg16 has no conv3_4; it has conv1_1, "):
+        replace(VGG19, network="vgg16")
+    with pytest.raises(ValueError, match="at least one convolution"):
+        replace(VGG19, taps=())
