@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bebygan.imaging.bicubic_uint8 import taps
 
+
 def _weights(inputs: int, outputs: int, scale: float, like: Tensor) -> Tensor:
     """Return the weights of one axis as a matrix (outputs, inputs)."""
     weights, positions = taps(inputs, outputs, scale)

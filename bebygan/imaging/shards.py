@@ -141,9 +141,13 @@ def read_patches(folder: Path, split: str, verify: bool = True) -> Patches:
     try:
         about = json.loads((folder / "patches.json").read_text())
         if about["format"] != FORMAT:
-            raise DataError(f"{folder} has patch format {about['format']}, this version reads {FORMAT}: make them again")
+            raise DataError(
+                f"{folder} has patch format {about['format']}, this version reads {FORMAT}: make them again"
+            )
         if about["scale"] != SCALE:
-            raise DataError(f"{folder} was made for scale {about['scale']}, the generator's is {SCALE}: make them again")
+            raise DataError(
+                f"{folder} was made for scale {about['scale']}, the generator's is {SCALE}: make them again"
+            )
         files = {name: _mapped(folder / name, sum_ if verify else None) for name, sum_ in about["sha256"].items()}
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing: make the patches again") from error

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from bebygan.settings import GeneratorShape
 
+
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
