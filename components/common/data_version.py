@@ -96,8 +96,9 @@ def _dvc_push(repository: Path) -> None:
         check=False,
     )
     if result.returncode:
-        lines = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line.strip()]
-        reason = "; ".join(line for line in lines if "report" not in line) or f"exit code {result.returncode}"
+        lines = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line and "dvc.org" not in line]
+        # A line for each file, and one that sums up.
+        reason = "; ".join(dict.fromkeys([*lines[:1], *lines[-1:]])) or f"exit code {result.returncode}"
         if "No space left" in reason:
             raise StorageError(
                 f"dvc push: the disk of the remote is full: free space there, then push again ({reason})"

@@ -5,6 +5,7 @@ imported at the first use: folders need none.
 """
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ def _client(*, patient: bool) -> Any:
     from boto3.session import Session  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
 
+    # At INFO it tells where it found credentials and endpoint, each time.
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     config = Config(
         connect_timeout=10 if patient else 5,
         read_timeout=60 if patient else 20,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components.common.cli import run_step, step_parser
 from components.common.config import Params
-from components.ingest.step import ingest
+from components.ingest.step import checks_page, ingest
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
@@ -18,7 +18,7 @@ def _run(options: argparse.Namespace, params: Params) -> None:
         print(f"quarantined: {reasons}; what to do with each is in {options.docs / 'quarantine.json'}")
     if report.skipped:
         print(f"skipped, being no pictures: {report.skipped}")
-    print(f"checks: {options.docs / 'index.html'}")
+    print(f"checks: {checks_page(options.docs)}")
     print(f"data version: {report.data_version}")
 
 

@@ -71,7 +71,6 @@ def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[s
         _NAME,
         {
             "class_name": "SiteBuilder",
-            "show_how_to_buttons": False,
             "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         },

@@ -161,6 +161,11 @@ def _gate(manifest: "pd.DataFrame", pages: Path, params: IngestParams) -> list[s
         logging.disable(disabled)
 
 
+def checks_page(docs: Path) -> Path:
+    """Return the page that shows what the gate found, of a folder that `ingest` wrote."""
+    return next(docs.glob("validations/**/*.html"))
+
+
 def _refuse_impossible(source: str, dataset: Path, params: IngestParams) -> None:
     if params.test_share + params.validation_share >= 1:
         raise ConfigError(
@@ -226,7 +231,7 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
             if not fault:
                 across = _across_sides(photographs, splits, params.near_duplicate_bits)
                 failed = _gate(manifest.to_pandas().assign(near_duplicates=across), pages, params)
-                fault = "; ".join([*failed, f"see {docs / 'index.html'}"]) if failed else None
+                fault = "; ".join([*failed, f"see {docs / checks_page(pages).relative_to(pages)}"]) if failed else None
         if fault:
             raise DataError(fault)
     reasons = Counter(entry.reason for entry in quarantined)

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -223,20 +222,6 @@ def test_pushing_with_a_wrong_secret_is_explained(folder: Path, bucket: str, mon
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ServiceError, match="check AWS_ACCESS_KEY_ID"):
         push(folder, f"s3://{bucket}/dvc")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A disk of 64 KiB that is really full after that."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False).returncode
-    ):
-        pytest.skip("mounting a small disk takes root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_remote_whose_disk_is_full_says_so(folder: Path, small_disk: Path) -> None:

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from components.common.config import IngestParams
+from components.ingest.expectations import validate
+
+PARAMS = IngestParams(
+    minimum_side=64,
+    convert=(),
+    near_duplicate_bits=4,
+    validation_share=0.3,
+    test_share=0.3,
+    quarantine_tolerance=0.4,
+)
+
+
+def manifest() -> pd.DataFrame:
+    sides = ["train", "validation", "test"]
+    return pd.DataFrame(
+        {
+            "sha256": [f"{index:064x}" for index in range(3)],
+            "source": [f"{side}.png" for side in sides],
+            "file": [f"photographs/{side}.png" for side in sides],
+            "size_bytes": 1000,
+            "width": 64,
+            "height": 100,
+            "mode": "RGB",
+            "bit_depth": 8,
+            "format": "PNG",
+            "converted": "",
+            "texture_mean": 0.1,
+            "texture_share": 0.5,
+            "phash": [f"{index:016x}" for index in range(3)],
+            "split": sides,
+            "near_duplicates": 0,
+        }
+    )
+
+
+def test_a_sound_manifest_passes_and_has_its_page(tmp_path: Path) -> None:
+    assert validate(manifest(), tmp_path, PARAMS) == []
+    pages = list(tmp_path.glob("validations/**/*.html"))
+    assert len(pages) == 1
+    assert "Succeeded" in pages[0].read_text()
+    assert (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expectation"),
+    [
+        ("sha256", f"{1:064x}", "values_to_be_unique of sha256"),
+        ("sha256", "short", "match_regex of sha256"),
+        ("source", None, "not_be_null of source"),
+        ("source", "test.png", "values_to_be_unique of source"),
+        ("file", "photographs/test.png", "values_to_be_unique of file"),
+        ("size_bytes", 0, "to_be_between of size_bytes"),
+        ("width", 63, "to_be_between of width"),
+        ("height", 63, "to_be_between of height"),
+        ("mode", "L", "in_set of mode"),
+        ("bit_depth", 16, "in_set of bit_depth"),
+        ("texture_mean", 1.5, "to_be_between of texture_mean"),
+        ("texture_share", -0.1, "to_be_between of texture_share"),
+        ("phash", "x", "match_regex of phash"),
+        ("split", "holdout", "equal_set of split"),
+        ("split", "test", "equal_set of split"),
+        ("near_duplicates", 1, "max_to_be_between of near_duplicates"),
+    ],
+)
+def test_each_expectation_is_named_when_it_does_not_hold(
+    column: str, value: object, expectation: str, tmp_path: Path
+) -> None:
+    table = manifest()
+    table.loc[0, column] = value
+    failed = validate(table, tmp_path, PARAMS)
+    assert any(expectation in line for line in failed), failed
+    assert all("\n" not in line for line in failed)
+    assert "Failed" in next(tmp_path.glob("validations/**/*.html")).read_text()

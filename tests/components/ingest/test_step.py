@@ -1,0 +1,357 @@
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from bebygan.errors import ConfigError, DataError, ServiceError, StorageError
+from components.common.config import IngestParams
+from components.common.data_version import data_version, fetch
+from components.ingest.splits import split_of
+from components.ingest.step import checks_page, ingest
+
+Picture = Callable[..., Image.Image]
+SAMPLE = Path(__file__).parents[3] / "data" / "sample"
+PARAMS = IngestParams(
+    minimum_side=64,
+    convert=(),
+    near_duplicate_bits=4,
+    validation_share=0.3,
+    test_share=0.3,
+    quarantine_tolerance=0.4,
+)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(dataset: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(dataset / "manifest.parquet").to_pylist()
+    return found
+
+
+def quarantine(folder: Path) -> dict[str, tuple[str, str]]:
+    entries = json.loads((folder / "quarantine.json").read_text())
+    return {entry["file"]: (entry["reason"], entry["detail"]) for entry in entries}
+
+
+def side(path: Path) -> str:
+    return split_of(hashlib.sha256(path.read_bytes()).hexdigest(), PARAMS.validation_share, PARAMS.test_share)
+
+
+def near_duplicate(original: Path, wanted: str, target: Path) -> Path:
+    """Save the same scene with other bytes, on the wanted side of the split."""
+    pixels = np.asarray(Image.open(original)).copy()
+    for value in range(256):
+        pixels[0, 0, 0] = value
+        Image.fromarray(pixels).save(target)
+        if side(target) == wanted and target.read_bytes() != original.read_bytes():
+            return target
+    raise AssertionError("256 tries and none on the wanted side")
+
+
+def first_on(wanted: str, folder: Path) -> Path:
+    return next(path for path in sorted(folder.iterdir()) if side(path) == wanted)
+
+
+def test_the_sample_photographs_are_taken_in_as_they_are(tmp_path: Path) -> None:
+    params = PARAMS.model_copy(update={"minimum_side": 256, "validation_share": 0.08, "test_share": 0.25})
+    report = ingest(str(SAMPLE), tmp_path / "dataset", tmp_path / "docs", params)
+    assert (report.accepted, report.skipped, report.quarantined) == (17, 1, {})
+    assert report.splits == {"train": 11, "validation": 2, "test": 4}
+    assert report.data_version == data_version(tmp_path / "dataset")
+    stored = {
+        hashlib.sha256(content).hexdigest() for content in contents(tmp_path / "dataset" / "photographs").values()
+    }
+    assert stored == {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in SAMPLE.iterdir() if path.suffix != ".md"
+    }
+
+
+def test_the_manifest_has_a_sorted_row_a_photograph(photographs: Path, tmp_path: Path) -> None:
+    report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    found = rows(tmp_path / "dataset")
+    assert [row["sha256"] for row in found] == sorted(row["sha256"] for row in found)
+    assert sorted(row["source"] for row in found) == sorted(path.name for path in photographs.iterdir())
+    for row in found:
+        content = (tmp_path / "dataset" / row["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == row["sha256"]
+        assert len(content) == row["size_bytes"]
+        assert row["split"] == split_of(row["sha256"], PARAMS.validation_share, PARAMS.test_share)
+        assert (row["width"], row["height"], row["mode"], row["bit_depth"]) == (96, 80, "RGB", 8)
+        assert 0 < row["texture_mean"] < row["texture_share"] < 1
+    assert report.splits == {
+        name: sum(row["split"] == name for row in found) for name in ("train", "validation", "test")
+    }
+
+
+def test_each_bad_file_is_quarantined_with_its_reason(photographs: Path, tmp_path: Path, picture: Picture) -> None:
+    good = picture(100)
+    (photographs / "letter.png").write_text("This is no picture.")
+    (photographs / "cut.png").write_bytes((photographs / "00.png").read_bytes()[:2000])
+    good.resize((63, 200)).save(photographs / "tiny.png")
+    Image.fromarray(np.asarray(good.convert("L")).astype(np.uint16) * 257).save(photographs / "deep.png")
+    good.convert("L").save(photographs / "grey.png")
+    good.convert("RGBA").save(photographs / "alpha.png")
+    good.convert("CMYK").save(photographs / "print.jpg")
+    good.quantize(16).save(photographs / "palette.png")
+    good.save(photographs / "moving.gif", save_all=True, append_images=[picture(101)])
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    good.save(photographs / "turned.jpg", exif=tags)
+    (photographs / "lost.png").symlink_to(tmp_path / "nothing")
+    shutil.copy(photographs / "03.png", photographs / "copy of 03.png")
+    (photographs / "notes.txt").write_text("no picture, and not meant to be one")
+    report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    found = quarantine(tmp_path / "dataset")
+    assert {name: reason for name, (reason, _) in found.items()} == {
+        "letter.png": "not-an-image",
+        "cut.png": "truncated",
+        "tiny.png": "tiny",
+        "deep.png": "16-bit",
+        "grey.png": "grey",
+        "alpha.png": "transparent",
+        "print.jpg": "cmyk",
+        "palette.png": "palette",
+        "moving.gif": "animated",
+        "turned.jpg": "rotated",
+        "lost.png": "unreadable",
+        "copy of 03.png": "duplicate",
+    }
+    assert "03.png" in found["copy of 03.png"][1]
+    assert report.accepted == 24
+    assert report.skipped == 1
+    assert sum(report.quarantined.values()) == 12
+    assert quarantine(tmp_path / "docs") == found
+    assert list(found) == sorted(found)
+
+
+def test_kinds_that_are_converted_are_taken_in(photographs: Path, tmp_path: Path, picture: Picture) -> None:
+    picture(100).convert("L").save(photographs / "grey.jpg")
+    params = PARAMS.model_copy(update={"convert": ("grey",)})
+    ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
+    row = next(row for row in rows(tmp_path / "dataset") if row["source"] == "grey.jpg")
+    assert row["sha256"] == hashlib.sha256((photographs / "grey.jpg").read_bytes()).hexdigest()
+    assert (row["converted"], row["mode"], row["format"]) == ("grey", "RGB", "PNG")
+    assert Image.open(tmp_path / "dataset" / row["file"]).mode == "RGB"
+
+
+@pytest.mark.parametrize(("here", "there"), [("train", "test"), ("validation", "test"), ("train", "validation")])
+def test_a_near_duplicate_of_a_held_out_photograph_gives_way(
+    here: str, there: str, photographs: Path, tmp_path: Path
+) -> None:
+    original = first_on(there, photographs)
+    near_duplicate(original, here, photographs / "almost.png")
+    ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    reason, detail = quarantine(tmp_path / "dataset")["almost.png"]
+    assert reason == "near-duplicate"
+    assert f"near duplicate of {original.name}, which is held out ({there})" in detail
+    stored = {path.name for path in (tmp_path / "dataset" / "photographs").iterdir()}
+    assert stored == {Path(row["file"]).name for row in rows(tmp_path / "dataset")}
+    assert len(stored) == 24
+
+
+def test_near_duplicates_on_one_side_may_stay(photographs: Path, tmp_path: Path) -> None:
+    near_duplicate(first_on("train", photographs), "train", photographs / "almost.png")
+    report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert (report.accepted, report.quarantined) == (25, {})
+
+
+def test_the_same_photographs_give_the_same_bytes(photographs: Path, tmp_path: Path) -> None:
+    (photographs / "letter.png").write_text("This is no picture.")
+    shuffled = tmp_path / "shuffled"
+    shuffled.mkdir()
+    names = sorted(path.name for path in photographs.iterdir())
+    for name in reversed(names):
+        shutil.copyfile(photographs / name, shuffled / name)
+    first = ingest(str(photographs), tmp_path / "first", tmp_path / "docs", PARAMS)
+    second = ingest(str(shuffled), tmp_path / "second", tmp_path / "docs", PARAMS)
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    assert first == second
+
+
+def test_a_bucket_gives_the_same_dataset_as_a_folder(photographs: Path, tmp_path: Path, s3: Any, bucket: str) -> None:
+    (photographs / "letter.png").write_text("This is no picture.")
+    for path in photographs.iterdir():
+        s3.upload_file(str(path), bucket, f"collected/{path.name}")
+    here = ingest(str(photographs), tmp_path / "here", tmp_path / "docs", PARAMS)
+    there = ingest(f"s3://{bucket}/collected", tmp_path / "there", tmp_path / "docs", PARAMS)
+    assert here == there
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+
+def test_renamed_photographs_keep_their_sides(photographs: Path, tmp_path: Path) -> None:
+    ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    before = {row["sha256"]: row["split"] for row in rows(tmp_path / "dataset")}
+    for index, path in enumerate(sorted(photographs.iterdir(), reverse=True)):
+        path.rename(photographs / f"renamed {index}.png")
+    ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert {row["sha256"]: row["split"] for row in rows(tmp_path / "dataset")} == before
+
+
+def test_a_photograph_never_changes_sides_when_others_arrive(
+    photographs: Path, tmp_path: Path, picture: Picture
+) -> None:
+    ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    before = {row["sha256"]: row["split"] for row in rows(tmp_path / "dataset")}
+    for seed in range(200, 212):
+        picture(seed).save(photographs / f"new {seed}.png")
+    ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    after = {row["sha256"]: row["split"] for row in rows(tmp_path / "dataset")}
+    assert before.items() <= after.items()
+    assert len(after) == 36
+
+
+def test_the_dataset_is_brought_into_a_remote(photographs: Path, tmp_path: Path) -> None:
+    report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS, str(tmp_path / "remote"))
+    fetch(report.data_version, str(tmp_path / "remote"), tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "dataset")
+
+
+def test_too_many_bad_files_stop_the_step_and_leave_the_reasons(photographs: Path, tmp_path: Path) -> None:
+    for index in range(9):
+        (photographs / f"bad {index}.png").write_text("This is no picture.")
+    params = PARAMS.model_copy(update={"quarantine_tolerance": 0.2})
+    with pytest.raises(DataError) as error:
+        ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
+    assert "9 of 33 files are quarantined, more than ingest.quarantine_tolerance 0.2 allows" in str(error.value)
+    assert "bad 0.png: not-an-image" in str(error.value)
+    assert str(tmp_path / "docs" / "quarantine.json") in str(error.value)
+    assert len(quarantine(tmp_path / "docs")) == 9
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_the_tolerance_itself_is_tolerated(photographs: Path, tmp_path: Path) -> None:
+    for index in range(6):
+        (photographs / f"bad {index}.png").write_text("This is no picture.")
+    params = PARAMS.model_copy(update={"quarantine_tolerance": 0.2})
+    assert ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params).quarantined == {"not-an-image": 6}
+
+
+def test_too_few_photographs_for_a_side_are_refused(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "photographs").mkdir()
+    picture(0).save(tmp_path / "photographs" / "only.png")
+    with pytest.raises(DataError, match=r"1 photographs leave none for .* and .*: add photographs, or change"):
+        ingest(str(tmp_path / "photographs"), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_failed_run_keeps_the_dataset_that_was_there(photographs: Path, tmp_path: Path) -> None:
+    ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    before = contents(tmp_path / "dataset")
+    for path in sorted(photographs.iterdir())[1:]:
+        path.write_text("spoilt")
+    with pytest.raises(DataError):
+        ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert contents(tmp_path / "dataset") == before
+    assert not list(tmp_path.glob(".dataset*"))
+
+
+def test_what_does_not_hold_at_the_gate_is_named(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.ingest.step.near_duplicates", lambda *_: {})
+    near_duplicate(first_on("test", photographs), "train", photographs / "almost.png")
+    with pytest.raises(
+        DataError, match=r"expect_column_max_to_be_between of near_duplicates does not hold .*see .*html"
+    ):
+        ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert (tmp_path / "docs" / "index.html").exists()
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused(photographs: Path, tmp_path: Path) -> None:
+    params = PARAMS.model_copy(update={"validation_share": 0.5, "test_share": 0.5})
+    with pytest.raises(ConfigError, match=r"leave nothing to train on: their sum must be below 1"):
+        ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
+
+
+@pytest.mark.parametrize("name", [".", "dataset", "deep/dataset"])
+def test_a_dataset_inside_its_own_source_is_refused(name: str, photographs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="would lie in its own source"):
+        ingest(str(photographs), photographs / name, tmp_path / "docs", PARAMS)
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_a_missing_bucket_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="no bucket nowhere"):
+        ingest("s3://nowhere/photographs", tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_that_goes_away_midway_stops_the_step(
+    photographs: Path, tmp_path: Path, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in photographs.iterdir():
+        s3.upload_file(str(path), bucket, path.name)
+
+    def away(*_: object) -> bytes:
+        raise ServiceError("the server does not answer")
+
+    monkeypatch.setattr("components.common.storage.Prefix.read", away)
+    with pytest.raises(ServiceError, match="does not answer"):
+        ingest(f"s3://{bucket}", tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(
+    photographs: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*dataset: the disk is full"):
+        ingest(str(photographs), small_disk / "dataset", tmp_path / "docs", PARAMS)
+    assert not list(small_disk.iterdir())
+
+
+def test_a_write_that_fails_midway_leaves_nothing(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = Path.write_bytes, []
+
+    def until_full(path: Path, content: bytes) -> int:
+        if len(written) == 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written.append(path)
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", until_full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert {path.name for path in tmp_path.iterdir()} == {"photographs"}
+
+
+def test_killed_midway_there_is_no_dataset_and_the_next_run_makes_one(photographs: Path, tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from tests.components.ingest.test_step import PARAMS, ingest; "
+        f"ingest({str(photographs)!r}, Path('dataset'), Path('docs'), PARAMS)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SAMPLE.parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".dataset.*.part/photographs/*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "dataset").exists()
+    report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
+    assert report.data_version == data_version(tmp_path / "dataset")
+
+
+def test_the_step_is_imported_without_torch_and_without_the_gate() -> None:
+    unwanted = {"torch", "great_expectations", "boto3", "dvc"}
+    code = f"import sys, components.ingest.step; sys.exit(bool({unwanted} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=SAMPLE.parents[1]).returncode == 0
