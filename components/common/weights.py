@@ -147,10 +147,12 @@ class _ArraysOnly(pickle.Unpickler):
     """Unpickles mappings of numpy arrays and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
         allowed = {
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
         }
         if (module, name) not in allowed:
             raise WeightsError(f"a pickle of weights asks for {module}.{name}, which is no array: it is refused")
@@ -405,8 +407,7 @@ def _from_official(name: str) -> Tensors:
                     for chunk in _chunks(response):
                         bar.update(file.write(chunk))
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise WeightsError(f"{official.url} cannot be fetched ({reason})") from error
+            raise WeightsError(f"{official.url} cannot be fetched ({error})") from error
         return _from_official_file(name, path, official)
 
 
