@@ -3,6 +3,8 @@
 ASCII only, and one string per group of parameters: Kubeflow stores and passes nothing else unharmed.
 """
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components.evaluate.component import evaluate
@@ -11,6 +13,13 @@ from components.patches.component import patches
 from components.register.component import register
 from components.train.component import train
 from components.warmup.component import warmup
+
+
+class Outputs(NamedTuple):
+    """What a run leaves behind: the folders that evaluate and register wrote."""
+
+    evaluation: dsl.Artifact
+    registration: dsl.Artifact
 
 
 @dsl.pipeline(name="bebygan-retrain", description="Retrain Beby-GAN; replace the champion only by a better model.")
@@ -26,7 +35,7 @@ def retrain(
     train_params: str,
     evaluate_params: str,
     register_params: str,
-) -> None:
+) -> Outputs:
     """Retrain.
 
     Args:
@@ -71,10 +80,10 @@ def retrain(
         warmup=warm.outputs["generator"],
         challenger=trained.outputs["challenger"],
     ).set_caching_options(False)
-    register(
+    registered = register(
         data_version=version,
-        verdict=judged.outputs["Output"],
         params=register_params,
         challenger=trained.outputs["challenger"],
         evaluation=judged.outputs["evaluation"],
     ).set_caching_options(False)
+    return Outputs(evaluation=judged.outputs["evaluation"], registration=registered.outputs["registration"])

@@ -23,4 +23,5 @@ def ingest(
     from components.ingest.step import ingest as run
 
     with task_errors("ingest"):
-        return run(source, Path(dataset.path), Path(docs.path), from_yaml(IngestParams, params), remote).data_version
+        group = from_yaml(IngestParams, params)
+        return run(source, Path(dataset.path), Path(docs.path), group, remote or None).data_version

@@ -1,0 +1,29 @@
+"""Kubeflow face of the evaluate step."""
+
+from kfp import dsl
+
+from components.common.images import TORCH_IMAGE
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def evaluate(
+    data_version: str,
+    params: str,
+    dataset: dsl.Input[dsl.Dataset],
+    warmup: dsl.Input[dsl.Model],
+    challenger: dsl.Input[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact],
+) -> str:
+    """Compare the challenger with the others; returns the verdict."""
+    from pathlib import Path
+
+    from components.common.cli import task_errors
+    from components.common.config import EvaluateParams, from_yaml
+    from components.common.tracking import step_run
+    from components.evaluate.step import evaluate as run
+
+    with task_errors("evaluate"):
+        group = from_yaml(EvaluateParams, params)
+        folders = (Path(folder.path) for folder in (dataset, warmup, challenger, evaluation))
+        with step_run("evaluate", group, data_version) as tracked:
+            return run(*folders, params=group, run=tracked)

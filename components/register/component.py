@@ -1,0 +1,30 @@
+"""Kubeflow face of the register step."""
+
+from kfp import dsl
+
+from components.common.images import TORCH_IMAGE
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def register(
+    data_version: str,
+    params: str,
+    challenger: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    registration: dsl.Output[dsl.Artifact],
+) -> None:
+    """Register the challenger with its verdict, and make it champion when the verdict says so."""
+    from pathlib import Path
+
+    from components.common.cli import task_errors
+    from components.common.config import RegisterParams, from_yaml
+    from components.common.tracking import step_run
+
+    with task_errors("register"):
+        group = from_yaml(RegisterParams, params)
+        folders = (Path(folder.path) for folder in (challenger, evaluation, registration))
+        with step_run("register", group, data_version) as tracked:
+            # mlflow, which it imports, must first be told to be quiet.
+            from components.register.step import register as run
+
+            run(*folders, params=group, run=tracked)
