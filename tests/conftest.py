@@ -66,7 +66,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             [
                 str(weed if weed.exists() else shutil.which("weed")), f"-logdir={folder}", "server", f"-dir={folder}",
                 "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={folder / 's3.json'}",
-                "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=50", "-s3.port.iceberg=0",
+                "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=1000", "-s3.port.iceberg=0",
                 "-s3.port.lance=0", *arguments,
             ],
             stdout=log, stderr=log,

@@ -116,7 +116,7 @@ def _manifest(photographs: Sequence[Photograph], splits: Sequence[Split]) -> pa.
 
 def _across_sides(photographs: Sequence[Photograph], splits: Sequence[Split], bits: int) -> list[int]:
     """Return 1 for each photograph that has a near duplicate on another side."""
-    hashes, sides = _hashes(photographs), np.array(splits)
+    hashes, sides = _hashes(photographs), np.array(splits, np.str_)
     near = np.zeros(len(photographs), np.int64)
     for side in SPLITS:
         here, elsewhere = np.flatnonzero(sides == side), np.flatnonzero(sides != side)
@@ -130,7 +130,7 @@ def _fault(
     counts: Mapping[Split, int], quarantined: Sequence[Quarantined], files: int, docs: Path, params: IngestParams
 ) -> str | None:
     """Say why the photographs as a whole are no dataset, if they are none."""
-    if len(quarantined) > params.quarantine_tolerance * files:
+    if len(quarantined) / files > params.quarantine_tolerance:
         first = "; ".join(f"{entry.file}: {entry.reason}" for entry in quarantined[:3])
         return (
             f"{len(quarantined)} of {files} files are quarantined, more than ingest.quarantine_tolerance "
@@ -181,7 +181,7 @@ def _without_near_duplicates(
 ) -> tuple[list[Photograph], list[Split], list[Quarantined]]:
     """Put the photographs on their sides, and take away those that show what a held-out one shows."""
     splits = [split_of(each.sha256, params.validation_share, params.test_share) for each in photographs]
-    giving_way = near_duplicates(_hashes(photographs), np.array(splits), params.near_duplicate_bits)
+    giving_way = near_duplicates(_hashes(photographs), np.array(splits, np.str_), params.near_duplicate_bits)
     quarantined = []
     for index, other in giving_way.items():
         detail = (
@@ -199,8 +199,8 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
     Args:
         source: a folder with all below it, or s3://bucket/prefix; endpoint and credentials from AWS_* variables.
         dataset: folder of the dataset, written whole; what stood there is replaced, and kept when the step fails.
-        docs: folder for the gate's Data Docs pages (`index.html`) and a copy of the quarantine; written also where
-            the photographs are refused, as far as the step came.
+        docs: folder for the gate's Data Docs pages (see `checks_page`) and a copy of the quarantine; written also
+            where the photographs are refused, as far as the step came.
         params: of the step.
         remote: DVC remote that the dataset is brought into, a folder or s3://bucket/prefix.
 

@@ -249,6 +249,16 @@ def test_too_few_photographs_for_a_side_are_refused(tmp_path: Path, picture: Pic
     assert not (tmp_path / "dataset").exists()
 
 
+@pytest.mark.filterwarnings("error")
+def test_bad_files_alone_are_no_dataset_whatever_is_tolerated(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "bad.png").write_text("This is no picture.")
+    params = PARAMS.model_copy(update={"quarantine_tolerance": 1.0})
+    with pytest.raises(DataError, match="0 photographs leave none for test and validation and train"):
+        ingest(str(tmp_path / "photographs"), tmp_path / "dataset", tmp_path / "docs", params)
+    assert list(quarantine(tmp_path / "docs")) == ["bad.png"]
+
+
 def test_a_failed_run_keeps_the_dataset_that_was_there(photographs: Path, tmp_path: Path) -> None:
     ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
     before = contents(tmp_path / "dataset")
