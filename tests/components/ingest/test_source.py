@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,16 @@ def test_the_source_version_of_a_bucket_follows_its_files(s3: Any, bucket: str) 
     assert source_version(f"s3://{bucket}") != before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
-def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path) -> None:
-    fill(tmp_path, "shut/a.png")
-    (tmp_path / "shut").chmod(0)
-    try:
-        with pytest.raises(DataError, match=r"cannot list .*shut: Permission denied"):
-            list_source(str(tmp_path))
-    finally:
-        (tmp_path / "shut").chmod(0o755)
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "open/a.png", "shut/a.png")
+    scandir = os.scandir
+
+    def refuse_one(path: str) -> Any:
+        if str(path).endswith("shut"):
+            # Mode bits would not stop root.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_one)
+    with pytest.raises(DataError, match=r"cannot list .*shut: Permission denied"):
+        list_source(str(tmp_path))
