@@ -109,6 +109,7 @@ def _lineage(evaluated: _Evaluated, run: StepRun) -> dict[str, str]:
         **{f"train.{name}": text for name, text in training.items()},
         **{f"metric.{name}": f"{value:.6g}" for name, value in evaluated.means["challenger"].items()},
         "verdict": evaluated.verdict["verdict"],
+        "reasons": "; ".join(evaluated.verdict["reasons"]),
         "verdict_sha256": evaluated.verdict_sha256,
         "compared_with_champion": evaluated.verdict["champion"] or "none",
         "weights_sha256": evaluated.weights_sha256,
@@ -148,10 +149,7 @@ def _new_version(evaluated: _Evaluated, run: StepRun) -> ModelVersion:
             pip_requirements=[_pinned(package) for package in _REQUIREMENTS],
             code_paths=[str(Path(bebygan.__file__).parent)],
         )
-        version = as_version(mlflow.register_model(logged.model_uri, evaluated.model, tags=_lineage(evaluated, run)))
-    reasons = "\n".join(f"- {reason}" for reason in evaluated.verdict["reasons"])
-    run.client.update_model_version(version.model, version.version, f"{evaluated.verdict['verdict']}\n\n{reasons}")
-    return version
+        return as_version(mlflow.register_model(logged.model_uri, evaluated.model, tags=_lineage(evaluated, run)))
 
 
 def check_loads(version: ModelVersion, weights: Path) -> None:

@@ -1,10 +1,20 @@
-"""What tests of several steps need: MLflow's embedded store, fresh for each test."""
+"""What tests of several steps need: MLflow's embedded store, fresh for each test; a dataset and generators."""
 
+import hashlib
+import io
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+from PIL import Image
+
+from bebygan.networks.generator import Generator
+from bebygan.networks.naming import save_generator
+from bebygan.settings import GeneratorShape
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +37,37 @@ def mlflow_store(tmp_path: Path, empty_mlflow_database: Path, monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.chdir(tmp_path)
     return uri
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
+    """A dataset as ingest writes it, as far as later steps look: two photographs to train on, three held out."""
+    folder = tmp_path / "dataset"
+    (folder / "photographs").mkdir(parents=True)
+    rows = []
+    for seed, split in enumerate(("train", "test", "train", "test", "test")):
+        buffer = io.BytesIO()
+        picture(seed, 110 + seed, 90).save(buffer, "PNG")
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        file = f"photographs/{digest}.png"
+        (folder / file).write_bytes(buffer.getvalue())
+        rows.append({"sha256": digest, "source": f"trip/{seed}.png", "file": file, "split": split})
+    pd.DataFrame(rows).sort_values("sha256").to_parquet(folder / "manifest.parquet")
+    return folder
+
+
+@pytest.fixture
+def generator_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder as training steps write it; its generator is good for little."""
+
+    def make(name: str, seed: int) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        torch.manual_seed(seed)
+        generator = Generator(GeneratorShape(blocks=1, features=4, growth=2))
+        with torch.no_grad():
+            generator.conv_last.bias.fill_(0.5)
+        save_generator(generator, folder / "generator.safetensors", metadata={"seed": str(seed)})
+        return folder
+
+    return make
