@@ -2,28 +2,25 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
+from bebygan.errors import BebyganError
 from bebygan.files import sha256_of
 from components.common.cli import FAILURE_FILE
 from components.common.config import GROUPS, Params, to_yaml
-from components.common.progress import TERMINAL
+from components.common.progress import WATCHER
 from components.common.provenance import code_hash
 from components.common.registry import ModelVersion, champion
 from components.common.tracking import finished_run, step_run
 from components.ingest.source import source_version
-
-_ERRORS: tuple[type[BebyganError], ...] = (ConfigError, DataError, ServiceError, WeightsError, StorageError)
 
 
 @dataclass(frozen=True)
@@ -72,31 +69,51 @@ def unchanged(job: Job) -> ModelVersion | None:
 
 
 @contextmanager
-def _environment(**values: str | None) -> Iterator[None]:
+def _environment(values: dict[str, str]) -> Iterator[None]:
     """Set environment variables, which the tasks inherit, and put back what was there."""
     before = {name: os.environ.get(name) for name in values}
-
-    def apply(wanted: dict[str, str | None]) -> None:
-        for name, value in wanted.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    apply(values)
+    os.environ.update(values)
     try:
         yield
     finally:
-        apply(before)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
-def _raise_task_error(path: Path, error: Exception) -> None:
-    """Raise what the failed task left for us, in place of the runner's words."""
-    if not path.exists():
+@contextmanager
+def _watcher(scratch: Path) -> Iterator[str]:
+    """Yield a path that tasks write to what is meant for a person: it comes out of our standard error.
+
+    The runner pipes what tasks print into its own log, and gives them no other open file.
+    """
+    if sys.stderr.isatty():
+        yield os.ttyname(sys.stderr.fileno())
         return
+    path = scratch / "watcher"
+    os.mkfifo(path)
+
+    def copy() -> None:
+        with path.open() as lines:
+            for line in lines:
+                print(line, end="", file=sys.stderr, flush=True)
+
+    reader = threading.Thread(target=copy, daemon=True)
+    reader.start()
+    # Our own end keeps the pipe open from the first task to the last.
+    with path.open("w"):
+        yield str(path)
+    reader.join()
+
+
+def _failure_of_task(path: Path, log: Path) -> Exception:
+    """Return what the failed task left for us; where it left nothing, it met a bug, and its log tells."""
+    if not path.exists():
+        return RuntimeError(f"a step failed unexpectedly; the end of {log} says how")
     failure = json.loads(path.read_text())
-    kind = next((kind for kind in _ERRORS if kind.exit_code == failure["exit_code"]), BebyganError)
-    raise kind(failure["message"]) from error
+    kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}
+    return kinds[failure["exit_code"]](failure["message"])
 
 
 def run(job: Job, workspace: Path, remote: str) -> Outcome:
@@ -109,6 +126,7 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
 
     Raises:
         BebyganError: the one that a step failed with.
+        RuntimeError: a step met a bug; says where its log is.
     """
     # Kubeflow takes seconds to import: not before it is needed.
     from kfp import local  # noqa: PLC0415
@@ -116,6 +134,7 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
     from pipelines.retrain import retrain  # noqa: PLC0415
 
     workspace = workspace.resolve()
+    workspace.mkdir(parents=True, exist_ok=True)
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=str(workspace / "pipeline"),
@@ -123,27 +142,31 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
         enable_caching=True,
         cache_root=str(workspace / "cache"),
     )
-    logging.getLogger("kfp").setLevel(logging.WARNING)
-    terminal = os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else None
+    parameters = {f"{group}_params": to_yaml(getattr(job.params, group)) for group in GROUPS}
+    log = workspace / "run.log"
     with (
         tempfile.TemporaryDirectory() as scratch,
+        _watcher(Path(scratch)) as watcher,
         step_run("retrain", job.params, tags={"fingerprint": job.fingerprint, "source": job.source}) as parent,
-        _environment(
-            BEBYGAN_PARENT_RUN=parent.run_id, **{FAILURE_FILE: str(Path(scratch) / "failure.json"), TERMINAL: terminal}
-        ),
     ):
-        try:
-            finished = retrain(
-                source=job.source,
-                source_version=job.source_version,
-                code_version=job.code_version,
-                remote=remote,
-                checkpoints=str(workspace / "checkpoints"),
-                **{f"{group}_params": to_yaml(getattr(job.params, group)) for group in GROUPS},
-            )
-        except RuntimeError as error:
-            _raise_task_error(Path(scratch) / "failure.json", error)
-            raise
+        failure = Path(scratch) / "failure.json"
+        inherited = {
+            "BEBYGAN_PARENT_RUN": parent.run_id,
+            FAILURE_FILE: str(failure),
+            WATCHER: watcher,
+        }
+        with _environment(inherited), log.open("w") as lines, redirect_stdout(lines):
+            try:
+                finished = retrain(
+                    source=job.source,
+                    source_version=job.source_version,
+                    code_version=job.code_version,
+                    remote=remote,
+                    checkpoints=str(workspace / "checkpoints"),
+                    **parameters,
+                )
+            except RuntimeError as error:
+                raise _failure_of_task(failure, log) from error
     outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
     return Outcome(outputs["evaluation"], outputs["registration"])
 

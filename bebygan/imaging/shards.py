@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
-from bebygan import SCALE
 
 Image = npt.NDArray[np.uint8]
 FORMAT = 1

@@ -72,7 +72,9 @@ def load_newest(folder: Path, job: dict[str, str]) -> dict[str, Any] | None:
                 raise
             _log.warning("%s; falling back to the one before", error)
             continue
-        differing = {name for name in job.keys() | checkpoint["job"].keys() if job.get(name) != checkpoint["job"].get(name)}
+        differing = {
+            name for name in job.keys() | checkpoint["job"].keys() if job.get(name) != checkpoint["job"].get(name)
+        }
         if differing:
             raise ConfigError(
                 f"{path} belongs to another run: {', '.join(sorted(differing))} differ; choose another folder for checkpoints"

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from bebygan.errors import DataError, Preempted
 from bebygan.imaging.shards import Patches
+from bebygan.settings import Optimisation
 from bebygan.training import checkpoint
 from bebygan.training.sampling import batch
 from bebygan.training.schedules import learning_rate
-from bebygan.settings import Optimisation
 from bebygan.training.state import TrainState, update_average
 
 Step = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.imaging.shards import Image, Patches
-from bebygan import SCALE
 
 _ORDER, _CROP = 0, 1
 
@@ -77,6 +77,8 @@ def batch(
     if not len(patches):
         raise DataError("there are no training patches: lower patches.minimum_texture or add photographs")
     if crop > patches.size:
-        raise DataError(f"a crop of {crop} does not fit into patches of {patches.size}: lower it or make larger patches")
+        raise DataError(
+            f"a crop of {crop} does not fit into patches of {patches.size}: lower it or make larger patches"
+        )
     pairs = [sample(patches, seed, position, crop) for position in range(first, first + count)]
     return _tensor([lr for lr, _ in pairs], device), _tensor([hr for _, hr in pairs], device)

@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from bebygan.errors import BebyganError
 from components.common.config import PARAMS_FILE, Params, load_params
+from components.common.progress import say
 
 EXIT_CODES = """exit codes:
   0 done    1 a bug (traceback)    2 parameters or usage    3 photographs, manifest or patches
@@ -43,10 +45,21 @@ FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
 """Environment variable: where a failing task leaves its message and exit code, which Kubeflow's local runner drops."""
 
 
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("bebygan", "components", "pipelines"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+
+
 @contextmanager
-def task_errors(step: str) -> Iterator[None]:
-    """End a Kubeflow task with one line and the right exit code on an error that a user can act on."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def task(step: str) -> Iterator[None]:
+    """Frame the work of a Kubeflow task: tell that it begins and how long it took.
+
+    On an error that a user can act on, end the process with one line and the right exit code.
+    """
+    _log_to_stderr()
+    started = time.monotonic()
+    say(f"{step} ...")
     try:
         yield
     except BebyganError as error:
@@ -54,11 +67,12 @@ def task_errors(step: str) -> Iterator[None]:
         if path := os.environ.get(FAILURE_FILE):
             Path(path).write_text(json.dumps({"message": f"{step}: {error}", "exit_code": error.exit_code}))
         sys.exit(error.exit_code)
+    say(f"{step} done in {time.monotonic() - started:.0f} s")
 
 
 def report_errors(run: Callable[[], None]) -> int:
     """Call `run` and return the exit code; an error that a user can act on becomes one line on stderr."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _log_to_stderr()
     try:
         run()
     except BebyganError as error:

@@ -2,50 +2,57 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NoReturn, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-TERMINAL = "BEBYGAN_TERMINAL"
-"""Environment variable: the terminal of the person who started the pipeline, whose tasks' own output is a pipe."""
+WATCHER = "BEBYGAN_WATCHER"
+"""Environment variable: the file or terminal that whoever started the pipeline watches; a task's own output is a log."""
 _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 T = TypeVar("T")
 
 
 @cache
-def _terminal() -> TextIO | None:
-    """Return the terminal to draw on, or None where nobody watches."""
-    if sys.stderr.isatty():
-        return sys.stderr
-    if path := os.environ.get(TERMINAL):
-        return Path(path).open("w")
-    return None
+def _watcher() -> TextIO:
+    path = os.environ.get(WATCHER)
+    return Path(path).open("a", buffering=1) if path else sys.stderr
 
 
-def progress_bar(what: str, unit: str, total: int | None, initial: int = 0) -> "tqdm[NoReturn]":
-    """Return a bar that the caller updates and closes."""
-    terminal = _terminal()
-    return tqdm(
-        file=terminal or sys.stderr,
-        desc=what,
-        unit=f" {unit}",
-        total=total,
-        initial=initial,
-        mininterval=0.2 if terminal else _SECONDS_BETWEEN_PLAIN_LINES,
-        miniters=None if terminal else 1,
-        bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} done, {remaining} to go\n",
-        leave=bool(terminal),
-        # Where lines stay, the first one, that nothing is done yet, says nothing.
-        delay=0 if terminal else 1e-9,
-    )
+def say(text: str) -> None:
+    """Tell whoever watches one line."""
+    print(text, file=_watcher(), flush=True)
+
+
+@contextmanager
+def progress_bar(what: str, unit: str, total: int | None) -> Iterator[Callable[[int], object]]:
+    """Yield a function that is told how many more units are done."""
+    if _watcher().isatty():
+        with tqdm(desc=what, unit=f" {unit}", total=total, file=_watcher(), mininterval=0.2) as bar:
+            yield bar.update
+        return
+    started = told = time.monotonic()
+    done = 0
+
+    def advance(units: int) -> None:
+        nonlocal done, told
+        done += units
+        now = time.monotonic()
+        if now - told >= _SECONDS_BETWEEN_PLAIN_LINES:
+            told = now
+            left = f", {(total - done) / done * (now - started):.0f} s to go" if total and done else ""
+            say(f"{what}: {done} of {total or '?'} {unit} in {now - started:.0f} s{left}")
+
+    yield advance
 
 
 def progress(items: Iterable[T], what: str, unit: str, total: int) -> Iterator[T]:
     """Yield the items and show how far they are."""
-    with progress_bar(what, unit, total) as bar:
+    with progress_bar(what, unit, total) as advance:
         for item in items:
             yield item
-            bar.update()
+            advance(1)

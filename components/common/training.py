@@ -67,12 +67,15 @@ def train_generator(
         Preempted, DataError, ConfigError: see `bebygan.training.loop.fit`.
     """
     train = read_patches(patches, "train")
-    with progress_bar(job["step"], "iterations", optimisation.iterations) as bar:
+    done = 0
+    with progress_bar(job["step"], "iterations", optimisation.iterations) as advance:
 
         def watch(iteration: int, logged: Mapping[str, float] | None) -> None:
+            nonlocal done
             if logged is not None:
                 track(iteration, logged)
-            bar.update(iteration - bar.n)
+            advance(iteration - done)
+            done = iteration
 
         fit(state, train, optimisation, step, checkpoint_folder(checkpoints, job), dict(job), watch)
 

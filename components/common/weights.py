@@ -403,9 +403,13 @@ def _from_official(name: str) -> Tensors:
             with urllib.request.urlopen(official.url, timeout=SECONDS_WITHOUT_AN_ANSWER) as response:  # noqa: S310
                 size = int(response.headers.get("Content-Length", 0))
                 _say(f"fetching {name} from {official.url} ({size / 1e6:.0f} MB)")
-                with storage_errors(path), path.open("wb") as file, progress_bar(name, "bytes", size or None) as bar:
+                with (
+                    storage_errors(path),
+                    path.open("wb") as file,
+                    progress_bar(name, "bytes", size or None) as advance,
+                ):
                     for chunk in _chunks(response):
-                        bar.update(file.write(chunk))
+                        advance(file.write(chunk))
         except (OSError, http.client.HTTPException) as error:
             raise WeightsError(f"{official.url} cannot be fetched ({error})") from error
         return _from_official_file(name, path, official)

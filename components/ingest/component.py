@@ -18,10 +18,10 @@ def ingest(
     """Take photographs in; returns their data version. The versions are there for the cache, which must see them."""
     from pathlib import Path
 
-    from components.common.cli import task_errors
+    from components.common.cli import task
     from components.common.config import IngestParams, from_yaml
     from components.ingest.step import ingest as run
 
-    with task_errors("ingest"):
+    with task("ingest"):
         group = from_yaml(IngestParams, params)
         return run(source, Path(dataset.path), Path(docs.path), group, remote or None).data_version

@@ -12,9 +12,9 @@ def patches(
     """Make training patches. The versions are there for the cache, which must see them."""
     from pathlib import Path
 
-    from components.common.cli import task_errors
+    from components.common.cli import task
     from components.common.config import PatchesParams, from_yaml
     from components.patches.step import make_patches
 
-    with task_errors("patches"):
+    with task("patches"):
         make_patches(Path(dataset.path), Path(shards.path), from_yaml(PatchesParams, params))

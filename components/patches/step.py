@@ -56,7 +56,9 @@ def read_photograph(path: Path) -> Image:
 
 
 def _photographs(dataset: Path, manifest: pd.DataFrame, params: PatchesParams) -> Iterator[Photograph]:
-    for file, split in progress(zip(manifest["file"], manifest["split"], strict=True), "patches", "photographs", len(manifest)):
+    for file, split in progress(
+        zip(manifest["file"], manifest["split"], strict=True), "patches", "photographs", len(manifest)
+    ):
         hr = read_photograph(dataset / file)
         windows = textured_windows(hr, params)
         if len(windows):

@@ -18,12 +18,12 @@ def train(
     from pathlib import Path
 
     from bebygan.settings import GanSettings
-    from components.common.cli import task_errors
+    from components.common.cli import task
     from components.common.config import from_yaml
     from components.common.tracking import step_run
     from components.train.step import train as run
 
-    with task_errors("train"):
+    with task("train"):
         group = from_yaml(GanSettings, params)
         with step_run("train", group, data_version) as track:
             run(Path(patches.path), Path(warmup.path), Path(challenger.path), Path(checkpoints), group, track)

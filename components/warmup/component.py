@@ -17,12 +17,12 @@ def warmup(
     """Train or import the PSNR-oriented generator. `code_version` is there for the cache, which must see it."""
     from pathlib import Path
 
-    from components.common.cli import task_errors
+    from components.common.cli import task
     from components.common.config import WarmupParams, from_yaml
     from components.common.tracking import step_run
     from components.warmup.step import warm_up
 
-    with task_errors("warmup"):
+    with task("warmup"):
         group = from_yaml(WarmupParams, params)
         with step_run("warmup", group, data_version) as track:
             warm_up(Path(patches.path), Path(generator.path), Path(checkpoints), group, track)

@@ -102,9 +102,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(patches: Patches, tmp_
 
 
 @pytest.mark.parametrize("stopped_after", range(1, 6))
-def test_a_stopped_run_ends_as_one_that_was_never_stopped(
-    patches: Patches, tmp_path: Path, stopped_after: int
-) -> None:
+def test_a_stopped_run_ends_as_one_that_was_never_stopped(patches: Patches, tmp_path: Path, stopped_after: int) -> None:
     def stop(iteration: int, _: Mapping[str, float] | None) -> None:
         if iteration == stopped_after:
             os.kill(os.getpid(), signal.SIGTERM)
