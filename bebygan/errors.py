@@ -40,7 +40,7 @@ class StorageError(BebyganError):
     exit_code = 6
 
 
-class Preempted(BebyganError):
+class Preempted(BebyganError):  # noqa: N818 - being asked to stop is no fault
     """The process was asked to stop and saved its state: run the same command again (EX_TEMPFAIL)."""
 
     exit_code = 75

@@ -29,7 +29,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise StorageError(
-            f"cannot write {path}: {reason}; nothing was left there. Free space or choose another folder, then run again"
+            f"cannot write {path}: {reason}; nothing was left there. Make room or choose another folder, then run again"
         ) from error
 
 

@@ -102,9 +102,11 @@ def _watcher(scratch: Path) -> Iterator[str]:
     reader = threading.Thread(target=copy, daemon=True)
     reader.start()
     # Our own end keeps the pipe open from the first task to the last.
-    with path.open("w"):
-        yield str(path)
-    reader.join()
+    try:
+        with path.open("w"):
+            yield str(path)
+    finally:
+        reader.join()
 
 
 def _failure_of_task(path: Path, log: Path) -> Exception:

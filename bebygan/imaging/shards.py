@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,8 @@ def write_shards(
     Returns:
         Patches per split.
     """
-    records, windows = [], []
+    records: list[tuple[int, ...]] = []
+    windows: list[tuple[int, ...]] = []
     checksums: dict[str, str] = {}
     pending: list[Image] = []
     used = 0
@@ -120,10 +122,10 @@ class Patches:
         return len(self.windows)
 
 
-def _mapped(path: Path, checksum: str | None) -> npt.NDArray[np.generic]:
+def _mapped(path: Path, checksum: str | None) -> npt.NDArray[Any]:
     if checksum is not None and sha256_of(path) != checksum:
         raise DataError(f"{path} is damaged (its SHA-256 is not the one in patches.json): make the patches again")
-    array: npt.NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 
 

@@ -77,7 +77,7 @@ def load_newest(folder: Path, job: dict[str, str]) -> dict[str, Any] | None:
         }
         if differing:
             raise ConfigError(
-                f"{path} belongs to another run: {', '.join(sorted(differing))} differ; choose another folder for checkpoints"
+                f"{path} belongs to another run: {', '.join(sorted(differing))} differ; choose another folder"
             )
         state: dict[str, Any] = checkpoint["state"]
         return state

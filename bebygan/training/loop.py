@@ -51,7 +51,7 @@ def _logged(values: Mapping[str, Tensor], iteration: int) -> dict[str, float]:
     wrong = [name for name, number in logged.items() if not torch.isfinite(torch.tensor(number))]
     if wrong:
         raise DataError(
-            f"training diverged at iteration {iteration}: {', '.join(wrong)} not finite; lower the learning rate and start again"
+            f"training diverged at iteration {iteration}: {', '.join(wrong)} not finite; lower the learning rate"
         )
     return logged
 
@@ -61,6 +61,7 @@ def fit(
     patches: Patches,
     optimisation: Optimisation,
     step: Step,
+    *,
     checkpoints: Path,
     job: dict[str, str],
     watch: Callable[[int, Mapping[str, float] | None], None],
@@ -88,7 +89,7 @@ def fit(
     with stop_requests() as stop_requested:
         while state.iteration < optimisation.iterations:
             first = state.iteration * optimisation.batch
-            lr, hr = batch(patches, optimisation.seed, first, optimisation.batch, optimisation.crop, device)
+            lr, hr = batch(patches, optimisation.seed, first, optimisation.batch, crop=optimisation.crop, device=device)
             rate = _set_rate(state, optimisation)
             values = step(state, lr, hr)
             update_average(state.average, state.generator, optimisation.ema_decay)

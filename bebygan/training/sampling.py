@@ -1,4 +1,4 @@
-"""Which patch comes when: a pure function of seed and position, so that a run resumes exactly from its iteration number.
+"""Which patch comes when: a pure function of seed and position, so that a run resumes exactly from its iteration.
 
 No generator has state here. Sample k of a run (counted over all processes) is patch `order(epoch)[k mod n]`, cropped
 and flipped by numbers drawn from (seed, k) alone: it is the same whatever the number of processes.
@@ -64,7 +64,7 @@ def _tensor(images: list[Image], device: torch.device) -> Tensor:
 
 
 def batch(
-    patches: Patches, seed: int, first: int, count: int, crop: int, device: torch.device
+    patches: Patches, seed: int, first: int, count: int, *, crop: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return samples `first` to `first + count - 1` of a run.
 

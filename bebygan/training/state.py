@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -57,16 +57,22 @@ def _adam(network: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=0.0, betas=(0.9, 0.999), foreach=True)
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def place(network: M, device: torch.device, *, channels_last: bool) -> M:
+    """Move a network to a device, in place, with its weights in the memory order that suits it."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return network.to(device).to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+
+
 def new_state(
     generator: Generator, discriminator: Discriminator | None, optimisation: Optimisation, device: torch.device
 ) -> TrainState:
     """Place networks on a device and make their optimisers and average."""
-    memory_format = torch.channels_last if optimisation.channels_last else torch.contiguous_format
-    networks: list[Any] = [
-        network if network is None else network.to(device=device, memory_format=memory_format).train()
-        for network in (generator, discriminator)
-    ]
-    generator, discriminator = networks
+    for network in (generator, discriminator):
+        if network is not None:
+            place(network, device, channels_last=optimisation.channels_last).train()
     return TrainState(
         generator=generator,
         average=copy.deepcopy(generator).requires_grad_(False),

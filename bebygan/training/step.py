@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ def warmup_step(precision: Precision) -> Step:
             sr = state.generator(lr)
         loss = F.l1_loss(sr.float(), hr)
         state.generator_optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         state.generator_optimiser.step()
         return {"pixel": loss.detach()}
 
@@ -62,12 +63,12 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> Step:
                 logits=logits,
             )
         state.generator_optimiser.zero_grad()
-        losses["total"].backward(inputs=list(generator.parameters()), retain_graph=logits is not None)
+        torch.autograd.backward(losses["total"], inputs=list(generator.parameters()), retain_graph=logits is not None)
         logged = {name: loss.detach() for name, loss in losses.items()}
         if logits is not None and mask is not None:
             loss = discriminator_loss(logits.real, logits.fake)
             state.discriminator_optimiser.zero_grad()
-            loss.backward(inputs=list(discriminator.parameters()))
+            torch.autograd.backward(loss, inputs=list(discriminator.parameters()))
             state.discriminator_optimiser.step()
             logged |= {
                 "discriminator": loss.detach(),

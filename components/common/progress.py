@@ -12,7 +12,7 @@ from typing import TextIO, TypeVar
 from tqdm import tqdm
 
 WATCHER = "BEBYGAN_WATCHER"
-"""Environment variable: the file or terminal that whoever started the pipeline watches; a task's own output is a log."""
+"""Environment variable: what a person who started the pipeline watches; a task's own output goes into a log."""
 _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 T = TypeVar("T")
 

@@ -48,6 +48,7 @@ def train_generator(
     patches: Path,
     optimisation: Optimisation,
     step: Step,
+    *,
     checkpoints: Path,
     job: Mapping[str, str],
     track: Track,
@@ -77,7 +78,8 @@ def train_generator(
             advance(iteration - done)
             done = iteration
 
-        fit(state, train, optimisation, step, checkpoint_folder(checkpoints, job), dict(job), watch)
+        folder = checkpoint_folder(checkpoints, job)
+        fit(state, train, optimisation, step, checkpoints=folder, job=dict(job), watch=watch)
 
 
 def write_generator(folder: Path, state: TrainState, metadata: Mapping[str, str]) -> None:

@@ -44,7 +44,8 @@ def textured_windows(image: Image, params: PatchesParams) -> npt.NDArray[np.int6
     top, left = (axis.reshape(-1) for axis in np.meshgrid(*starts, indexing="ij"))
     bottom, right = top + params.size, left + params.size
     count = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
-    return np.stack((top, left), 1)[count >= params.minimum_texture * params.size**2]
+    windows: npt.NDArray[np.int64] = np.stack((top, left), 1)[count >= params.minimum_texture * params.size**2]
+    return windows
 
 
 def read_photograph(path: Path) -> Image:

@@ -1,0 +1,1 @@
+"""Train: Beby-GAN from the warm-up generator."""

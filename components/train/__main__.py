@@ -12,7 +12,7 @@ from components.train.step import train
 
 def _run(options: argparse.Namespace, params: Params) -> None:
     with step_run("train", params.train) as track:
-        train(options.patches, options.warmup, options.output, options.checkpoints, params.train, track)
+        train(options.patches, options.warmup, options.output, options.checkpoints, params=params.train, track=track)
     print(f"{options.output}: challenger")
 
 

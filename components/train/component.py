@@ -26,4 +26,11 @@ def train(
     with task("train"):
         group = from_yaml(GanSettings, params)
         with step_run("train", group, data_version) as track:
-            run(Path(patches.path), Path(warmup.path), Path(challenger.path), Path(checkpoints), group, track)
+            run(
+                Path(patches.path),
+                Path(warmup.path),
+                Path(challenger.path),
+                Path(checkpoints),
+                params=group,
+                track=track,
+            )

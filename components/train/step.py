@@ -12,7 +12,7 @@ from bebygan.networks.perceptual import load_vgg
 from bebygan.networks.weights import safetensors_bytes
 from bebygan.settings import GanSettings
 from bebygan.training.precision import training_device
-from bebygan.training.state import new_state
+from bebygan.training.state import new_state, place
 from bebygan.training.step import gan_step
 from components.common.training import Track, job_of, train_generator, write_generator
 from components.common.weights import weights_file
@@ -24,11 +24,10 @@ def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:
     taps = dict(params.perceptual.taps)
     # conv5_3 comes after conv4_4: the names sort as the layers lie.
     vgg = load_vgg(weights_file(params.perceptual.network), last=max(taps))
-    memory_format = torch.channels_last if params.channels_last else torch.contiguous_format
-    return Perceptual(vgg.to(device=device, memory_format=memory_format), taps)  # type: ignore[call-overload]
+    return Perceptual(place(vgg, device, channels_last=params.channels_last), taps)
 
 
-def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, params: GanSettings, track: Track) -> None:
+def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, *, params: GanSettings, track: Track) -> None:
     """Train the challenger.
 
     Args:
@@ -54,7 +53,7 @@ def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, params: 
     state = new_state(generator, discriminator, params, device)
     job = job_of("train", params, patches, {"start": sha256_of(start)})
     step = gan_step(params, _perceptual(params, device))
-    train_generator(state, patches, params, step, checkpoints, job, track)
+    train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     with whole_folder(output) as folder:
         write_generator(folder, state, {"start": job["start"], "patches": job["patches"]})
         weights = {key: value.cpu().contiguous() for key, value in discriminator.state_dict().items()}

@@ -12,7 +12,7 @@ from components.warmup.step import warm_up
 
 def _run(options: argparse.Namespace, params: Params) -> None:
     with step_run("warmup", params.warmup) as track:
-        warm_up(options.patches, options.output, options.checkpoints, params.warmup, track)
+        warm_up(options.patches, options.output, options.checkpoints, params=params.warmup, track=track)
     print(f"{options.output}: warm-up generator")
 
 

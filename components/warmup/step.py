@@ -20,7 +20,7 @@ def _weights_path(weights: str) -> Path:
     return weights_file(weights) if weights in GENERATORS else Path(weights)
 
 
-def warm_up(patches: Path, output: Path, checkpoints: Path, params: WarmupParams, track: Track) -> None:
+def warm_up(patches: Path, output: Path, checkpoints: Path, *, params: WarmupParams, track: Track) -> None:
     """Train or import the warm-up generator.
 
     Args:
@@ -49,6 +49,6 @@ def warm_up(patches: Path, output: Path, checkpoints: Path, params: WarmupParams
     if params.iterations:
         job = job_of("warmup", params, patches, start)
         step = warmup_step(params.precision)
-        train_generator(state, patches, params, step, checkpoints, job, track)
+        train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     with whole_folder(output) as folder:
         write_generator(folder, state, start)

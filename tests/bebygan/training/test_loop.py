@@ -79,7 +79,7 @@ def ignore(iteration: int, values: Mapping[str, float] | None) -> None:
 
 def run(patches: Patches, checkpoints: Path, settings: GanSettings = SETTINGS) -> TrainState:
     trained = state(settings)
-    fit(trained, patches, settings, gan_step(settings, None), checkpoints, JOB, ignore)
+    fit(trained, patches, settings, gan_step(settings, None), checkpoints=checkpoints, job=JOB, watch=ignore)
     return trained
 
 
@@ -108,7 +108,7 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(patches: Patches, tmp_
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Preempted, match=f"after iteration {stopped_after}"):
-        fit(state(), patches, SETTINGS, gan_step(SETTINGS, None), tmp_path / "stopped", JOB, stop)
+        fit(state(), patches, SETTINGS, gan_step(SETTINGS, None), checkpoints=tmp_path / "stopped", job=JOB, watch=stop)
 
     assert_equal(run(patches, tmp_path / "stopped").state_dict(), run(patches, tmp_path / "whole").state_dict())
 
@@ -150,7 +150,7 @@ def test_a_finished_run_is_not_trained_again(patches: Patches, tmp_path: Path) -
         raise AssertionError
 
     again = state()
-    fit(again, patches, SETTINGS, never, tmp_path, JOB, ignore)
+    fit(again, patches, SETTINGS, never, checkpoints=tmp_path, job=JOB, watch=ignore)
     assert again.iteration == SETTINGS.iterations
 
 
@@ -189,7 +189,15 @@ def test_a_checkpoint_of_another_job_is_refused_with_what_differs(patches: Patch
     run(patches, tmp_path)
 
     with pytest.raises(ConfigError, match="params differ"):
-        fit(state(), patches, SETTINGS, gan_step(SETTINGS, None), tmp_path, JOB | {"params": "q"}, ignore)
+        fit(
+            state(),
+            patches,
+            SETTINGS,
+            gan_step(SETTINGS, None),
+            checkpoints=tmp_path,
+            job=JOB | {"params": "q"},
+            watch=ignore,
+        )
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(
@@ -209,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(patches: Patches, tmp_p
         return dict(gan_step(SETTINGS, None)(trained, lr, hr)) | {"best_buddy": torch.tensor(float("nan"))}
 
     with pytest.raises(DataError, match="iteration 1: best_buddy not finite"):
-        fit(state(), patches, SETTINGS, diverged, tmp_path, JOB, ignore)
+        fit(state(), patches, SETTINGS, diverged, checkpoints=tmp_path, job=JOB, watch=ignore)
 
 
 def test_the_history_holds_every_logged_value(patches: Patches, tmp_path: Path) -> None:
@@ -231,7 +239,7 @@ def test_the_average_follows_the_generator(patches: Patches, tmp_path: Path) -> 
 def test_training_lowers_the_warmup_loss(patches: Patches, tmp_path: Path) -> None:
     settings = replace(SETTINGS, iterations=40, checkpoint_every=40)
     trained = state(settings)
-    fit(trained, patches, settings, warmup_step("fp32"), tmp_path, JOB, ignore)
+    fit(trained, patches, settings, warmup_step("fp32"), checkpoints=tmp_path, job=JOB, watch=ignore)
 
     losses = [entry["pixel"] for entry in trained.history]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])

@@ -57,15 +57,15 @@ def test_epochs_and_seeds_differ(patches: Patches) -> None:
 
 
 def test_a_batch_does_not_depend_on_how_it_is_split(patches: Patches) -> None:
-    whole = batch(patches, 3, 40, 6, 48, CPU)
-    parts = [batch(patches, 3, first, 2, 48, CPU) for first in (40, 42, 44)]
+    whole = batch(patches, 3, 40, 6, crop=48, device=CPU)
+    parts = [batch(patches, 3, first, 2, crop=48, device=CPU) for first in (40, 42, 44)]
 
     assert torch.equal(whole[0], torch.cat([lr for lr, _ in parts]))
     assert torch.equal(whole[1], torch.cat([hr for _, hr in parts]))
 
 
 def test_a_batch_is_rgb_between_0_and_1(patches: Patches) -> None:
-    lr, hr = batch(patches, 3, 0, 2, 48, CPU)
+    lr, hr = batch(patches, 3, 0, 2, crop=48, device=CPU)
 
     assert lr.shape == (2, 3, 12, 12)
     assert hr.shape == (2, 3, 48, 48)
@@ -85,11 +85,11 @@ def test_all_eight_orientations_occur(patches: Patches) -> None:
 
 def test_a_crop_larger_than_the_patches_is_refused(patches: Patches) -> None:
     with pytest.raises(DataError, match="crop of 128 does not fit into patches of 96"):
-        batch(patches, 1, 0, 1, 128, CPU)
+        batch(patches, 1, 0, 1, crop=128, device=CPU)
 
 
 def test_no_patches_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path, [], 48, 10**6, {})
 
     with pytest.raises(DataError, match="no training patches"):
-        batch(read_patches(tmp_path, "train"), 1, 0, 1, 48, CPU)
+        batch(read_patches(tmp_path, "train"), 1, 0, 1, crop=48, device=CPU)
