@@ -1,10 +1,12 @@
 """Files and folders that are written whole or not at all."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,9 @@ _CANNOT_WRITE = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
 }
+
+_PART = ".part"
+_SECONDS_BEFORE_ABANDONED = 60.0
 
 
 @contextmanager
@@ -41,6 +46,30 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left in a folder: old enough, and no longer locked by a living one."""
+    for part in folder.glob(f".*{_PART}"):
+        try:
+            if time.time() - part.stat().st_mtime > _SECONDS_BEFORE_ABANDONED:
+                with _locked(part):
+                    if part.is_dir():
+                        shutil.rmtree(part)
+                    else:
+                        part.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            continue
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; rename it to `path` when the body ends well, else remove it.
@@ -50,14 +79,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        _remove_abandoned(path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
         os.fchmod(descriptor, 0o644)
         os.close(descriptor)
         temporary = Path(name)
         try:
-            yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
+            with _locked(temporary):
+                yield temporary
+                _sync(temporary)
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -73,20 +104,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        _remove_abandoned(path.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent))
         temporary.chmod(0o755)
         try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            if path.exists():
+            with _locked(temporary):
+                yield temporary
+                for file in temporary.rglob("*"):
+                    if file.is_file():
+                        _sync(file)
                 old = temporary.with_suffix(".old")
-                os.replace(path, old)
+                if path.exists():
+                    os.replace(path, old)
                 os.replace(temporary, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

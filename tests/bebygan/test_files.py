@@ -1,0 +1,124 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bebygan.errors import StorageError
+from bebygan.files import sha256_of, whole_file, whole_folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "deep" / "a") as temporary:
+        temporary.write_text("all of it")
+        assert not (tmp_path / "deep" / "a").exists()
+
+    assert (tmp_path / "deep" / "a").read_text() == "all of it"
+    assert names(tmp_path / "deep") == ["a"]
+
+
+def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    with whole_folder(tmp_path / "a") as temporary:
+        (temporary / "new").touch()
+        assert names(tmp_path / "a") == ["old"]
+
+    assert names(tmp_path / "a") == ["new"]
+    assert names(tmp_path) == ["a"]
+
+
+def fail_midway_in_a_file(path: Path) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+
+def fail_midway_in_a_folder(path: Path) -> None:
+    with whole_folder(path) as temporary:
+        (temporary / "half").touch()
+        raise KeyboardInterrupt
+
+
+def test_a_failure_leaves_the_older_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        fail_midway_in_a_file(tmp_path / "a")
+
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_failure_leaves_the_older_folder_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        fail_midway_in_a_folder(tmp_path / "a")
+
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == []
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permission is denied"),
+    ],
+)
+def test_a_refused_write_says_why_and_what_to_do(tmp_path: Path, number: int, words: str) -> None:
+    with pytest.raises(StorageError, match=f"cannot write .*{words}.*Make room"), whole_folder(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+
+    assert names(tmp_path) == []
+
+
+def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "a"):
+        (tmp_path / "nowhere").read_text()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from bebygan.files import whole_folder
+with whole_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("x")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_kill_leaves_nothing_that_counts_and_the_next_writer_clears_it_away(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (part,) = tmp_path.glob(".*.part")
+        hour_ago = time.time() - 3600
+        os.utime(part, (hour_ago, hour_ago))
+        with whole_file(tmp_path / "b"):
+            assert part.exists(), "a living writer's folder was taken away"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    assert not (tmp_path / "a").exists()
+    with whole_file(tmp_path / "c"):
+        pass
+    assert names(tmp_path) == ["b", "c"]
+
+
+def test_a_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
