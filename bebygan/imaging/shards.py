@@ -46,6 +46,13 @@ class Photograph:
     """(count, 2): top and left of each patch, HR pixels."""
 
 
+def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
+    """Write what np.save writes, but on a full disk raise the OSError that says so: numpy's own has no errno."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.view(np.uint8).data)
+
+
 def write_shards(
     folder: Path, photographs: Iterable[Photograph], size: int, shard_bytes: int, made_from: Mapping[str, str]
 ) -> dict[str, int]:
@@ -70,7 +77,7 @@ def write_shards(
     def close_shard() -> None:
         nonlocal used
         path = folder / f"shard-{len(checksums):03d}.npy"
-        np.save(path, np.concatenate([pixels.reshape(-1) for pixels in pending]))
+        _save(path, np.concatenate([pixels.reshape(-1) for pixels in pending]))
         checksums[path.name] = sha256_of(path)
         pending.clear()
         used = 0
@@ -90,7 +97,7 @@ def write_shards(
         ("photographs.npy", np.array(records, _PHOTOGRAPH)),
         ("windows.npy", np.array(windows, _WINDOW)),
     ):
-        np.save(folder / name, table)
+        _save(folder / name, table)
         checksums[name] = sha256_of(folder / name)
     splits = [window[3] for window in windows]
     counts = {split: splits.count(number) for number, split in enumerate(SPLITS)}

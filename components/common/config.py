@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bebygan.errors import ConfigError
-from bebygan.settings import GanSettings, GeneratorShape, Optimisation
+from bebygan.settings import GanSettings, GeneratorShape, Optimisation, require
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Convertible = Literal["rotated", "grey", "transparent", "cmyk", "16-bit"]
+
+
+def _odd(value: int) -> int:
+    require(value % 2 == 1, f"must be odd, got {value}")
+    return value
 
 
 class Group(BaseModel):
@@ -51,7 +56,7 @@ class PatchesParams(Group):
     """Side of an HR sub-image, pixels (480 in the paper)."""
     step: Annotated[int, Field(ge=4, multiple_of=4)]
     """Distance between neighbouring sub-images, pixels (240 in the paper)."""
-    texture_kernel: Annotated[int, Field(ge=3, le=31)]
+    texture_kernel: Annotated[int, Field(ge=3, le=31), AfterValidator(_odd)]
     """Side of the window in which texture is measured (paper: 11)."""
     texture_threshold: Share
     """Standard deviation of luma in [0, 1] from which a pixel counts as textured (paper: 0.025)."""

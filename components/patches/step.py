@@ -49,9 +49,16 @@ def textured_windows(image: Image, params: PatchesParams) -> npt.NDArray[np.int6
 
 
 def read_photograph(path: Path) -> Image:
-    """Return an ingested photograph as (H, W, 3) RGB, cropped at bottom and right to multiples of the scale."""
-    with PillowImage.open(path) as picture:
-        image: Image = np.asarray(picture)
+    """Return an ingested photograph as (H, W, 3) RGB, cropped at bottom and right to multiples of the scale.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        with PillowImage.open(path) as picture:
+            image: Image = np.asarray(picture)
+    except OSError as error:
+        raise DataError(f"cannot read the photograph {path} ({error}): run ingest again") from error
     height, width = (length - length % SCALE for length in image.shape[:2])
     return image[:height, :width]
 
@@ -78,7 +85,7 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
         Patches per split.
 
     Raises:
-        DataError: the dataset is missing, or no training patch holds enough texture.
+        DataError: the dataset or a photograph of it is missing or damaged, or no training patch holds enough texture.
         StorageError: the output cannot be written.
     """
     try:
