@@ -8,7 +8,19 @@ from pathlib import Path
 
 from components.common.cli import EXIT_CODES, add_params_arguments, report_errors
 from components.common.config import load_params
-from components.common.tracking import WORKSPACE, tracking_uri
+from components.common.registry import champion
+from components.common.tracking import WORKSPACE, finished_run, tracking_uri
+
+
+def _champion_line(model: str, version: str | None) -> str:
+    return f"champion: {f'{model} version {version}' if version else 'none yet'}"
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from pipelines.compiled import write_pipeline  # noqa: PLC0415
+
+    write_pipeline(options.output)
+    print(options.output)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -18,11 +30,11 @@ def _run(options: argparse.Namespace) -> None:
 
     params = load_params(options.params, options.set)
     job = local.job(params, options.source)
-    if not options.force and (reigning := local.unchanged(job)):
-        print(
-            f"nothing to do: photographs, parameters and code are those of a finished run.\n"
-            f"champion: {params.evaluate.model_name} version {reigning.version}"
-        )
+    model = params.evaluate.model_name
+    if not options.force and (earlier := finished_run(job.fingerprint)):
+        reigning = champion(model)
+        print(f"nothing to do: photographs, parameters and code are those of the finished run {earlier}")
+        print(_champion_line(model, reigning.version if reigning else None))
         return
     outcome = local.run(job, options.workspace, options.remote)
     report = local.publish(outcome, options.workspace)
@@ -30,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
     print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
     print()
     print(f"verdict:  {registration['verdict']}")
-    print(f"champion: {params.evaluate.model_name} version {registration['champion']}")
+    print(_champion_line(model, registration["champion"]))
     print(f"report:   {report}")
     print(f"runs:     {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracking_uri()}")
 
@@ -54,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run even when nothing changed")
     add_params_arguments(run)
     run.set_defaults(run=_run)
+    compile_ = commands.add_parser("compile", help="write the pipeline for Kubeflow")
+    compile_.add_argument("output", type=Path, help="YAML file to write")
+    compile_.set_defaults(run=_compile)
     return parser
 
 

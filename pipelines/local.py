@@ -18,8 +18,7 @@ from components.common.cli import FAILURE_FILE
 from components.common.config import GROUPS, Params, to_yaml
 from components.common.progress import WATCHER
 from components.common.provenance import code_hash
-from components.common.registry import ModelVersion, champion
-from components.common.tracking import finished_run, step_run
+from components.common.tracking import step_run
 from components.ingest.source import source_version
 
 
@@ -60,12 +59,6 @@ def job(params: Params, source: str) -> Job:
     if weights.is_file():
         digest.update(sha256_of(weights).encode())
     return Job(params, source, source_version(source), digest.hexdigest())
-
-
-def unchanged(job: Job) -> ModelVersion | None:
-    """Return the champion when this very job has run to its end, else None."""
-    reigning = champion(job.params.evaluate.model_name)
-    return reigning if reigning and finished_run(job.fingerprint) else None
 
 
 @contextmanager

@@ -55,6 +55,6 @@ def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, *, param
     step = gan_step(params, _perceptual(params, device))
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     with whole_folder(output) as folder:
-        write_generator(folder, state, {"start": job["start"], "patches": job["patches"]})
+        write_generator(folder, state, {**job, "seed": str(params.seed)})
         weights = {key: value.cpu().contiguous() for key, value in discriminator.state_dict().items()}
         (folder / "discriminator.safetensors").write_bytes(safetensors_bytes(weights, {}))

@@ -46,9 +46,9 @@ def warm_up(patches: Path, output: Path, checkpoints: Path, *, params: WarmupPar
         if generator.shape != params.generator:
             raise WeightsError(f"{path} holds {generator.shape}, but warmup.generator asks for {params.generator}")
     state = new_state(generator, None, params, training_device())
+    job = job_of("warmup", params, patches, start)
     if params.iterations:
-        job = job_of("warmup", params, patches, start)
         step = warmup_step(params.precision)
         train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     with whole_folder(output) as folder:
-        write_generator(folder, state, start)
+        write_generator(folder, state, {**job, "seed": str(params.seed)})
