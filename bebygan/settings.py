@@ -111,7 +111,7 @@ class Optimisation(Settings):
     """Side of an HR training crop, pixels; a multiple of the scale."""
     schedule: Schedule
     ema_decay: float
-    """Weight of the past in the moving average of the generator."""
+    """Weight of the past in the moving average of the generator; less during the first iterations."""
     precision: Precision
     """Arithmetic of the networks. auto: bf16 where the processor computes it natively, else fp32."""
     channels_last: bool

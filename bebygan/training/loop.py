@@ -15,7 +15,7 @@ from bebygan.settings import Optimisation
 from bebygan.training import checkpoint
 from bebygan.training.sampling import batch
 from bebygan.training.schedules import learning_rate
-from bebygan.training.state import TrainState, update_average
+from bebygan.training.state import TrainState, decay_at, update_average
 
 Step = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]
 """One iteration on (state, LR, HR): updates the networks and returns named scalars, still on the device."""
@@ -92,7 +92,8 @@ def fit(
             lr, hr = batch(patches, optimisation.seed, first, optimisation.batch, crop=optimisation.crop, device=device)
             rate = _set_rate(state, optimisation)
             values = step(state, lr, hr)
-            update_average(state.average, state.generator, optimisation.ema_decay)
+            decay = decay_at(state.iteration, optimisation.ema_decay)
+            update_average(state.average, state.generator, decay)
             state.iteration += 1
             last = state.iteration == optimisation.iterations
             log_now = last or state.iteration % optimisation.log_every == 0

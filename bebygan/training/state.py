@@ -82,6 +82,15 @@ def new_state(
     )
 
 
+def decay_at(iteration: int, decay: float) -> float:
+    """Return the average's decay after so many iterations: min(decay, (1 + iteration) / (10 + iteration)).
+
+    A young average forgets faster. With the full decay from the start, a share decay^iteration of the first, random
+    weights would stay in it: 3 % after 3,500 iterations at 0.999.
+    """
+    return min(decay, (1 + iteration) / (10 + iteration))
+
+
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the average towards the network: average = decay * average + (1 - decay) * network, in place."""

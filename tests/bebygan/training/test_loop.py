@@ -236,6 +236,17 @@ def test_the_average_follows_the_generator(patches: Patches, tmp_path: Path) -> 
     assert 0 < lag < moved
 
 
+def test_the_average_forgets_the_random_start(patches: Patches, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, iterations=60, ema_decay=0.999, checkpoint_every=60)
+    trained = state(settings)
+    with torch.no_grad():
+        trained.average.conv_last.bias.fill_(1e6)
+    fit(trained, patches, settings, warmup_step("fp32"), checkpoints=tmp_path, job=JOB, watch=ignore)
+
+    # With the full decay from the start 94 % of it would be left.
+    assert trained.average.conv_last.bias.max() < 1
+
+
 def test_training_lowers_the_warmup_loss(patches: Patches, tmp_path: Path) -> None:
     settings = replace(SETTINGS, iterations=40, checkpoint_every=40)
     trained = state(settings)
