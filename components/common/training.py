@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bebygan.errors import DataError
 from bebygan.files import sha256_of
 from bebygan.imaging.shards import read_patches
 from bebygan.networks.naming import save_generator
@@ -19,6 +20,22 @@ Track = Callable[[int, Mapping[str, float]], None]
 """Takes an iteration's number and its logged values."""
 
 
+def _about(patches: Path) -> Path:
+    path = patches / "patches.json"
+    if not path.is_file():
+        raise DataError(f"{patches} holds no patches.json: run patches first")
+    return path
+
+
+def photographs_version(patches: Path) -> str:
+    """Return the data version of the photographs that patches were made from.
+
+    Raises:
+        DataError: there are no patches.
+    """
+    return str(json.loads(_about(patches).read_text())["made_from"]["data_version"])
+
+
 def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -> dict[str, str]:
     """Return what a training run is made of: a checkpoint is resumed only by the same job.
 
@@ -27,11 +44,14 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
         params: of the step.
         patches: folder whose patches.json holds the checksums of all pixels.
         start: identity of the weights that training starts from.
+
+    Raises:
+        DataError: there are no patches.
     """
     return {
         "step": step,
         "params": hashlib.sha256(to_yaml(params).encode()).hexdigest(),
-        "patches": sha256_of(patches / "patches.json"),
+        "patches": sha256_of(_about(patches)),
         "code": code_hash(),
         **start,
     }

@@ -7,11 +7,12 @@ from pathlib import Path
 from components.common.cli import run_step, step_parser
 from components.common.config import Params
 from components.common.tracking import step_run
+from components.common.training import photographs_version
 from components.warmup.step import warm_up
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
-    with step_run("warmup", params.warmup) as track:
+    with step_run("warmup", params.warmup, photographs_version(options.patches)) as track:
         warm_up(options.patches, options.output, options.checkpoints, params=params.warmup, track=track)
     print(f"{options.output}: warm-up generator")
 
