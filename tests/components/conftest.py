@@ -7,11 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from bebygan import SCALE
+from bebygan.imaging.bicubic_uint8 import downscale_uint8
+from bebygan.imaging.shards import Photograph, write_shards
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import save_generator
 from bebygan.settings import GeneratorShape
@@ -53,6 +57,19 @@ def dataset(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
         (folder / file).write_bytes(buffer.getvalue())
         rows.append({"sha256": digest, "source": f"trip/{seed}.png", "file": file, "split": split})
     pd.DataFrame(rows).sort_values("sha256").to_parquet(folder / "manifest.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the patches step writes it: one smooth, noisy photograph, patches of 48 pixels."""
+    folder = tmp_path_factory.mktemp("patches")
+    random = np.random.default_rng(1)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
+    hr = (np.asarray(coarse) + random.normal(0, 12, (96, 96, 1))).clip(0, 255).astype(np.uint8)
+    windows = np.array([(top, left) for top in (0, 24, 48) for left in (0, 24, 48)])
+    photograph = Photograph(hr, downscale_uint8(hr, SCALE), "train", windows)
+    write_shards(folder, [photograph], 48, 10**9, {"data_version": f"{'0' * 32}.dir"})
     return folder
 
 

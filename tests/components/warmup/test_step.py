@@ -1,0 +1,296 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from bebygan.errors import DataError, Preempted, StorageError, WeightsError
+from bebygan.files import sha256_of
+from bebygan.networks.generator import Generator
+from bebygan.networks.naming import load_generator, save_generator
+from bebygan.settings import GeneratorShape
+from components.common.config import WarmupParams, load_params
+from components.common.tracking import mlflow_client
+from components.warmup.step import warm_up
+
+ROOT = Path(__file__).parents[3]
+TINY = (
+    "warmup.generator={blocks: 1, features: 4, growth: 2}",
+    "warmup.weights=null",
+    "warmup.iterations=6",
+    "warmup.batch=2",
+    "warmup.crop=48",
+    "warmup.schedule={peak: 1.0e-3, warmup: 2}",
+    "warmup.ema_decay=0.9",
+    "warmup.precision=fp32",
+    "warmup.channels_last=false",
+    "warmup.checkpoint_every=2",
+    "warmup.log_every=1",
+)
+Logged = list[tuple[int, Mapping[str, float]]]
+
+
+def tiny(*changes: str) -> WarmupParams:
+    return load_params(ROOT / "params.yaml", [*TINY, *(f"warmup.{change}" for change in changes)]).warmup
+
+
+def ignore(*_: object) -> None:
+    return
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return load_generator(path).state_dict()
+
+
+def assert_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file of weights of the tiny generator."""
+    torch.manual_seed(7)
+    path = tmp_path / "given.safetensors"
+    save_generator(Generator(GeneratorShape(blocks=1, features=4, growth=2)), path, metadata={"by": "tests"})
+    return path
+
+
+@pytest.fixture
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, patches: Path) -> Path:
+    """Output of a warm-up from scratch that nothing came between."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    warm_up(patches, folder / "out", folder / "checkpoints", params=tiny(), track=ignore)
+    return folder / "out"
+
+
+def stop_at(iteration: int) -> Callable[[int, Mapping[str, float]], None]:
+    def track(done: int, _: Mapping[str, float]) -> None:
+        if done == iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return track
+
+
+def test_given_weights_are_taken_as_they_are(patches: Path, weights: Path, tmp_path: Path) -> None:
+    logged: Logged = []
+    params = tiny("iterations=0", f"weights={weights}")
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=lambda *each: logged.append(each))
+    for name in ("generator", "generator_raw"):
+        assert_same(tensors(tmp_path / "out" / f"{name}.safetensors"), tensors(weights))
+    assert history(tmp_path / "out") == logged == []
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_weights_in_a_public_naming_are_taken(patches: Path, weights: Path, tmp_path: Path) -> None:
+    save_generator(load_generator(weights), tmp_path / "public.safetensors", naming="basicsr")
+    params = tiny("iterations=0", f"weights={tmp_path / 'public.safetensors'}")
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    assert_same(tensors(tmp_path / "out" / "generator.safetensors"), tensors(weights))
+
+
+def test_the_file_says_which_weights_it_started_from(patches: Path, weights: Path, tmp_path: Path) -> None:
+    starts = []
+    for number, given in enumerate((f"weights={weights}", "weights=null")):
+        out = tmp_path / str(number)
+        warm_up(patches, out, tmp_path / "checkpoints", params=tiny(given, "iterations=1"), track=ignore)
+        with safe_open(out / "generator.safetensors", "numpy") as file:
+            starts.append(file.metadata()["start"])
+    assert starts == [sha256_of(weights), "scratch"]
+
+
+def test_training_from_scratch_lowers_the_loss(patches: Path, tmp_path: Path) -> None:
+    logged: Logged = []
+    params = tiny("iterations=40", "checkpoint_every=40", "schedule.peak=1e-2")
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=lambda *each: logged.append(each))
+    losses = [values["pixel"] for _, values in logged]
+    assert len(losses) == 40
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+    assert history(tmp_path / "out") == [{"iteration": iteration, **values} for iteration, values in logged]
+
+
+def test_the_average_and_the_last_weights_are_both_kept(undisturbed: Path) -> None:
+    average, last = (tensors(undisturbed / f"{name}.safetensors") for name in ("generator", "generator_raw"))
+    assert average.keys() == last.keys()
+    assert not torch.equal(average["conv_last.weight"], last["conv_last.weight"])
+
+
+def test_training_goes_on_from_given_weights(patches: Path, weights: Path, tmp_path: Path) -> None:
+    params = tiny(f"weights={weights}", "iterations=1", "ema_decay=0.0", "schedule.peak=1e-6")
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    given, trained = tensors(weights), tensors(tmp_path / "out" / "generator.safetensors")
+    moved = max(float((trained[name] - given[name]).abs().max()) for name in given)
+    assert 0 < moved < 1e-5
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    patches: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    for name, change in (("again", "seed=1"), ("other", "seed=2")):
+        warm_up(patches, tmp_path / name, tmp_path / f"checkpoints {name}", params=tiny(change), track=ignore)
+    assert contents(tmp_path / "again") == contents(undisturbed)
+    assert contents(tmp_path / "other")["generator.safetensors"] != contents(undisturbed)["generator.safetensors"]
+
+
+@pytest.mark.parametrize("stopped_after", [1, 4])
+def test_a_stopped_warm_up_goes_on_and_ends_as_one_that_was_never_stopped(
+    stopped_after: int, patches: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out, checkpoints = tmp_path / "out", tmp_path / "checkpoints"
+    with pytest.raises(Preempted, match=f"stopped on request after iteration {stopped_after}; run again"):
+        warm_up(patches, out, checkpoints, params=tiny(), track=stop_at(stopped_after))
+    assert not out.exists()
+    logged: Logged = []
+    warm_up(patches, out, checkpoints, params=tiny(), track=lambda *each: logged.append(each))
+    assert [iteration for iteration, _ in logged] == list(range(stopped_after + 1, 7))
+    assert contents(out) == contents(undisturbed)
+
+
+def test_a_finished_warm_up_is_not_trained_again(patches: Path, tmp_path: Path) -> None:
+    warm_up(patches, tmp_path / "one", tmp_path / "checkpoints", params=tiny(), track=ignore)
+    logged: Logged = []
+    warm_up(patches, tmp_path / "two", tmp_path / "checkpoints", params=tiny(), track=lambda *each: logged.append(each))
+    assert logged == []
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_other_parameters_and_other_patches_begin_anew(patches: Path, tmp_path: Path) -> None:
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny(), track=ignore)
+    other = shutil.copytree(patches, tmp_path / "other patches")
+    about = json.loads((other / "patches.json").read_text())
+    (other / "patches.json").write_text(json.dumps(about | {"made_from": {"data_version": "another"}}))
+    for folder, params in ((patches, tiny("schedule.peak=2e-3")), (other, tiny())):
+        logged: Logged = []
+        warm_up(
+            folder,
+            tmp_path / "out",
+            tmp_path / "checkpoints",
+            params=params,
+            track=lambda *each, logged=logged: logged.append(each),
+        )
+        assert [iteration for iteration, _ in logged] == [1, 2, 3, 4, 5, 6]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+
+
+def test_weights_of_another_shape_are_refused_with_both_shapes(patches: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    save_generator(Generator(GeneratorShape(blocks=2, features=8, growth=4)), path)
+    with pytest.raises(WeightsError) as error:
+        warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny(f"weights={path}"), track=ignore)
+    for part in (path, "blocks=2, features=8, growth=4", "warmup.generator", "blocks=1, features=4, growth=2"):
+        assert str(part) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no weights at .*given.*: fetch them or correct the path"),
+        (b"", "given.* cannot be read as weights"),
+        (b"This is no file of weights.", "given.* cannot be read as weights"),
+    ],
+)
+def test_weights_that_are_missing_or_damaged_are_named(
+    content: bytes | None, message: str, patches: Path, weights: Path, tmp_path: Path
+) -> None:
+    params = tiny(f"weights={weights}")
+    if content is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_patches_say_which_step_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere holds no patches\.json: run patches first"):
+        warm_up(tmp_path / "nowhere", tmp_path / "out", tmp_path / "checkpoints", params=tiny(), track=ignore)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crop_larger_than_the_patches_is_refused(patches: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a crop of 64 does not fit into patches of 48"):
+        warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny("crop=64"), track=ignore)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_patches_are_refused(patches: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(patches, tmp_path / "damaged")
+    pixels = bytearray((damaged / "shard-000.npy").read_bytes())
+    pixels[500] ^= 1
+    (damaged / "shard-000.npy").write_bytes(pixels)
+    with pytest.raises(DataError, match=r"shard-000\.npy is damaged .* make the patches again"):
+        warm_up(damaged, tmp_path / "out", tmp_path / "checkpoints", params=tiny(), track=ignore)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("full", ["out", "checkpoints"])
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(
+    full: str, patches: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    folders = {name: (small_disk if name == full else tmp_path) / name for name in ("out", "checkpoints")}
+    params = tiny("generator={blocks: 1, features: 24, growth: 12}")
+    with pytest.raises(StorageError, match=r"cannot write .*: the disk is full"):
+        warm_up(patches, folders["out"], folders["checkpoints"], params=params, track=ignore)
+    assert not folders["out"].exists()
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+
+
+def test_what_stood_at_the_output_is_replaced_whole(patches: Path, undisturbed: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "left over").write_text("old")
+    with pytest.raises(DataError):
+        warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny("crop=64"), track=ignore)
+    assert contents(tmp_path / "out") == {"left over": b"old"}
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny(), track=ignore)
+    assert contents(tmp_path / "out") == contents(undisturbed)
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_the_command_is_tracked_with_its_data_version_and_ends_with_the_code_of_the_fault(
+    patches: Path, weights: Path, tmp_path: Path
+) -> None:
+    save_generator(Generator(GeneratorShape(blocks=2, features=8, growth=4)), tmp_path / "large.safetensors")
+
+    def run(given: Path) -> subprocess.CompletedProcess[str]:
+        settings = [f"--set={setting}" for setting in (*TINY, "warmup.iterations=2", f"warmup.weights={given}")]
+        places = ["--patches", str(patches), "--output", "out", "--params", str(ROOT / "params.yaml")]
+        command = [sys.executable, "-m", "components.warmup", *places, *settings]
+        variables = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    wrong = run(tmp_path / "large.safetensors")
+    assert wrong.returncode == 5
+    assert re.fullmatch(r"error: .*large\.safetensors holds .*, but warmup\.generator asks for .*\n", wrong.stderr)
+    right = run(weights)
+    assert (right.returncode, right.stdout, right.stderr) == (0, "out: warm-up generator\n", "")
+    assert {path.name for path in (tmp_path / "workspace" / "checkpoints").glob("warmup-*/*")} == {
+        "iteration-00000002.checkpoint"
+    }
+    client = mlflow_client()
+    [finished, failed] = client.search_runs([client.get_experiment_by_name("bebygan").experiment_id])
+    assert (failed.info.status, finished.info.status) == ("FAILED", "FINISHED")
+    assert finished.data.tags["data_version"] == f"{'0' * 32}.dir"
+    assert finished.data.params["iterations"] == "2"
+    values = client.get_metric_history(finished.info.run_id, "pixel")
+    assert [value.value for value in values] == pytest.approx([entry["pixel"] for entry in history(tmp_path / "out")])
