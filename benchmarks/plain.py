@@ -4,11 +4,20 @@ Tests compare the fast forms with these; benchmarks time against them. The two d
 unfolded windows of `flat_regions` and the five passes of `discriminator_step` are how the official code works.
 """
 
+import io
 import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
+
+from bebygan.losses.best_buddy import pyramid_levels
+from bebygan.losses.objective import Perceptual
+from bebygan.networks.generator import Generator, ResidualDenseBlock, ResidualInResidualDenseBlock
+from bebygan.settings import GanSettings
 
 
 def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
@@ -41,22 +50,21 @@ def _cubic(x: float) -> float:
 
 
 def matlab_resize_rows(images: Tensor, rows: int) -> Tensor:
-    """Resize the rows of (N, C, H, W) as MATLAB's imresize: one output row after the other, one tap after the other."""
+    """Resize the rows of (N, C, H, W) as MATLAB's imresize: gather each output row's taps, weigh them, add them."""
     height = images.shape[-2]
     scale = rows / height
     stretch = min(scale, 1.0)
-    result = []
+    weights, positions = [], []
     for row in range(rows):
         centre = (row + 0.5) / scale - 0.5
-        taps = range(math.floor(centre - 2 / stretch), math.ceil(centre + 2 / stretch) + 1)
-        weights = [_cubic((centre - tap) * stretch) for tap in taps]
-        total = torch.zeros_like(images[..., 0, :])
-        for tap, weight in zip(taps, weights, strict=True):
-            position = tap % (2 * height)
-            mirrored = position if position < height else 2 * height - 1 - position
-            total += weight / sum(weights) * images[..., mirrored, :]
-        result.append(total)
-    return torch.stack(result, -2)
+        first = math.floor(centre - 2 / stretch)
+        taps = range(first, first + math.ceil(4 / stretch) + 2)
+        cubic = [_cubic((centre - tap) * stretch) for tap in taps]
+        weights.append([weight / sum(cubic) for weight in cubic])
+        mirrored = [tap % (2 * height) for tap in taps]
+        positions.append([tap if tap < height else 2 * height - 1 - tap for tap in mirrored])
+    gathered = images[..., torch.tensor(positions, device=images.device), :]
+    return (gathered * torch.tensor(weights, dtype=torch.float64).to(images)[..., None]).sum(-2)
 
 
 def matlab_resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -106,6 +114,96 @@ def discriminator_step(discriminator: nn.Module, sr: Tensor, hr: Tensor) -> floa
     on_fake = _entropy(fake - real.detach().mean(), 0.0) / 2
     torch.autograd.backward(on_fake)
     return float(on_real.detach() + on_fake.detach())
+
+
+def _dense(block: ResidualDenseBlock, x: Tensor) -> Tensor:
+    stack = [x]
+    for conv in (block.conv1, block.conv2, block.conv3, block.conv4):
+        stack.append(F.leaky_relu(conv(torch.cat(stack, 1)), 0.2, inplace=True))
+    return torch.add(0.2 * block.conv5(torch.cat(stack, 1)), x)
+
+
+def _residual_in_residual(block: ResidualInResidualDenseBlock, x: Tensor) -> Tensor:
+    return 0.2 * _dense(block.RDB3, _dense(block.RDB2, _dense(block.RDB1, x))) + x
+
+
+def generate(generator: Generator, lr: Tensor) -> Tensor:
+    """Return SR from the weights of `generator`, layer by layer (arXiv 1809.00219 section 3.1)."""
+    first = x = generator.conv_first(lr)
+    for block in generator.RRDB_trunk.children():
+        assert isinstance(block, ResidualInResidualDenseBlock)
+        x = _residual_in_residual(block, x)
+    x = torch.add(first, generator.trunk_conv(x))
+    for conv in (generator.upconv1, generator.upconv2):
+        x = F.leaky_relu(conv(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2, inplace=True)
+    sr: Tensor = generator.conv_last(F.leaky_relu(generator.HRconv(x), 0.2, inplace=True))
+    return sr
+
+
+def perceptual(network: Perceptual, sr: Tensor, hr: Tensor) -> Tensor:
+    """Return the weighted sum of the mean distances of VGG's features."""
+    taps = tuple(network.taps)
+    found, wanted = network.vgg(sr, taps), network.vgg(hr, taps)
+    return torch.stack([network.taps[tap] * (found[tap] - wanted[tap]).abs().mean() for tap in taps]).sum()
+
+
+def training_iteration(
+    generator: Generator,
+    discriminator: nn.Module,
+    optimisers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    *,
+    network: Perceptual,
+    settings: GanSettings,
+    lr: Tensor,
+    hr: Tensor,
+) -> Mapping[str, Tensor]:
+    """Train generator and discriminator once (arXiv 2103.15295 section 3): five passes of the discriminator.
+
+    The mask is made from HR. Returns the losses as `bebygan.training.step.gan_step` does.
+    """
+    weights, search = settings.losses, settings.best_buddy
+    for optimiser in optimisers:
+        optimiser.zero_grad()
+    sr = generate(generator, lr)
+    mask = 1 - flat_regions(hr, settings.region.window, settings.region.threshold)
+    best, _ = best_buddy(
+        sr,
+        list(pyramid_levels(hr, search.pyramid)),
+        alpha=search.alpha,
+        beta=search.beta,
+        patch=search.patch,
+        stride=search.stride,
+    )
+    losses = {
+        "best_buddy": best,
+        "back_projection": (matlab_resize(sr, *lr.shape[-2:]) - lr).abs().mean(),
+        "perceptual": perceptual(network, sr, hr),
+        "adversarial": generator_adversarial(discriminator, sr * mask, hr * mask),
+    }
+    total = torch.stack([getattr(weights, name) * loss for name, loss in losses.items()]).sum()
+    torch.autograd.backward(total)
+    optimisers[0].step()
+    optimisers[1].zero_grad()
+    judged = discriminator_step(discriminator, sr * mask, hr * mask)
+    optimisers[1].step()
+    return {**losses, "total": total, "discriminator": torch.tensor(judged)}
+
+
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move each parameter of the average towards the network's."""
+    with torch.no_grad():
+        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+            slow.copy_(decay * slow + (1 - decay) * fast)
+
+
+def decode_batch(files: Sequence[tuple[bytes, bytes]], crop: int) -> tuple[Tensor, Tensor]:
+    """Decode image files of LR and HR sub-images, cut a corner off each, return LR and HR (N, 3, H, W) in [0, 1]."""
+    batches = []
+    for side, scale in ((0, 4), (1, 1)):
+        images = [np.asarray(Image.open(io.BytesIO(pair[side]))) for pair in files]
+        corners = np.stack([image[: crop // scale, : crop // scale] for image in images])
+        batches.append(torch.from_numpy(corners).permute(0, 3, 1, 2).float() / 255)
+    return batches[0], batches[1]
 
 
 def ssim(first: Tensor, second: Tensor) -> float:

@@ -1,8 +1,11 @@
 """MATLAB's bicubic `imresize` (a = -0.5, antialiased, symmetric borders), which the x4 benchmarks are made with.
 
-`resize` follows the definition for any size; `downscale` is the same numbers for whole factors by torch's native
-antialiased kernel: it has a = -0.5 too, and differs only at borders, where it renormalises and MATLAB mirrors.
+`resize` follows the definition for any size, as two matrix products: the fastest way on crops. `downscale` is the same
+numbers for whole factors by torch's native antialiased kernel, which stays fast on large images: it has a = -0.5 too,
+and differs only at borders, where it renormalises and MATLAB mirrors.
 """
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +14,15 @@ from torch import Tensor
 from bebygan.imaging.bicubic_uint8 import taps
 
 
-def _weights(inputs: int, outputs: int, scale: float, like: Tensor) -> Tensor:
+@lru_cache(maxsize=8)
+def _weights(inputs: int, outputs: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the weights of one axis as a matrix (outputs, inputs)."""
     weights, positions = taps(inputs, outputs, scale)
-    matrix = torch.zeros(outputs, inputs, dtype=torch.float64)
-    matrix.scatter_add_(1, torch.from_numpy(positions), torch.from_numpy(weights))
-    return matrix.to(like)
+    # A matrix made in inference mode could never serve training.
+    with torch.inference_mode(False):
+        matrix = torch.zeros(outputs, inputs, dtype=torch.float64)
+        matrix.scatter_add_(1, torch.from_numpy(positions), torch.from_numpy(weights))
+        return matrix.to(device, dtype)
 
 
 def resize(images: Tensor, height: int, width: int, scale: float | None = None) -> Tensor:
@@ -31,9 +37,10 @@ def resize(images: Tensor, height: int, width: int, scale: float | None = None) 
     Returns:
         (N, C, height, width) in the dtype of `images`, not clamped.
     """
-    rows = _weights(images.shape[-2], height, scale or height / images.shape[-2], images)
-    columns = _weights(images.shape[-1], width, scale or width / images.shape[-1], images)
-    return rows @ images @ columns.T
+    like = images.dtype, images.device
+    rows = _weights(images.shape[-2], height, scale or height / images.shape[-2], *like)
+    columns = _weights(images.shape[-1], width, scale or width / images.shape[-1], *like)
+    return rows @ (images @ columns.T)
 
 
 def downscale(images: Tensor, factor: int) -> Tensor:

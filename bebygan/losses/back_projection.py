@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from bebygan.imaging.bicubic import downscale
+from bebygan.imaging.bicubic import resize
 from bebygan.precision import at_least_float32, full_precision
 
 
@@ -21,4 +21,4 @@ def back_projection_loss(sr: Tensor, lr: Tensor, scale: int = 4) -> Tensor:
     if sr.shape[-2:] != (lr.shape[-2] * scale, lr.shape[-1] * scale):
         raise ValueError(f"SR of {tuple(sr.shape[-2:])} is not {scale} times LR of {tuple(lr.shape[-2:])}")
     with full_precision(sr.device):
-        return F.l1_loss(downscale(at_least_float32(sr), scale), at_least_float32(lr))
+        return F.l1_loss(resize(at_least_float32(sr), *lr.shape[-2:]), at_least_float32(lr))

@@ -100,6 +100,11 @@ def find_best_buddies(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> Be
         mean = candidates.mean(2, keepdim=True)
         index = _nearest(queries - mean, candidates - mean, settings.chunk)
         chosen = candidates.gather(2, index[:, None].expand(-1, candidates.shape[1], -1))
+        # In flat regions many candidates differ by less than a product rounds. Where the patch's own twin is the best
+        # of them, which is the rule there, its distance taken directly tells.
+        own = (queries - levels[0]).square_().sum(1) < (queries - chosen).square_().sum(1)
+        index = torch.where(own, torch.arange(index.shape[1], device=index.device), index)
+        chosen = torch.where(own[:, None], levels[0], chosen)
     sizes = [level.shape[2] for level in levels]
     return BestBuddies(chosen, index, (*sizes, *(0,) * (3 - len(sizes))))
 

@@ -36,7 +36,7 @@ def test_loss_and_gradient_are_those_of_the_plain_convolution(height: int, width
 
 def test_an_image_agrees_with_its_own_shrunken_one() -> None:
     hr = torch.rand(1, 3, 32, 48)
-    assert back_projection_loss(hr, downscale(hr, 4)).item() == 0
+    assert back_projection_loss(hr, downscale(hr, 4)).item() < 1e-7
 
 
 def test_autocast_and_bfloat16_do_not_coarsen_it() -> None:

@@ -118,6 +118,27 @@ def test_float32_choices_cost_no_more_than_the_best_ones() -> None:
     assert excess.max() < 1e-6
 
 
+def test_in_a_nearly_flat_sky_the_choices_are_closer_to_float64_than_those_of_the_plain_formula() -> None:
+    random = torch.Generator().manual_seed(1)
+    hr = torch.ones(1, 3, 96, 96)
+    hr[..., 60:] = 0.4 * torch.rand(1, 3, 96, 36, generator=random)
+    hr[..., :60][torch.rand(1, 3, 96, 60, generator=random) < 0.01] = 254 / 255
+    sr = F.interpolate(F.interpolate(hr, scale_factor=0.25, mode="bicubic"), scale_factor=4, mode="bicubic")
+    levels = list(pyramid_levels(hr, "matlab"))
+    candidates = torch.cat([F.unfold(level.double(), 3, stride=3) for level in levels], 2)
+    mine, twins = (F.unfold(image.double(), 3, stride=3) for image in (sr, hr))
+    exactly = "donot_use_mm_for_euclid_dist"
+    scores = sum(torch.cdist(side.mT, candidates.mT, compute_mode=exactly) ** 2 for side in (mine, twins))
+
+    def excess(index: Tensor) -> Tensor:
+        return scores.gather(2, index[..., None])[..., 0] - scores.amin(2)
+
+    ours = excess(find_best_buddies(sr, hr, setting()).index)
+    full = excess(plain.best_buddy(sr, levels, alpha=1, beta=1, patch=3, stride=3)[1])
+    assert (ours > 1e-14).sum() <= 0.9 * (full > 1e-14).sum()
+    assert ours.sum() < 0.2 * full.sum()
+
+
 def test_autocast_changes_no_choice_and_no_loss() -> None:
     sr, hr = images()
     outside = find_best_buddies(sr, hr, setting())
