@@ -30,25 +30,35 @@ def warmup_step(precision: Precision) -> Step:
     return step
 
 
+def _discriminator_turn(state: TrainState, logits: Logits) -> Tensor:
+    """Update the discriminator by the passes that the generator's losses were made of; returns its loss."""
+    if state.discriminator is None or state.discriminator_optimiser is None:
+        raise ValueError("GAN training needs a state with a discriminator")
+    loss = discriminator_loss(logits.real, logits.fake)
+    state.discriminator_optimiser.zero_grad()
+    torch.autograd.backward(loss, inputs=list(state.discriminator.parameters()))
+    state.discriminator_optimiser.step()
+    return loss.detach()
+
+
 def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> Step:
     """Return Beby-GAN's iteration (arXiv 2103.15295 section 3): generator and discriminator, each once.
 
     Both gradients come from one pass of the discriminator over HR and one over SR; see `losses.relativistic`.
 
     Args:
-        settings: weights and settings of the losses.
+        settings: weights and settings of the losses; where the adversarial one has no weight, the state needs no
+            discriminator.
         perceptual: frozen network on the device of training; needed where its loss has a weight.
     """
 
     def step(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
         generator, discriminator = state.generator, state.discriminator
-        if discriminator is None or state.discriminator_optimiser is None:
-            raise ValueError("GAN training needs a state with a discriminator")
         with autocast(settings.precision, lr.device):
             sr = generator(lr)
         logits = None
         mask = None
-        if settings.losses.adversarial:
+        if settings.losses.adversarial and discriminator is not None:
             mask = region_mask(hr, lr, settings.region)
             with autocast(settings.precision, lr.device):
                 logits = Logits(real=discriminator(hr * mask), fake=discriminator(sr * mask))
@@ -66,12 +76,8 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> Step:
         torch.autograd.backward(losses["total"], inputs=list(generator.parameters()), retain_graph=logits is not None)
         logged = {name: loss.detach() for name, loss in losses.items()}
         if logits is not None and mask is not None:
-            loss = discriminator_loss(logits.real, logits.fake)
-            state.discriminator_optimiser.zero_grad()
-            torch.autograd.backward(loss, inputs=list(discriminator.parameters()))
-            state.discriminator_optimiser.step()
             logged |= {
-                "discriminator": loss.detach(),
+                "discriminator": _discriminator_turn(state, logits),
                 "logit_real": logits.real.detach().float().mean(),
                 "logit_fake": logits.fake.detach().float().mean(),
                 "textured_share": mask.mean(),

@@ -34,7 +34,7 @@ def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, *, param
         patches: folder that the patches step wrote.
         warmup: folder that the warm-up step wrote.
         output: folder, written whole: generator.safetensors (the average), generator_raw.safetensors,
-            discriminator.safetensors, history.jsonl.
+            discriminator.safetensors where the adversarial loss has a weight, history.jsonl.
         checkpoints: folder for the checkpoints of this and other runs.
         params: of the step.
         track: is given the logged values.
@@ -49,12 +49,13 @@ def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, *, param
     start = warmup / "generator.safetensors"
     generator = load_generator(start)
     torch.manual_seed(params.seed)
-    discriminator = Discriminator(params.crop, params.discriminator_width)
+    discriminator = Discriminator(params.crop, params.discriminator_width) if params.losses.adversarial else None
     state = new_state(generator, discriminator, params, device)
     job = job_of("train", params, patches, {"start": sha256_of(start)})
     step = gan_step(params, _perceptual(params, device))
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     with whole_folder(output) as folder:
         write_generator(folder, state, {**job, "seed": str(params.seed)})
-        weights = {key: value.cpu().contiguous() for key, value in discriminator.state_dict().items()}
-        (folder / "discriminator.safetensors").write_bytes(safetensors_bytes(weights, {}))
+        if discriminator is not None:
+            weights = {key: value.cpu().contiguous() for key, value in discriminator.state_dict().items()}
+            (folder / "discriminator.safetensors").write_bytes(safetensors_bytes(weights, {}))
