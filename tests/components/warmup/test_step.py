@@ -96,7 +96,8 @@ def test_given_weights_are_taken_as_they_are(patches: Path, weights: Path, tmp_p
     warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=lambda *each: logged.append(each))
     for name in ("generator", "generator_raw"):
         assert_same(tensors(tmp_path / "out" / f"{name}.safetensors"), tensors(weights))
-    assert history(tmp_path / "out") == logged == []
+    assert not logged
+    assert not history(tmp_path / "out")
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -288,7 +289,7 @@ def test_the_command_is_tracked_with_its_data_version_and_ends_with_the_code_of_
         "iteration-00000002.checkpoint"
     }
     client = mlflow_client()
-    [finished, failed] = client.search_runs([client.get_experiment_by_name("bebygan").experiment_id])
+    [finished, failed] = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert (failed.info.status, finished.info.status) == ("FAILED", "FINISHED")
     assert finished.data.tags["data_version"] == f"{'0' * 32}.dir"
     assert finished.data.params["iterations"] == "2"

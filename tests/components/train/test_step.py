@@ -1,0 +1,274 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from bebygan.errors import DataError, StorageError
+from bebygan.files import sha256_of
+from bebygan.imaging.shards import Photograph, read_patches, write_shards
+from bebygan.networks.discriminator import Discriminator
+from bebygan.networks.naming import load_generator
+from bebygan.settings import GanSettings
+from components.common.config import load_params
+from components.common.tracking import mlflow_client
+from components.train.__main__ import main
+from components.train.step import train
+
+ROOT = Path(__file__).parents[3]
+TINY = (
+    "train.losses.perceptual=0",
+    "train.discriminator_width=4",
+    "train.iterations=4",
+    "train.batch=2",
+    "train.crop=48",
+    "train.schedule={peak: 1.0e-3, warmup: 2}",
+    "train.ema_decay=0.9",
+    "train.precision=fp32",
+    "train.channels_last=false",
+    "train.checkpoint_every=2",
+    "train.log_every=1",
+)
+FILES = {"generator.safetensors", "generator_raw.safetensors", "discriminator.safetensors", "history.jsonl"}
+Main = Callable[..., tuple[int, str]]
+
+
+def tiny(*changes: str) -> GanSettings:
+    return load_params(ROOT / "params.yaml", [*TINY, *(f"train.{change}" for change in changes)]).train
+
+
+def ignore(*_: object) -> None:
+    return
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def warmup(generator_folder: Callable[..., Path]) -> Path:
+    return generator_folder("warmup", 1)
+
+
+@pytest.fixture
+def trained(patches: Path, warmup: Path, tmp_path: Path) -> Path:
+    train(patches, warmup, tmp_path / "trained", tmp_path / "trained checkpoints", params=tiny(), track=ignore)
+    return tmp_path / "trained"
+
+
+@pytest.fixture
+def run_main(
+    patches: Path,
+    warmup: Path,
+    mlflow_store: str,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Main:
+    """Runs the command in this process; gives its exit code and standard error."""
+
+    def run(*settings: str, patches: Path = patches, warmup: Path = warmup) -> tuple[int, str]:
+        chosen = [f"--set={setting}" for setting in (*TINY, *settings)]
+        places = ["--patches", str(patches), "--warmup", str(warmup), "--output", "out"]
+        monkeypatch.setattr(sys, "argv", ["train", *places, "--params", str(ROOT / "params.yaml"), *chosen])
+        return main(), capsys.readouterr().err
+
+    return run
+
+
+def test_a_training_leaves_all_its_files(trained: Path, warmup: Path) -> None:
+    assert set(contents(trained)) == FILES
+    Discriminator(48, 4).load_state_dict(load_file(trained / "discriminator.safetensors"))
+    start, average, last = (
+        load_generator(path).state_dict()["conv_last.weight"]
+        for path in (warmup / "generator.safetensors", trained / "generator.safetensors",
+                     trained / "generator_raw.safetensors")
+    )  # fmt: skip
+    assert 0 < (average - start).abs().max() < (last - start).abs().max()
+
+
+def test_every_loss_is_logged_and_kept(patches: Path, warmup: Path, tmp_path: Path) -> None:
+    logged: list[tuple[int, Mapping[str, float]]] = []
+    train(
+        patches, warmup, tmp_path / "out", tmp_path / "checkpoints", params=tiny(),
+        track=lambda *each: logged.append(each),
+    )  # fmt: skip
+    assert [iteration for iteration, _ in logged] == [1, 2, 3, 4]
+    losses = {"best_buddy", "back_projection", "adversarial", "discriminator", "total"}
+    assert losses | {"learning_rate", "textured_share"} <= logged[0][1].keys()
+    assert "perceptual" not in logged[0][1]
+    assert history(tmp_path / "out") == [{"iteration": iteration, **values} for iteration, values in logged]
+
+
+def test_the_weights_say_what_they_were_made_of(trained: Path, warmup: Path, patches: Path) -> None:
+    for name in ("generator", "generator_raw"):
+        with safe_open(trained / f"{name}.safetensors", "numpy") as file:
+            about = file.metadata()
+        assert about["start"] == sha256_of(warmup / "generator.safetensors")
+        assert about["patches"] == sha256_of(patches / "patches.json")
+        assert about["seed"] == "1"
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    trained: Path, patches: Path, warmup: Path, tmp_path: Path
+) -> None:
+    for name, change in (("again", "seed=1"), ("other", "seed=2")):
+        train(patches, warmup, tmp_path / name, tmp_path / f"{name} checkpoints", params=tiny(change), track=ignore)
+    assert contents(tmp_path / "again") == contents(trained)
+    other = contents(tmp_path / "other")
+    assert not [name for name, content in contents(trained).items() if other[name] == content]
+
+
+def test_a_finished_training_is_not_repeated(trained: Path, patches: Path, warmup: Path, tmp_path: Path) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    train(patches, warmup, tmp_path / "again", tmp_path / "trained checkpoints", params=tiny(), track=never)
+    assert contents(tmp_path / "again") == contents(trained)
+
+
+def test_without_adversarial_loss_there_is_no_discriminator_and_any_crop_will_do(
+    patches: Path, warmup: Path, tmp_path: Path
+) -> None:
+    small = read_patches(patches, "train")
+    large = tmp_path / "large"
+    large.mkdir()
+    write_shards(large, [Photograph(small.hr[0], small.lr[0], "train", np.array([(0, 0)]))], 52, 10**9, {})
+    params = tiny("losses.adversarial=0", "crop=52", "iterations=1")
+    train(large, warmup, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    assert set(contents(tmp_path / "out")) == FILES - {"discriminator.safetensors"}
+    assert not {"adversarial", "discriminator"} & history(tmp_path / "out")[0].keys()
+
+
+@pytest.mark.parametrize("full", ["out", "checkpoints"])
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(
+    full: str, patches: Path, warmup: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    folders = {name: (small_disk if name == full else tmp_path) / name for name in ("out", "checkpoints")}
+    with pytest.raises(StorageError, match=r"cannot write .*: the disk is full"):
+        train(
+            patches, warmup, folders["out"], folders["checkpoints"], params=tiny("discriminator_width=16"),
+            track=ignore,
+        )  # fmt: skip
+    assert not folders["out"].exists()
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+
+
+def test_a_failed_training_keeps_the_challenger_that_was_there(trained: Path, patches: Path, warmup: Path) -> None:
+    before = contents(trained)
+    with pytest.raises(DataError, match="diverged"):
+        train(patches, warmup, trained, trained.parent / "c", params=tiny("schedule.peak=1e30"), track=ignore)
+    assert contents(trained) == before
+
+
+def test_missing_warm_up_weights_end_with_their_code(run_main: Main, tmp_path: Path) -> None:
+    code, error = run_main(warmup=tmp_path / "nowhere")
+    assert code == 5
+    assert re.fullmatch(r"error: no weights at .*nowhere/generator\.safetensors: fetch them .*\n", error)
+
+
+def test_damaged_warm_up_weights_end_with_their_code(run_main: Main, warmup: Path) -> None:
+    path = warmup / "generator.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    code, error = run_main()
+    assert code == 5
+    assert re.fullmatch(r"error: .*generator\.safetensors cannot be read as weights .*\n", error)
+
+
+def test_a_perceptual_network_that_cannot_be_had_ends_with_the_weights_code(
+    run_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEBYGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BEBYGAN_WEIGHTS_SOURCES", "folder")
+    monkeypatch.setenv("BEBYGAN_WEIGHTS", str(tmp_path))
+    code, error = run_main("train.losses.perceptual=1")
+    assert code == 5
+    assert re.fullmatch(r"error: .*vgg16.*\n", error)
+    assert not (tmp_path / "workspace" / "checkpoints").exists()
+
+
+def test_missing_patches_end_with_their_code(run_main: Main, tmp_path: Path) -> None:
+    code, error = run_main(patches=tmp_path / "nowhere")
+    assert code == 3
+    assert re.fullmatch(r"error: .*nowhere holds no patches\.json: run patches first\n", error)
+
+
+def test_diverging_ends_with_its_code_and_a_failed_run(run_main: Main, tmp_path: Path) -> None:
+    code, error = run_main("train.schedule.peak=1e30")
+    assert code == 3
+    assert re.fullmatch(r"error: training diverged at iteration \d: .* not finite; lower the learning rate.*\n", error)
+    assert not (tmp_path / "out").exists()
+    client = mlflow_client()
+    [run] = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.iteratons=5", r"there is no parameter train\.iteratons; did you mean train\.iterations\?"),
+        ("train.losses.best_body=1", r"there is no parameter .*; did you mean train\.losses\.best_buddy\?"),
+        ("train.crop=50", r"parameter train: crop must be a multiple of 4 .*, got 50"),
+        ("train.crop=144", r"parameter train: the discriminator takes crops of .*, got 144"),
+        ("train.batch=0", r"parameter train: batch must be at least 1, got 0"),
+        ("train.iterations=many", r"parameter train\.iterations: .*integer.*"),
+        ("train.perceptual.network=vgg11", r"parameter train\.perceptual\.network: .*'vgg16' or 'vgg19'.*"),
+        ("train.region.window=10", r"parameter train\.region: window must be odd .*"),
+        ("train.iterations", r"--set takes name=value, got 'train\.iterations'"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_anything_is_done(
+    setting: str, message: str, run_main: Main, tmp_path: Path
+) -> None:
+    code, error = run_main(setting)
+    assert code == 2
+    assert re.fullmatch(f"error: {message}\n", error), error
+    assert not (tmp_path / "workspace").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_process_that_is_asked_to_stop_goes_on_next_time_as_if_nothing_had_been(
+    patches: Path, warmup: Path, tmp_path: Path
+) -> None:
+    settings = [f"--set={setting}" for setting in (*TINY, "train.iterations=150")]
+    places = ["--patches", str(patches), "--warmup", str(warmup), "--output", "out"]
+    command = [sys.executable, "-m", "components.train", *places, "--params", str(ROOT / "params.yaml"), *settings]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=variables, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "workspace" / "checkpoints").glob("train-*/*.checkpoint")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.terminate()
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 75
+    stopped = re.fullmatch(r"error: stopped on request after iteration (\d+); run again to go on from there\n", error)
+    assert stopped, error
+    assert not (tmp_path / "out").exists()
+
+    again = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "out: challenger\n", "")
+    params = load_params(ROOT / "params.yaml", [*TINY, "train.iterations=150"]).train
+    train(patches, warmup, tmp_path / "undisturbed", tmp_path / "other", params=params, track=ignore)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+    client = mlflow_client()
+    runs = client.search_runs(
+        [each.experiment_id for each in client.search_experiments()], order_by=["attributes.start_time ASC"]
+    )
+    assert [run.info.status for run in runs] == ["KILLED", "FINISHED"]
+    steps = [{value.step for value in client.get_metric_history(run.info.run_id, "best_buddy")} for run in runs]
+    last = int(stopped[1])
+    assert steps == [set(range(1, last + 1)), set(range(last + 1, 151))]
+    assert runs[1].data.params["iterations"] == "150"
