@@ -37,7 +37,7 @@ def add_params_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --params and --set."""
     parser.add_argument("--params", type=Path, default=PARAMS_FILE, help="parameters (default: %(default)s)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one, e.g. train.optimisation.seed=1"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one, e.g. train.seed=2"
     )
 
 
