@@ -1,0 +1,202 @@
+import ast
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.common.config import GROUPS
+from components.common.images import DATA_IMAGE, TORCH_IMAGE
+from pipelines import cli
+
+ROOT = Path(__file__).parents[2]
+CACHED = {"ingest", "patches", "warmup"}
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "a-secret-of-a-bucket",
+    "AWS_ACCESS_KEY_ID": "a-name-of-a-key",
+    "MLFLOW_TRACKING_PASSWORD": "a-password-of-mlflow",
+    "MLFLOW_TRACKING_URI": "https://user:another-password@mlflow.invalid",
+}
+
+
+def compile_pipeline(path: Path, **variables: str) -> bytes:
+    command = [sys.executable, "-m", "pipelines.cli", "compile", str(path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, f"{path}\n"), done.stderr
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return compile_pipeline(tmp_path_factory.mktemp("compiled") / "pipeline.yaml", PYTHONHASHSEED="1", **SECRETS)
+
+
+@pytest.fixture(scope="module")
+def graph(compiled: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(compiled)
+    return found
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return found
+
+
+def tasks(graph: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = graph["root"]["dag"]["tasks"]
+    return found
+
+
+def executor(graph: dict[str, Any], task: str) -> dict[str, Any]:
+    component = graph["components"][tasks(graph)[task]["componentRef"]["name"]]
+    found: dict[str, Any] = graph["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
+    return found
+
+
+def edges_of_kubeflow(graph: dict[str, Any]) -> set[tuple[str, str]]:
+    """Which task reads a folder that which task wrote."""
+    return {
+        (artifact["taskOutputArtifact"]["producerTask"], name)
+        for name, task in tasks(graph).items()
+        for artifact in task["inputs"].get("artifacts", {}).values()
+    }
+
+
+def edges_of_dvc(stages: dict[str, dict[str, Any]]) -> set[tuple[str, str]]:
+    writer = {out: name for name, stage in stages.items() for out in stage["outs"]}
+    return {(writer[path], name) for name, stage in stages.items() for path in stage["deps"] if path in writer}
+
+
+def test_dvc_and_kubeflow_have_the_same_steps(graph: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+    assert set(tasks(graph)) == set(stages) == set(GROUPS)
+
+
+def test_dvc_and_kubeflow_have_the_same_edges(graph: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+    assert edges_of_kubeflow(graph) == edges_of_dvc(stages)
+    assert edges_of_dvc(stages) == {
+        ("ingest", "patches"),
+        ("patches", "warmup"),
+        ("patches", "train"),
+        ("warmup", "train"),
+        ("ingest", "evaluate"),
+        ("warmup", "evaluate"),
+        ("train", "evaluate"),
+        ("train", "register"),
+        ("evaluate", "register"),
+    }
+
+
+def test_a_step_is_given_its_own_parameters_in_both(graph: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+    for name, task in tasks(graph).items():
+        assert task["inputs"]["parameters"]["params"] == {"componentInputParameter": f"{name}_params"}
+        assert stages[name]["params"] == [name]
+    asked = graph["root"]["inputDefinitions"]["parameters"]
+    assert {f"{group}_params" for group in GROUPS} == {name for name in asked if name.endswith("_params")}
+    # Dictionaries and lists would turn integers into floats on their way.
+    assert {parameter["parameterType"] for parameter in asked.values()} == {"STRING"}
+
+
+def test_a_stage_runs_its_step_and_depends_on_its_code(stages: dict[str, dict[str, Any]]) -> None:
+    for name, stage in stages.items():
+        python, module, step, *options = shlex.split(stage["cmd"])
+        assert (python, module, step) == ("python", "-m", f"components.{name}")
+        assert {f"components/{name}", "components/common", "bebygan"} <= set(stage["deps"])
+        values = [value for value in options if not value.startswith("--") and not value.startswith("workspace/")]
+        assert set(values) <= {*stage["deps"], *stage["outs"]}
+        assert set(stage["outs"]) <= set(values)
+
+
+def test_what_is_expensive_and_repeatable_is_cached_and_what_meets_the_world_is_not(graph: dict[str, Any]) -> None:
+    cached = {name for name, task in tasks(graph).items() if task["cachingOptions"].get("enableCache")}
+    assert cached == CACHED
+
+
+def test_a_cached_step_is_told_the_versions_of_its_code_and_data(graph: dict[str, Any]) -> None:
+    for name in CACHED:
+        parameters = tasks(graph)[name]["inputs"]["parameters"]
+        assert parameters["code_version"] == {"componentInputParameter": "code_version"}
+        assert {"source_version", "data_version"} & parameters.keys()
+
+
+def test_every_step_is_told_the_data_version_that_ingest_returned(graph: dict[str, Any]) -> None:
+    version = {"taskOutputParameter": {"outputParameterKey": "Output", "producerTask": "ingest"}}
+    for name, task in tasks(graph).items():
+        if name != "ingest":
+            assert task["inputs"]["parameters"]["data_version"] == version
+
+
+def test_training_images_are_given_to_training_steps_alone(graph: dict[str, Any]) -> None:
+    images = {name: executor(graph, name)["image"] for name in GROUPS}
+    data = {"ingest", "patches"}
+    assert images == {name: DATA_IMAGE if name in data else TORCH_IMAGE for name in GROUPS}
+
+
+def test_nothing_is_installed_when_a_task_starts(graph: dict[str, Any]) -> None:
+    for name in GROUPS:
+        assert "pip install" not in " ".join(executor(graph, name)["command"])
+
+
+def test_a_run_leaves_the_comparison_and_the_registration(graph: dict[str, Any]) -> None:
+    outputs = graph["root"]["dag"]["outputs"]["artifacts"]
+    producers = {name: output["artifactSelectors"][0]["producerSubtask"] for name, output in outputs.items()}
+    assert producers == {"evaluation": "evaluate", "registration": "register"}
+
+
+def test_compiling_again_gives_the_same_bytes(compiled: bytes, tmp_path: Path) -> None:
+    assert compile_pipeline(tmp_path / "again.yaml", PYTHONHASHSEED="2") == compiled
+
+
+def test_the_compiled_pipeline_is_ascii_and_names_neither_secrets_nor_this_machine(
+    compiled: bytes, graph: dict[str, Any]
+) -> None:
+    text = compiled.decode("ascii")
+    for private in (*SECRETS.values(), str(ROOT), str(Path.home()), sys.prefix):
+        assert private not in text
+    for name in GROUPS:
+        assert "env" not in executor(graph, name)
+
+
+def test_kubeflow_reads_what_was_compiled(compiled: bytes, tmp_path: Path) -> None:
+    from kfp.components import load_component_from_file
+
+    (tmp_path / "pipeline.yaml").write_bytes(compiled)
+    loaded = load_component_from_file(str(tmp_path / "pipeline.yaml"))
+    assert loaded.name == "bebygan-retrain"
+    assert set(loaded.pipeline_spec.root.dag.tasks) == set(GROUPS)
+
+
+def test_compiling_into_a_folder_that_cannot_be_written_ends_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert cli.main(["compile", str(tmp_path / "pipeline.yaml")]) == 6
+    assert capsys.readouterr().err.startswith("error: cannot write")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("step", GROUPS)
+def test_a_kubeflow_face_is_thin(step: str) -> None:
+    """Imports, the frame of a task, and one call of the step: nothing else, and nothing that decides."""
+    source = (ROOT / "components" / step / "component.py").read_text()
+    [face] = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    assert face.name == step
+    _, *body = face.body
+    assert (body[-1].end_lineno or 0) - body[0].lineno + 1 <= 25
+    nodes = list(ast.walk(face))
+    deciding = (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.Lambda, ast.FunctionDef, ast.ClassDef)
+    assert [node for node in nodes if isinstance(node, deciding)] == [face]
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert imported - {"pathlib", "bebygan.settings"} == {
+        module for module in imported if module and module.startswith("components.common.")
+    } | {f"components.{step}.step"}
+    assert not [node for node in nodes if isinstance(node, ast.Import)]
