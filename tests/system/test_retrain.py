@@ -1,0 +1,259 @@
+"""The retraining pipeline by its real command, from photographs to a champion, and then again."""
+
+import json
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from bebygan.files import sha256_of
+from bebygan.networks.naming import load_generator
+from components.common.data_version import data_version, fetch
+from tests.system.conftest import Finished, run
+
+pytestmark = pytest.mark.slow
+STEPS = ("ingest", "patches", "warmup", "train", "evaluate", "register")
+TRACKED = STEPS[2:]
+PROVENANCE = {
+    "git_sha", "git_dirty", "code_hash", "data_version", "params_hash", "image_digest", "kfp_run_id", "seed",
+    "metric_protocol", "python_version", "torch_version",
+}  # fmt: skip
+
+
+def client_of(project: Path) -> MlflowClient:
+    uri = f"sqlite:///{project / 'workspace' / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def runs_of(project: Path) -> list[Run]:
+    """Return all runs, oldest first."""
+    client = client_of(project)
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
+
+
+def output_of(project: Path, step: str, artifact: str, run: int = 0) -> Path:
+    """Return the folder that a step wrote in the first run, or in another of those in which it worked."""
+    found = (project / "workspace" / "pipeline").glob(f"*/{step}/{artifact}")
+    return sorted(found, key=lambda path: path.stat().st_mtime)[run]
+
+
+def stepped(finished: Finished) -> list[str]:
+    """Return the steps that worked, in order, as a person was told."""
+    return re.findall(r"^(\w+) done in \d+ s$", finished.err, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def second_run(project: Path, first_run: Finished) -> Finished:  # noqa: ARG001
+    """The same again."""
+    return run(project, "pipelines.cli", "run")
+
+
+@pytest.fixture(scope="module")
+def changed_run(project: Path, second_run: Finished) -> Finished:  # noqa: ARG001
+    """A longer training, judged by a threshold that it cannot reach."""
+    return run(
+        project, "pipelines.cli", "run",
+        "--set", "train.iterations=4", "--set", "evaluate.thresholds.champion.psnr_y=50",
+    )  # fmt: skip
+
+
+def test_a_run_tells_each_step_and_nothing_else(first_run: Finished) -> None:
+    told = [line for step in STEPS for line in (f"{step} ...", f"{step} done in # s")]
+    assert [re.sub(r"\d+", "#", line) for line in first_run.err.splitlines()] == told
+
+
+def test_a_run_ends_with_the_table_the_champion_and_where_to_look(first_run: Finished, project: Path) -> None:
+    lines = first_run.out.splitlines()
+    assert lines[0].split() == ["PSNR-Y", "↑", "SSIM-Y", "↑", "LPIPS", "↓", "LR-PSNR", "↑"]
+    assert [line.split()[0] for line in lines[1:4]] == ["bicubic", "warm-up", "challenger"]
+    values = [[float(value) for value in line.split()[1:]] for line in lines[1:4]]
+    metrics = json.loads((output_of(project, "evaluate", "evaluation") / "metrics.json").read_text())
+    for row, means in zip(values, metrics.values(), strict=True):
+        assert row == pytest.approx(list(means.values()), abs=0.006)
+    said = dict(re.findall(r"^(\w+): +(.+)$", first_run.out, re.MULTILINE))
+    assert said["verdict"] == "promote"
+    assert said["champion"] == "bebygan version 1"
+    page = (project / said["report"]).read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
+    assert said["runs"].endswith(f"ui --backend-store-uri sqlite:///{project / 'workspace' / 'mlflow.db'}")
+
+
+def test_the_champion_is_the_challenger_that_was_trained(first_run: Finished, project: Path) -> None:
+    assert first_run.code == 0
+    champion = client_of(project).get_model_version_by_alias("bebygan", "champion")
+    trained = output_of(project, "train", "challenger") / "generator.safetensors"
+    assert champion.tags["weights_sha256"] == sha256_of(trained)
+    kept = (project / "workspace" / "mlartifacts").rglob("generator.safetensors")
+    assert trained.read_bytes() in [path.read_bytes() for path in kept]
+    metrics = json.loads((output_of(project, "evaluate", "evaluation") / "metrics.json").read_text())
+    for name, value in metrics["challenger"].items():
+        assert float(champion.tags[f"metric.{name}"]) == pytest.approx(value, rel=1e-5)
+    assert champion.tags["verdict"] == "promote"
+
+
+def test_training_changed_the_warm_up_weights(first_run: Finished, project: Path) -> None:
+    assert stepped(first_run) == list(STEPS)
+    before, after = (
+        load_generator(output_of(project, step, name) / "generator.safetensors").conv_last.weight.detach()
+        for step, name in (("warmup", "generator"), ("train", "challenger"))
+    )
+    assert 0 < float((after - before).abs().max()) < 1e-2
+    history = output_of(project, "train", "challenger") / "history.jsonl"
+    logged = [json.loads(line) for line in history.read_text().splitlines()]
+    assert [entry["iteration"] for entry in logged] == [1, 2]
+    assert {"best_buddy", "back_projection", "perceptual", "adversarial", "discriminator"} <= logged[0].keys()
+
+
+def test_held_out_photographs_are_neither_trained_on_nor_left_unmeasured(first_run: Finished, project: Path) -> None:
+    assert first_run.code == 0
+    dataset = output_of(project, "ingest", "dataset")
+    manifest = pq.read_table(dataset / "manifest.parquet").to_pylist()
+    assert {row["split"] for row in manifest} == {"train", "validation", "test"}
+    report = (output_of(project, "evaluate", "evaluation") / "per_photograph.csv").read_text()
+    measured = {line.split(",")[1] for line in report.splitlines()[1:]}
+    assert measured == {row["sha256"] for row in manifest if row["split"] == "test"}
+    about = json.loads((output_of(project, "patches", "shards") / "patches.json").read_text())
+    assert about["made_from"]["data_version"] == data_version(dataset)
+
+
+def test_the_data_version_can_be_fetched_from_the_remote(first_run: Finished, project: Path, tmp_path: Path) -> None:
+    assert first_run.code == 0
+    version = data_version(output_of(project, "ingest", "dataset"))
+    fetch(version, str(project / "workspace" / "dvc-remote"), tmp_path / "back")
+    assert data_version(tmp_path / "back") == version
+
+
+def test_runs_hang_together_and_say_where_they_come_from(first_run: Finished, project: Path) -> None:
+    assert first_run.code == 0
+    parent, *children = runs_of(project)[:5]
+    assert parent.data.tags["step"] == "retrain"
+    assert [child.data.tags["step"] for child in children] == list(TRACKED)
+    version = data_version(output_of(project, "ingest", "dataset"))
+    for each in (parent, *children):
+        assert each.info.status == "FINISHED"
+        assert each.data.tags.keys() >= PROVENANCE
+    for child in children:
+        assert child.data.tags["data_version"] == version
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    champion = client_of(project).get_model_version_by_alias("bebygan", "champion")
+    assert champion.tags["parent_run"] == parent.info.run_id
+    assert champion.tags["data_version"] == version
+    assert champion.run_id == children[-1].info.run_id
+
+
+def test_losses_and_comparison_are_in_mlflow(first_run: Finished, project: Path) -> None:
+    assert first_run.code == 0
+    _, _, train, evaluate, _ = runs_of(project)[:5]
+    assert train.data.metrics["best_buddy"] > 0
+    assert train.data.params["iterations"] == "2"
+    metrics = json.loads((output_of(project, "evaluate", "evaluation") / "metrics.json").read_text())
+    assert evaluate.data.metrics["challenger/lpips"] == pytest.approx(metrics["challenger"]["lpips"])
+
+
+def test_a_second_run_has_nothing_to_do_and_names_the_champion(second_run: Finished, project: Path) -> None:
+    assert second_run.code == 0, second_run.err
+    assert second_run.out.startswith("nothing to do: ")
+    assert second_run.out.endswith("champion: bebygan version 1\n")
+    assert second_run.err == ""
+    assert second_run.seconds < 20
+    assert len(list((project / "workspace" / "pipeline").iterdir())) == 1
+
+
+def test_a_changed_parameter_trains_again_on_what_is_cached(changed_run: Finished, project: Path) -> None:
+    assert changed_run.code == 0, changed_run.err
+    assert stepped(changed_run) == ["train", "evaluate", "register"]
+    history = output_of(project, "train", "challenger", -1) / "history.jsonl"
+    assert len(history.read_text().splitlines()) == 4
+    parent, *children = runs_of(project)[5:]
+    assert [child.data.tags["step"] for child in children] == ["train", "evaluate", "register"]
+    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+
+
+def test_a_challenger_that_fails_a_threshold_leaves_the_champion(changed_run: Finished, project: Path) -> None:
+    assert [line.split()[0] for line in changed_run.out.splitlines()[1:5]] == [
+        "bicubic", "warm-up", "challenger", "champion",
+    ]  # fmt: skip
+    assert "\nverdict:  keep\nchampion: bebygan version 1\n" in changed_run.out
+    client = client_of(project)
+    assert client.get_model_version_by_alias("bebygan", "challenger").tags["verdict"] == "keep"
+    assert client.get_model_version_by_alias("bebygan", "champion").tags["verdict"] == "promote"
+    report = (project / "workspace" / "report" / "report.html").read_text()
+    assert "better by more than 50 asked" in report
+
+
+def test_the_champion_is_measured_anew_and_as_before(changed_run: Finished, project: Path) -> None:
+    """The champion's numbers come from its registered weights, on the same bytes, in the same run."""
+    assert changed_run.code == 0
+    first, second = (
+        json.loads((output_of(project, "evaluate", "evaluation", run) / "metrics.json").read_text()) for run in (0, 1)
+    )
+    assert second["champion"] == first["challenger"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--source", "nowhere"), 3, r"the source nowhere does not exist.*"),
+        (("--source", "data/sample/dogs.png"), 3, r".*data/sample/dogs\.png.*"),
+        (
+            ("--set", "train.iteration=3"),
+            2,
+            r"there is no parameter train\.iteration; did you mean train\.iterations\?",
+        ),
+        (("--set", "warmup.ema_decay=2"), 2, r"parameter warmup: ema_decay must lie in \[0, 1\), got 2\.0"),
+        (("--params", "nothing.yaml"), 2, r"cannot read the parameters nothing\.yaml: No such file or directory"),
+    ],
+)
+def test_what_is_wrong_from_the_start_ends_with_one_line_and_its_code(
+    arguments: tuple[str, ...], code: int, message: str, first_run: Finished, project: Path
+) -> None:
+    assert first_run.code == 0
+    before = len(runs_of(project))
+    done = run(project, "pipelines.cli", "run", *arguments)
+    assert done.code == code, done.err
+    assert re.fullmatch(f"error: {message}\n", done.err)
+    assert len(runs_of(project)) == before
+
+
+def test_a_step_that_refuses_ends_the_run_with_its_line_and_its_code(changed_run: Finished, project: Path) -> None:
+    assert changed_run.code == 0
+    done = run(project, "pipelines.cli", "run", "--set", "patches.texture_threshold=1.0")
+    assert done.code == 3
+    assert done.err.splitlines()[0] == "patches ..."
+    [line] = [line for line in done.err.splitlines()[1:] if line]
+    assert re.fullmatch(r"error: patches: no training patch of 64 pixels in .* lower patches\.minimum_texture .*", line)
+    assert done.out == ""
+    assert runs_of(project)[-1].info.status == "FAILED"
+    again = run(project, "pipelines.cli", "run")
+    assert again.out.startswith("nothing to do")
+    assert again.out.endswith("champion: bebygan version 1\n")
+
+
+def test_a_bug_in_a_step_says_where_its_traceback_is(
+    first_run: Finished, project: Path, new_project: Callable[[str], Path]
+) -> None:
+    assert first_run.code == 0
+    broken = new_project("broken")
+    (broken / "workspace").mkdir()
+    with (
+        sqlite3.connect(project / "workspace" / "mlflow.db") as theirs,
+        sqlite3.connect(broken / "workspace" / "mlflow.db") as ours,
+    ):
+        theirs.backup(ours)
+    step = broken / "components" / "ingest" / "step.py"
+    step.write_text("raise ZeroDivisionError('a bug')\n")
+    done = run(broken, "pipelines.cli", "run")
+    assert done.code == 1
+    assert "a step failed unexpectedly" in done.err.splitlines()[-1]
+    log = broken / "workspace" / "run.log"
+    assert str(log) in done.err.splitlines()[-1]
+    assert "ZeroDivisionError: a bug" in log.read_text()
+    shutil.rmtree(broken)
