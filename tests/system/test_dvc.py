@@ -1,0 +1,140 @@
+"""The same steps as DVC stages: the same numbers as the Kubeflow run, no work done twice, bytes that come back."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from tests.system.conftest import Finished, run
+
+pytestmark = pytest.mark.slow
+STAGES = ("ingest", "patches", "warmup", "train", "evaluate", "register")
+OUTS = (
+    "data/dataset", "data/patches", "artifacts/warmup", "artifacts/challenger", "artifacts/evaluation",
+    "artifacts/registration",
+)  # fmt: skip
+
+
+def contents(project: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that DVC keeps."""
+    files = (path for out in OUTS for path in (project / out).rglob("*") if path.is_file())
+    return {path.relative_to(project).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def locked(project: Path) -> dict[str, dict[str, Any]]:
+    """Return what DVC noted of each out, by its path."""
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    return {out["path"]: out for stage in lock["stages"].values() for out in stage["outs"]}
+
+
+@pytest.fixture(scope="module")
+def desk(new_project: Callable[[str], Path]) -> Path:
+    """A project under git, as a person has it who has cloned it."""
+    folder = new_project("desk")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reproduced(desk: Path) -> Finished:
+    """The first `dvc repro`."""
+    done = run(desk, "dvc", "repro")
+    assert done.code == 0, done.out + done.err
+    return done
+
+
+def test_all_stages_run_once_in_order(reproduced: Finished) -> None:
+    lines = reproduced.out.splitlines()
+    assert [line for line in lines if line.startswith("Running stage")] == [
+        f"Running stage '{name}':" for name in STAGES
+    ]
+
+
+def test_the_numbers_are_those_of_the_kubeflow_run(
+    reproduced: Finished, desk: Path, first_run: Finished, project: Path
+) -> None:
+    assert (reproduced.code, first_run.code) == (0, 0)
+    [kubeflow] = (project / "workspace" / "pipeline").glob("*/evaluate/evaluation/metrics.json")
+    ours = json.loads((desk / "artifacts" / "evaluation" / "metrics.json").read_text())
+    assert ours == json.loads(kubeflow.read_text())
+    assert set(ours) == {"bicubic", "warmup", "challenger"}
+    for step, artifact, out in (("warmup", "generator", "warmup"), ("train", "challenger", "challenger")):
+        [theirs] = (project / "workspace" / "pipeline").glob(f"*/{step}/{artifact}/generator.safetensors")
+        assert (desk / "artifacts" / out / "generator.safetensors").read_bytes() == theirs.read_bytes()
+
+
+def test_a_data_version_is_dvcs_own_name_of_the_dataset(reproduced: Finished, desk: Path) -> None:
+    assert reproduced.code == 0
+    uri = f"sqlite:///{desk / 'workspace' / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    by_step = {each.data.tags["step"]: each for each in runs}
+    assert set(by_step) == {"warmup", "train", "evaluate", "register"}
+    version = locked(desk)["data/dataset"]["md5"]
+    for step in ("warmup", "train", "evaluate"):
+        assert by_step[step].data.tags["data_version"] == version
+    champion = client.get_model_version_by_alias("bebygan", "champion")
+    assert champion.tags["data_version"] == version
+    assert json.loads((desk / "artifacts" / "registration" / "registration.json").read_text())["champion"] == "1"
+
+
+def test_metrics_are_shown(reproduced: Finished, desk: Path) -> None:
+    assert reproduced.code == 0
+    shown = run(desk, "dvc", "metrics", "show", "--json")
+    assert shown.code == 0, shown.err
+    [file] = json.loads(shown.out)[""]["data"].values()
+    assert file["data"] == json.loads((desk / "artifacts" / "evaluation" / "metrics.json").read_text())
+
+
+def test_a_second_repro_does_nothing(reproduced: Finished, desk: Path) -> None:
+    assert reproduced.code == 0
+    before = contents(desk)
+    again = run(desk, "dvc", "repro")
+    assert again.code == 0, again.err
+    assert "Running stage" not in again.out
+    assert "Data and pipelines are up to date." in again.out
+    assert contents(desk) == before
+
+
+def test_what_was_pushed_comes_back_as_the_same_bytes(reproduced: Finished, desk: Path) -> None:
+    assert reproduced.code == 0
+    before = contents(desk)
+    pushed = run(desk, "dvc", "push")
+    assert pushed.code == 0, pushed.err
+    shutil.rmtree(desk / ".dvc" / "cache")
+    for out in OUTS:
+        shutil.rmtree(desk / out)
+    pulled = run(desk, "dvc", "pull")
+    assert pulled.code == 0, pulled.err
+    assert contents(desk) == before
+    assert "Running stage" not in run(desk, "dvc", "repro").out
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "first"),
+    [("train", "iterations", "train"), ("evaluate", "crop", "evaluate"), ("patches", "step", "patches")],
+)
+def test_a_changed_parameter_reaches_the_stages_behind_it_and_no_other(
+    group: str, name: str, first: str, reproduced: Finished, desk: Path
+) -> None:
+    assert reproduced.code == 0
+    text = (desk / "params.yaml").read_text()
+    values = yaml.safe_load(text)
+    values[group][name] += 4
+    (desk / "params.yaml").write_text(yaml.safe_dump(values))
+    try:
+        planned = run(desk, "dvc", "repro", "--dry")
+    finally:
+        (desk / "params.yaml").write_text(text)
+    assert planned.code == 0, planned.err
+    named = [name for name in STAGES if f"Running stage '{name}'" in planned.out]
+    assert named[0] == first
+    assert set(named) <= set(STAGES[STAGES.index(first) :])
