@@ -379,13 +379,13 @@ def outside_the_step(setup: Setup, iterations: int) -> list[Figure]:
     patches = read_patches(setup.crops.patches, "train", verify=False)
     state = new_state(*setup.networks(), settings, CPU)
     measured = gan_step(settings, setup.perceptual())
-    inside = 0.0
+    began: list[float] = []
+    ended: list[float] = []
 
     def step(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
-        nonlocal inside
-        started = time.perf_counter()
+        began.append(time.perf_counter())
         losses = measured(state, lr, hr)
-        inside += time.perf_counter() - started
+        ended.append(time.perf_counter())
         return losses
 
     job = {"step": "benchmark"}
@@ -395,16 +395,14 @@ def outside_the_step(setup: Setup, iterations: int) -> list[Figure]:
             if values is not None:
                 track(iteration, values)
 
-        started = time.perf_counter()
         fit(state, patches, settings, step, checkpoints=Path(name) / "fit", job=job, watch=watch)
-        whole = time.perf_counter() - started
         started = time.perf_counter()
         checkpoint.save(Path(name) / "once", iterations, state.state_dict(), job)
         saving = time.perf_counter() - started
-    # The run above ended with one checkpoint, however short it was.
-    outside = (whole - inside - saving) / iterations + saving / setup.settings.checkpoint_every
-    share = outside / (outside + inside / iterations)
-    return [limited(f"training loop, {setup.shape}: time outside forward, backward, optimiser", 100 * share, "%", 3)]
+    between = np.subtract(began[1:], ended[:-1]).mean() + saving / setup.settings.checkpoint_every
+    inside = np.subtract(ended[1:], began[1:]).mean()
+    name = f"training loop, {setup.shape}: time outside forward, backward, optimiser"
+    return [limited(name, float(100 * between / (between + inside)), "%", 3)]
 
 
 def _ours_loading(crops: Crops) -> Work:
