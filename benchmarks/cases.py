@@ -50,8 +50,6 @@ BEST_BUDDY_NOISE = {"loss": 1e-3, "gradient": _GRADIENT_NOISE}
 """Where two candidates are all but equally near, float32 may choose either; their L1 distances differ a little more."""
 _EQUAL_SCORES = 1e-14
 """The scores of equal candidates, such as patches of a flat sky, differ by no more in float64."""
-_GRADIENT_NOISE = 5e-2
-"""Of |x - y| the gradient is a sign: where the two are all but equal, or two candidates are, noise turns it."""
 
 
 class WrongResultError(Exception):
