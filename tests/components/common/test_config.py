@@ -30,7 +30,7 @@ def test_a_profile_changes_only_what_it_names() -> None:
 
     assert paper.ingest == laptop.ingest
     assert paper.train.schedule.cycle == 200_000
-    assert paper.train.schedule.peak == laptop.train.schedule.peak
+    assert paper.train.schedule.floor == laptop.train.schedule.floor
     assert dict(paper.train.perceptual.taps).keys() == {"conv3_4", "conv4_4", "conv5_4"}
 
 
