@@ -1,6 +1,6 @@
 # make help: what there is to make.
 .DEFAULT_GOAL := help
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 ARGS ?=
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ def _run(options: argparse.Namespace) -> None:
     from pipelines import local  # noqa: PLC0415
 
     params = load_params(options.params, options.set)
+    # The embedded store belongs to the workspace; a server that is named stays.
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{options.workspace.resolve() / 'mlflow.db'}")
+    options.workspace.mkdir(parents=True, exist_ok=True)
+    remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
     job = local.job(params, options.source)
     model = params.evaluate.model_name
     if not options.force and (earlier := finished_run(job.fingerprint)):
@@ -36,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
         print(f"nothing to do: photographs, parameters and code are those of the finished run {earlier}")
         print(_champion_line(model, reigning.version if reigning else None))
         return
-    outcome = local.run(job, options.workspace, options.remote)
+    outcome = local.run(job, options.workspace, remote)
     report = local.publish(outcome, options.workspace)
     registration = json.loads((outcome.registration / "registration.json").read_text())
     print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
@@ -59,9 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
     run.add_argument("--workspace", type=Path, default=WORKSPACE, help="folder for outputs (default: %(default)s)")
     run.add_argument(
-        "--remote",
-        default=str(WORKSPACE / "dvc-remote"),
-        help="DVC remote for data versions, folder or s3://; '' for none (default: %(default)s)",
+        "--remote", help="DVC remote for data versions, folder or s3://; '' for none (default: WORKSPACE/dvc-remote)"
     )
     run.add_argument("--force", action="store_true", help="run even when nothing changed")
     add_params_arguments(run)

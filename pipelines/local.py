@@ -4,21 +4,24 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from bebygan.errors import BebyganError
+import psutil
+
+from bebygan.errors import BebyganError, Preempted
 from bebygan.files import sha256_of
 from components.common.cli import FAILURE_FILE
 from components.common.config import GROUPS, Params, to_yaml
 from components.common.progress import WATCHER
 from components.common.provenance import code_hash
-from components.common.tracking import step_run
+from components.common.tracking import service_errors, step_run
 from components.ingest.source import source_version
 
 
@@ -76,6 +79,28 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
+def _stop_requests_passed_on() -> Iterator[Callable[[], bool]]:
+    """Pass SIGTERM on to the running task, whose end then ends the run. Yield whether there was one."""
+    requested = threading.Event()
+
+    def pass_on(*_: object) -> None:
+        requested.set()
+        for process in psutil.Process().children(recursive=True):
+            # A shell between us and the task waits for it, and must live to tell its exit code.
+            if not process.children():
+                process.terminate()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield requested.is_set
+        return
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield requested.is_set
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
 def _watcher(scratch: Path) -> Iterator[str]:
     """Yield a path that tasks write to what is meant for a person: it comes out of our standard error.
 
@@ -102,9 +127,11 @@ def _watcher(scratch: Path) -> Iterator[str]:
         reader.join()
 
 
-def _failure_of_task(path: Path, log: Path) -> Exception:
+def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
     """Return what the failed task left for us; where it left nothing, it met a bug, and its log tells."""
     if not path.exists():
+        if stopped:
+            return Preempted("stopped on request; run again to go on")
         return RuntimeError(f"a step failed unexpectedly; the end of {log} says how")
     failure = json.loads(path.read_text())
     kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}
@@ -150,7 +177,12 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
             FAILURE_FILE: str(failure),
             WATCHER: watcher,
         }
-        with _environment(inherited), log.open("w") as lines, redirect_stdout(lines):
+        with (
+            _environment(inherited),
+            _stop_requests_passed_on() as stopped,
+            log.open("w") as lines,
+            redirect_stdout(lines),
+        ):
             try:
                 finished = retrain(
                     source=job.source,
@@ -161,8 +193,11 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
                     **parameters,
                 )
             except RuntimeError as error:
-                raise _failure_of_task(failure, log) from error
-    outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
+                raise _failure_of_task(failure, log, stopped=stopped()) from error
+        outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
+        verdict = json.loads((outputs["evaluation"] / "verdict.json").read_text())
+        with service_errors("tagging the run"):
+            parent.client.set_tag(parent.run_id, "data_version", verdict["provenance"]["data_version"])
     return Outcome(outputs["evaluation"], outputs["registration"])
 
 

@@ -42,7 +42,7 @@ class IngestParams(Group):
     near_duplicate_bits: Annotated[int, Field(ge=0, le=64)]
     """Two photographs whose 64-bit perceptual hashes differ in at most so many bits show the same scene."""
     validation_share: Share
-    """Share of the photographs that training is watched on."""
+    """Share of the photographs kept out of training and out of the comparison, to watch training with."""
     test_share: Share
     """Share of the photographs that are held out for the comparison of models."""
     quarantine_tolerance: Share
@@ -177,6 +177,12 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else f"; known are {', '.join(names)}"
 
 
+def _with_value(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """Return the tree with the value at a path replaced, whole mappings too."""
+    first, *rest = path
+    return {**values, first: _with_value(values[first], rest, value) if rest else value}
+
+
 def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     name, equals, text = assignment.partition("=")
     if not equals:
@@ -188,9 +194,7 @@ def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {name} is not YAML: {text!r}") from error
-    for part in reversed(name.split(".")):
-        value = {part: value}
-    return _merged(values, value)
+    return _with_value(values, name.split("."), value)
 
 
 def _known_fields(kind: Any, location: tuple[int | str, ...]) -> list[str]:

@@ -36,15 +36,19 @@ def progress_bar(what: str, unit: str, total: int | None) -> Iterator[Callable[[
             yield bar.update
         return
     started = told = time.monotonic()
-    done = 0
+    done = done_before = 0
 
     def advance(units: int) -> None:
-        nonlocal done, told
+        nonlocal done, done_before, told
+        if units > 1 and not done:
+            # What an earlier process did says nothing about the time that is left.
+            done_before = units
         done += units
         now = time.monotonic()
         if now - told >= _SECONDS_BETWEEN_PLAIN_LINES:
             told = now
-            left = f", {(total - done) / done * (now - started):.0f} s to go" if total and done else ""
+            new = done - done_before
+            left = f", {(total - done) / new * (now - started):.0f} s to go" if total and new else ""
             say(f"{what}: {done} of {total or '?'} {unit} in {now - started:.0f} s{left}")
 
     yield advance

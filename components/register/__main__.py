@@ -1,6 +1,7 @@
 """`python -m components.register`: register a challenger with its verdict."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -9,8 +10,14 @@ from components.common.config import Params
 from components.common.tracking import step_run
 
 
+def _data_version(evaluation: Path) -> str | None:
+    """Return the data version that a verdict names; without a verdict the step refuses by itself."""
+    path = evaluation / "verdict.json"
+    return json.loads(path.read_text())["provenance"]["data_version"] if path.is_file() else None
+
+
 def _run(options: argparse.Namespace, params: Params) -> None:
-    with step_run("register", params.register) as run:
+    with step_run("register", params.register, _data_version(options.evaluation)) as run:
         # mlflow, which it imports, must first be told to be quiet.
         from components.register.step import register  # noqa: PLC0415
 

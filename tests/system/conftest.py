@@ -42,8 +42,8 @@ class Finished:
     seconds: float
 
 
-def run(project: Path, *command: str) -> Finished:
-    """Run a Python module's command in a project's folder, as a person without a terminal would."""
+def start(project: Path, *command: str) -> subprocess.Popen[str]:
+    """Start a Python module's command in a project's folder, as a person without a terminal would."""
     foreign = ("MLFLOW_", "BEBYGAN_PARENT", "BEBYGAN_FAILURE", "BEBYGAN_WATCHER", "KFP_", "AWS_", "PYTHONPATH")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     variables |= {
@@ -51,11 +51,18 @@ def run(project: Path, *command: str) -> Finished:
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(project / "workspace" / "dvc-site"),
     }
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=project, env=variables, capture_output=True, text=True, check=False
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=project, env=variables, stdout=pipe, stderr=pipe, text=True
     )
-    return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
+def run(project: Path, *command: str) -> Finished:
+    """Run a command to its end; see `start`."""
+    started = time.monotonic()
+    process = start(project, *command)
+    out, err = process.communicate()
+    return Finished(process.returncode, out, err, time.monotonic() - started)
 
 
 def _with_tiny_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mlflow.entities import Run
 from bebygan.files import sha256_of
 from bebygan.networks.naming import load_generator
 from components.common.data_version import data_version, fetch
-from tests.system.conftest import Finished, run
+from tests.system.conftest import Finished, run, start
 
 pytestmark = pytest.mark.slow
 STEPS = ("ingest", "patches", "warmup", "train", "evaluate", "register")
@@ -259,3 +260,25 @@ def test_a_bug_in_a_step_says_where_its_traceback_is(
     assert str(log) in done.err.splitlines()[-1]
     assert "ZeroDivisionError: a bug" in log.read_text()
     shutil.rmtree(broken)
+
+
+def test_a_stopped_run_saves_its_training_and_goes_on_from_there(
+    new_project: Callable[[str], Path], first_run: Finished
+) -> None:
+    assert first_run.code == 0
+    project = new_project("stopped")
+    command = ("pipelines.cli", "run", "--set", "train.iterations=60")
+    process = start(project, *command)
+    checkpoints = project / "workspace" / "checkpoints"
+    while not list(checkpoints.glob("train-*/*.checkpoint")) and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    _, told = process.communicate()
+
+    assert process.returncode == 75, told
+    assert re.search(r"error: train: stopped on request after iteration \d+; run again", told)
+    again = run(project, *command)
+    assert again.code == 0, again.err
+    log = (project / "workspace" / "run.log").read_text()
+    assert "ingest" in log
+    assert "champion: bebygan version 1" in again.out
