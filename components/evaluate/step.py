@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image as PillowImage
 
 from bebygan import SCALE
 from bebygan.errors import DataError
@@ -26,6 +25,7 @@ from bebygan.precision import full_precision
 from bebygan.training.precision import training_device
 from components.common.config import EvaluateParams, Metric
 from components.common.data_version import data_version
+from components.common.dataset import photographs_of, read_photograph
 from components.common.progress import progress
 from components.common.provenance import provenance
 from components.common.registry import ModelVersion, champion, download_generator
@@ -67,11 +67,7 @@ def held_out(dataset: Path) -> pd.DataFrame:
     Raises:
         DataError: there is no dataset, or it holds none out.
     """
-    try:
-        manifest = pd.read_parquet(dataset / "manifest.parquet")
-    except FileNotFoundError as error:
-        raise DataError(f"{dataset} holds no manifest.parquet: run ingest first") from error
-    rows = manifest[manifest["split"] == "test"]
+    rows = photographs_of(dataset, ("test",))
     if rows.empty:
         raise DataError(f"{dataset} holds out no photographs: raise ingest.test_share or add photographs")
     return rows
@@ -121,12 +117,7 @@ def measure(dataset: Path, generators: Mapping[Candidate, Path], params: Evaluat
     network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(training_device())
     measured = Measured(rows=[], panels={})
     for photograph in progress(photographs.to_dict("records"), "evaluate", "photographs", len(photographs)):
-        path = dataset / photograph["file"]
-        try:
-            with PillowImage.open(path) as picture:
-                hr = central_square(np.asarray(picture), params.crop)
-        except OSError as error:
-            raise DataError(f"cannot read the photograph {path} ({error}): run ingest again") from error
+        hr = central_square(read_photograph(dataset / photograph["file"]), params.crop)
         lr = downscale_uint8(hr, SCALE)
         rows, columns = most_textured(hr, SIDE)
         panels = {}

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image as PillowImage
 
 from bebygan import SCALE
 from bebygan.errors import DataError
@@ -16,6 +15,7 @@ from bebygan.imaging.shards import SPLITS, Image, Photograph, write_shards
 from bebygan.imaging.texture import local_deviation
 from components.common.config import PatchesParams, to_yaml
 from components.common.data_version import data_version
+from components.common.dataset import photographs_of, read_photograph
 from components.common.progress import progress
 
 
@@ -48,17 +48,8 @@ def textured_windows(image: Image, params: PatchesParams) -> npt.NDArray[np.int6
     return windows
 
 
-def read_photograph(path: Path) -> Image:
-    """Return an ingested photograph as (H, W, 3) RGB, cropped at bottom and right to multiples of the scale.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    try:
-        with PillowImage.open(path) as picture:
-            image: Image = np.asarray(picture)
-    except OSError as error:
-        raise DataError(f"cannot read the photograph {path} ({error}): run ingest again") from error
+def cropped_to_scale(image: Image) -> Image:
+    """Return an image whose sides are multiples of the scale; what is over at bottom and right is left out."""
     height, width = (length - length % SCALE for length in image.shape[:2])
     return image[:height, :width]
 
@@ -67,7 +58,7 @@ def _photographs(dataset: Path, manifest: pd.DataFrame, params: PatchesParams) -
     for file, split in progress(
         zip(manifest["file"], manifest["split"], strict=True), "patches", "photographs", len(manifest)
     ):
-        hr = read_photograph(dataset / file)
+        hr = cropped_to_scale(read_photograph(dataset / file))
         windows = textured_windows(hr, params)
         if len(windows):
             yield Photograph(hr, downscale_uint8(hr, SCALE), split, windows)
@@ -88,11 +79,7 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
         DataError: the dataset or a photograph of it is missing or damaged, or no training patch holds enough texture.
         StorageError: the output cannot be written.
     """
-    try:
-        manifest = pd.read_parquet(dataset / "manifest.parquet")
-    except FileNotFoundError as error:
-        raise DataError(f"{dataset} holds no manifest.parquet: run ingest first") from error
-    manifest = manifest[manifest["split"].isin(SPLITS)]
+    manifest = photographs_of(dataset, SPLITS)
     with whole_folder(output) as folder:
         counts = write_shards(
             folder,
