@@ -151,11 +151,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `over` on `base`, mapping by mapping; anything that is not a mapping is replaced."""
+    """Lay `over` on `base`, mapping by mapping; an empty mapping, and what is no mapping, takes the old one's place."""
     result = dict(base)
     for name, value in over.items():
         old = result.get(name)
-        result[name] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and value:
+            value = _merged(old, value)  # noqa: PLW2901
+        result[name] = value
     return result
 
 
@@ -177,12 +179,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else f"; known are {', '.join(names)}"
 
 
-def _with_value(values: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    """Return the tree with the value at a path replaced, whole mappings too."""
-    first, *rest = path
-    return {**values, first: _with_value(values[first], rest, value) if rest else value}
-
-
 def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     name, equals, text = assignment.partition("=")
     if not equals:
@@ -194,7 +190,9 @@ def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {name} is not YAML: {text!r}") from error
-    return _with_value(values, name.split("."), value)
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return _merged(values, value)
 
 
 def _known_fields(kind: Any, location: tuple[int | str, ...]) -> list[str]:

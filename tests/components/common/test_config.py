@@ -39,6 +39,12 @@ def test_a_value_on_the_command_line_wins() -> None:
     assert load_params(PARAMS, ["train.iterations=50", "train.iterations=60"]).train.iterations == 60
 
 
+def test_a_mapping_is_laid_over_the_old_one_and_an_empty_one_empties_it() -> None:
+    assert load_params(PARAMS, ["train.schedule={warmup: 3}"]).train.schedule.shape == "cosine"
+    assert load_params(PARAMS, ["train.schedule={warmup: 3}"]).train.schedule.warmup == 3
+    assert load_params(PARAMS, ["evaluate.thresholds.bicubic={}"]).evaluate.thresholds.bicubic == {}
+
+
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
     [
