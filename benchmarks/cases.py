@@ -38,8 +38,9 @@ from benchmarks import plain
 from benchmarks.figures import Figure, compared, limited, no_worse
 from benchmarks.measuring import Measured, Outputs, Prepare, Rounds, Work, difference, in_turn
 from components.common.config import Params, PatchesParams
+from components.common.dataset import read_photograph
 from components.common.tracking import step_run
-from components.patches.step import read_photograph, textured_windows
+from components.patches.step import cropped_to_scale, textured_windows
 
 CPU = torch.device("cpu")
 _LOSS_NOISE = 1e-5
@@ -80,7 +81,8 @@ def write_sample(photographs: Path, output: Path, params: PatchesParams) -> None
         DataError: there is no photograph large enough.
     """
     output.mkdir()
-    images = [read_photograph(path) for path in sorted(photographs.iterdir()) if path.suffix in (".jpg", ".png")]
+    paths = sorted(path for path in photographs.iterdir() if path.suffix in (".jpg", ".png"))
+    images = [cropped_to_scale(read_photograph(path)) for path in paths]
     stored = [
         Photograph(hr, downscale_uint8(hr, SCALE), "train", windows)
         for hr in images
