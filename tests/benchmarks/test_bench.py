@@ -226,6 +226,12 @@ def test_another_file_is_not_overwritten(tmp_path: Path, content: str) -> None:
     assert path.read_text() == content
 
 
+def test_the_published_figures_are_readable() -> None:
+    figures = [Figure(**each) for each in json.loads((bench.ROOT / "benchmarks/results.json").read_text())]
+    assert figures
+    assert len({each.name for each in figures}) == len(figures)
+
+
 def test_the_table_says_what_was_missed() -> None:
     lines = table([figure("a long name"), limited("b", 4, "%", 3)]).splitlines()
     assert lines[0].split() == ["figure", "ours", "reference", "unit", "ratio", "target", "met"]
