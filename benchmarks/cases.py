@@ -32,7 +32,7 @@ from bebygan.settings import BestBuddySettings, GanSettings, GeneratorShape, Pre
 from bebygan.training import checkpoint
 from bebygan.training.loop import fit
 from bebygan.training.sampling import batch
-from bebygan.training.state import TrainState, new_state, update_average
+from bebygan.training.state import TrainState, new_state, place, update_average
 from bebygan.training.step import gan_step
 from benchmarks import plain
 from benchmarks.figures import Figure, compared, limited, no_worse
@@ -262,8 +262,8 @@ class Setup:
     def perceptual(self) -> Perceptual:
         """Return the frozen network."""
         taps = dict(self.settings.perceptual.taps)
-        memory_format = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        return Perceptual(load_vgg(self.vgg, max(taps)).to(memory_format=memory_format), taps)  # type: ignore[call-overload]
+        vgg = place(load_vgg(self.vgg, max(taps)), CPU, channels_last=self.settings.channels_last)
+        return Perceptual(vgg, taps)
 
     @property
     def shape(self) -> str:

@@ -143,7 +143,7 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
 
     Args:
         job: what to run.
-        workspace: folder for the steps' outputs, caches and checkpoints.
+        workspace: existing folder for the steps' outputs, caches and checkpoints.
         remote: DVC remote that the data version is pushed to; empty to push nowhere.
 
     Raises:
@@ -156,7 +156,6 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
     from pipelines.retrain import retrain  # noqa: PLC0415
 
     workspace = workspace.resolve()
-    workspace.mkdir(parents=True, exist_ok=True)
     local.init(
         local.SubprocessRunner(use_venv=False),
         pipeline_root=str(workspace / "pipeline"),

@@ -6,8 +6,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from bebygan.imaging import Image
+
 FloatArray = npt.NDArray[np.float64]
-Image = npt.NDArray[np.uint8]
 
 
 def _cubic(x: FloatArray) -> FloatArray:

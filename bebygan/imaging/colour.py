@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from bebygan.imaging.convert import Image
+from bebygan.imaging import Image
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -1,11 +1,10 @@
 """Between images as arrays, (H, W, 3) uint8 RGB, and images as tensors, (N, 3, H, W) float32 RGB in [0, 1]."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Image = npt.NDArray[np.uint8]
+from bebygan.imaging import Image
 
 
 def to_tensor(image: Image, device: torch.device | None = None) -> Tensor:

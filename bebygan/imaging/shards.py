@@ -23,8 +23,8 @@ import numpy.typing as npt
 from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
+from bebygan.imaging import Image
 
-Image = npt.NDArray[np.uint8]
 FORMAT = 1
 SPLITS = ("train", "validation")
 

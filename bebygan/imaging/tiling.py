@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from bebygan import SCALE
-from bebygan.imaging.convert import Image, to_image, to_tensor
+from bebygan.imaging import Image
+from bebygan.imaging.convert import to_image, to_tensor
 from bebygan.networks.generator import Generator
 
 _SMALLEST_TILE = 32

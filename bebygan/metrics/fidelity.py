@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from bebygan import SCALE
 from bebygan.errors import DataError
+from bebygan.imaging import Image
 from bebygan.imaging.bicubic import downscale
 from bebygan.imaging.colour import FloatArray, luma
-from bebygan.imaging.convert import Image
 
 CROP = 4
 _WINDOW = 11

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bebygan.errors import DataError
-from bebygan.imaging.convert import Image, to_tensor
+from bebygan.imaging import Image
+from bebygan.imaging.convert import to_tensor
 from bebygan.networks.perceptual import AlexNet, load_alexnet
 from bebygan.networks.weights import load_exactly, read_state
 from bebygan.precision import full_precision

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bebygan import SCALE
 from bebygan.errors import DataError
-from bebygan.imaging.shards import Image, Patches
+from bebygan.imaging import Image
+from bebygan.imaging.shards import Patches
 
 _ORDER, _CROP = 0, 1
 

@@ -45,6 +45,15 @@ FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
 """Environment variable: where a failing task leaves its message and exit code, which Kubeflow's local runner drops."""
 
 
+def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """Add --patches, --output and --checkpoints; `output` says what is written."""
+    parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
+    parser.add_argument("--output", type=Path, required=True, help=f"folder for the {output}")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("workspace/checkpoints"), help="folder that survives (%(default)s)"
+    )
+
+
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("bebygan", "components", "pipelines"):

@@ -4,13 +4,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image as PillowImage
 
 from bebygan.errors import DataError
-
-Image = npt.NDArray[np.uint8]
+from bebygan.imaging import Image
 
 
 def photographs_of(dataset: Path, splits: Collection[str]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from bebygan import SCALE
-from bebygan.imaging.convert import Image
+from bebygan.imaging import Image
 from bebygan.imaging.texture import local_deviation
 
 SIDE = 192

@@ -14,8 +14,8 @@ import pandas as pd
 from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.files import sha256_of, whole_folder
+from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
-from bebygan.imaging.convert import Image
 from bebygan.imaging.tiling import upscale_image
 from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
 from bebygan.metrics.lpips import Lpips, load_lpips, lpips

@@ -10,8 +10,9 @@ import pandas as pd
 from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.files import whole_folder
+from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
-from bebygan.imaging.shards import SPLITS, Image, Photograph, write_shards
+from bebygan.imaging.shards import SPLITS, Photograph, write_shards
 from bebygan.imaging.texture import local_deviation
 from components.common.config import PatchesParams, to_yaml
 from components.common.data_version import data_version

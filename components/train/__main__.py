@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from components.common.cli import run_step, step_parser
+from components.common.cli import add_training_arguments, run_step, step_parser
 from components.common.config import Params
 from components.common.tracking import step_run
 from components.common.training import photographs_version
@@ -20,12 +20,8 @@ def _run(options: argparse.Namespace, params: Params) -> None:
 def main() -> int:
     """Run the step and return its exit code."""
     parser = step_parser("train", "Train Beby-GAN from the warm-up generator.")
-    parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
     parser.add_argument("--warmup", type=Path, required=True, help="folder that the warm-up step wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the challenger")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("workspace/checkpoints"), help="folder that survives (%(default)s)"
-    )
+    add_training_arguments(parser, "challenger")
     return run_step(parser, _run)
 
 

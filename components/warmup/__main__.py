@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from components.common.cli import run_step, step_parser
+from components.common.cli import add_training_arguments, run_step, step_parser
 from components.common.config import Params
 from components.common.tracking import step_run
 from components.common.training import photographs_version
@@ -20,11 +19,7 @@ def _run(options: argparse.Namespace, params: Params) -> None:
 def main() -> int:
     """Run the step and return its exit code."""
     parser = step_parser("warmup", "Train or import the PSNR-oriented generator that Beby-GAN starts from.")
-    parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the generator")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("workspace/checkpoints"), help="folder that survives (%(default)s)"
-    )
+    add_training_arguments(parser, "generator")
     return run_step(parser, _run)
 
 

@@ -1,4 +1,3 @@
-import json
 import os
 import re
 import subprocess
@@ -22,6 +21,7 @@ from components.common.config import load_params
 from components.common.tracking import mlflow_client
 from components.train.__main__ import main
 from components.train.step import train
+from tests.components.trained import contents, history, ignore
 
 ROOT = Path(__file__).parents[3]
 TINY = (
@@ -43,18 +43,6 @@ Main = Callable[..., tuple[int, str]]
 
 def tiny(*changes: str) -> GanSettings:
     return load_params(ROOT / "params.yaml", [*TINY, *(f"train.{change}" for change in changes)]).train
-
-
-def ignore(*_: object) -> None:
-    return
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def history(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture

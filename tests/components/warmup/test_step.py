@@ -21,6 +21,7 @@ from bebygan.settings import GeneratorShape
 from components.common.config import WarmupParams, load_params
 from components.common.tracking import mlflow_client
 from components.warmup.step import warm_up
+from tests.components.trained import contents, history, ignore
 
 ROOT = Path(__file__).parents[3]
 TINY = (
@@ -41,18 +42,6 @@ Logged = list[tuple[int, Mapping[str, float]]]
 
 def tiny(*changes: str) -> WarmupParams:
     return load_params(ROOT / "params.yaml", [*TINY, *(f"warmup.{change}" for change in changes)]).warmup
-
-
-def ignore(*_: object) -> None:
-    return
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def history(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
