@@ -91,6 +91,27 @@ class Thresholds(Group):
     """The same over the model that holds the alias champion; not asked for while there is none."""
 
 
+Range = tuple[float, float]
+
+
+def _ordered(value: Range) -> Range:
+    require(value[0] <= value[1], f"must be a lower and an upper bound, got {list(value)}")
+    return value
+
+
+class HealthLimits(Group):
+    """Between which values the end of a GAN training counts as healthy. The report tells; promotion does not ask."""
+
+    window: Annotated[float, Field(gt=0, le=1)]
+    """Share of the logged values, the last ones, whose medians are judged."""
+    discriminator_loss: Annotated[Range, AfterValidator(_ordered)]
+    """Below the first the discriminator has won, above the second it tells nothing apart (log 2 is chance)."""
+    logit_margin: Annotated[float, Field(gt=0)]
+    """Distance between the logits of HR and SR from which the adversarial loss saturates."""
+    textured_share: Annotated[Range, AfterValidator(_ordered)]
+    """Below the first the mask hides nearly everything from the discriminator, above the second nothing."""
+
+
 class EvaluateParams(Group):
     """How models are compared on the held-out photographs."""
 
@@ -101,6 +122,7 @@ class EvaluateParams(Group):
     tile: Annotated[int, Field(ge=32)] | None
     """Generators see LR images in tiles of at most this side, which bounds memory; none lets them see images whole."""
     thresholds: Thresholds
+    health: HealthLimits
 
 
 class RegisterParams(Group):

@@ -2,9 +2,7 @@
 
 import base64
 import io
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
@@ -59,19 +57,16 @@ def embedded(image: Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def training_curves(history: Path) -> str | None:
-    """Return the values that training logged as an SVG, one small plot each, or None when it logged none."""
-    if not history.is_file():
-        return None
-    entries = [json.loads(line) for line in history.read_text().splitlines() if line]
-    names = list(dict.fromkeys(name for entry in entries for name in entry if name != "iteration"))
-    if len(entries) < 2 or not names:
+def training_curves(history: Sequence[Mapping[str, float]]) -> str | None:
+    """Return the values that training logged as an SVG, one small plot each, or None when it logged too few."""
+    names = list(dict.fromkeys(name for entry in history for name in entry if name != "iteration"))
+    if len(history) < 2 or not names:
         return None
     rows = -(-len(names) // _CURVES_IN_A_ROW)
     figure = Figure(figsize=(9, 2.1 * rows), layout="constrained")
     for number, name in enumerate(names):
         axes = figure.add_subplot(rows, _CURVES_IN_A_ROW, number + 1)
-        points = [(entry["iteration"], entry[name]) for entry in entries if name in entry]
+        points = [(entry["iteration"], entry[name]) for entry in history if name in entry]
         axes.plot(*zip(*points, strict=True), color="#2563a8", linewidth=1.4)
         axes.set_title(name.replace("_", " "), fontsize=9, loc="left")
         axes.tick_params(labelsize=7)

@@ -26,7 +26,7 @@ def html_report(
     means: Means,
     rows: Sequence[Mapping[str, Any]],
     panels: Mapping[str, Mapping[str, Image]],
-    history: Path,
+    history: Sequence[Mapping[str, float]],
 ) -> str:
     """Return the page.
 
@@ -35,7 +35,7 @@ def html_report(
         means: of each metric by candidate.
         rows: "photograph", "candidate" and the metrics, those of one photograph one after the other.
         panels: by photograph, images by caption.
-        history: the challenger's history.jsonl, which may be missing.
+        history: what the challenger's training logged, oldest first; may be empty.
     """
     best = {metric: _best(means, metric) for metric in METRICS}
     table = {

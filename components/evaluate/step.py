@@ -3,7 +3,7 @@
 import csv
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from components.common.provenance import provenance
 from components.common.registry import ModelVersion, champion, download_generator
 from components.common.tracking import StepRun
 from components.common.weights import weights_file
+from components.evaluate.health import examine
 from components.evaluate.pictures import SIDE, most_textured, side_by_side
 from components.evaluate.report import html_report
 from components.evaluate.table import NAMES
@@ -132,7 +133,14 @@ def measure(dataset: Path, generators: Mapping[Candidate, Path], params: Evaluat
     return measured
 
 
-def _write(folder: Path, measured: Measured, verdict: Mapping[str, Any], history: Path) -> None:
+def _logged(history: Path) -> list[dict[str, float]]:
+    """Return what training logged, oldest first; nothing when there is no such file."""
+    return [json.loads(line) for line in history.read_text().splitlines()] if history.is_file() else []
+
+
+def _write(
+    folder: Path, measured: Measured, verdict: Mapping[str, Any], history: Sequence[Mapping[str, float]]
+) -> None:
     (folder / "metrics.json").write_text(json.dumps(measured.means(), indent=2) + "\n")
     (folder / "verdict.json").write_text(json.dumps(verdict, indent=2) + "\n")
     with (folder / "per_photograph.csv").open("w", newline="") as file:
@@ -166,7 +174,7 @@ def evaluate(
         warmup: folder with the warm-up's generator.safetensors.
         challenger: folder with the challenger's generator.safetensors, and its history.jsonl if there is one.
         output: folder, written whole: metrics.json ({candidate: {metric: mean}}), verdict.json (verdict, reasons, what
-            was compared, protocol, provenance), per_photograph.csv, pictures/, report.html.
+            was compared, health of the training, protocol, provenance), per_photograph.csv, pictures/, report.html.
         params: of the step.
         run: is given the means and the output.
 
@@ -190,9 +198,11 @@ def evaluate(
         measured = measure(dataset, generators, params)
     decision = decide(measured.means(), params.thresholds)
     verdict = _verdict(decision, current, generators["challenger"], params)
+    history = _logged(challenger / "history.jsonl")
+    verdict["health"] = [asdict(finding) for finding in examine(history, params.health)]
     verdict["provenance"] = provenance(params, data_version(dataset))
     with whole_folder(output) as folder:
-        _write(folder, measured, verdict, challenger / "history.jsonl")
+        _write(folder, measured, verdict, history)
     run(0, {f"{candidate}/{name}": value for candidate, row in measured.means().items() for name, value in row.items()})
     run.artifacts(output, "evaluation")
     return decision.verdict

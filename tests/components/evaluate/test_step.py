@@ -27,11 +27,12 @@ from components.evaluate.step import central_square, evaluate, held_out
 from components.evaluate.table import text_table
 
 ROOT = Path(__file__).parents[3]
+HEALTH = {"window": 0.5, "discriminator_loss": (0.05, 0.69), "logit_margin": 10.0, "textured_share": (0.05, 0.98)}
 NOTHING = {"absolute": {}, "bicubic": {}, "warmup": {}, "champion": {}}
 
 
 def params(**changed: Any) -> EvaluateParams:
-    usual = {"model_name": "tests", "crop": 64, "tile": None, "thresholds": NOTHING}
+    usual = {"model_name": "tests", "crop": 64, "tile": None, "thresholds": NOTHING, "health": HEALTH}
     return EvaluateParams.model_validate(usual | changed)
 
 
@@ -180,7 +181,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-HISTORY = "".join(json.dumps({"iteration": n, "best_buddy": 1 / n, "learning_rate": 1e-4}) + "\n" for n in range(1, 9))
+ADVERSARIAL = {"discriminator": 0.5, "logit_real": 1.5, "logit_fake": 0.25, "textured_share": 0.99}
+HISTORY = "".join(json.dumps({"iteration": n, "best_buddy": 1 / n} | ADVERSARIAL) + "\n" for n in range(1, 11))
 
 
 def test_the_report_stands_alone_and_shows_all(compared: Callable[..., str], dataset: Path, tmp_path: Path) -> None:
@@ -198,6 +200,11 @@ def test_the_report_stands_alone_and_shows_all(compared: Callable[..., str], dat
     assert "http://" not in re.sub(r'xmlns[:\w]*="[^"]*"|"http://[^"]*"', "", source)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     shown = [f"{metrics['challenger']['psnr_y']:.2f}", f"{metrics['warmup']['lpips']:.4f}", "at least 99 asked"]
+    shown += [
+        "Adversarial training wants a look.",
+        "logits: those of HR and SR lay 1.25 apart",
+        "the mask hides nothing",
+    ]
     shown += ["a & <b>.png", "best buddy", data_version(dataset), "PSNR-Y", "Keep"]
     assert [text for text in shown if text not in page.text] == []
 
@@ -286,11 +293,9 @@ def test_panels_stand_side_by_side_unchanged() -> None:
     assert (picture[-20:, -30:] == 200).all()
 
 
-@pytest.mark.parametrize("history", [None, "", '{"iteration": 1, "l1": 0.5}\n'])
-def test_without_logged_values_there_are_no_curves(history: str | None, tmp_path: Path) -> None:
-    if history is not None:
-        (tmp_path / "history.jsonl").write_text(history)
-    assert training_curves(tmp_path / "history.jsonl") is None
+@pytest.mark.parametrize("history", [[], [{"iteration": 1, "l1": 0.5}], [{"iteration": 1}, {"iteration": 2}]])
+def test_without_logged_values_there_are_no_curves(history: list[dict[str, float]]) -> None:
+    assert training_curves(history) is None
 
 
 def test_the_text_table_lines_up() -> None:
