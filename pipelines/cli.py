@@ -9,8 +9,11 @@ from pathlib import Path
 
 from components.common.cli import EXIT_CODES, add_params_arguments, report_errors
 from components.common.config import load_params
+from components.common.job import job_here
+from components.common.progress import say
 from components.common.registry import champion
-from components.common.tracking import WORKSPACE, finished_run, tracking_uri
+from components.common.tracking import WORKSPACE, tracking_uri
+from components.detect.step import decide
 
 
 def _champion_line(model: str, version: str | None) -> str:
@@ -34,13 +37,15 @@ def _run(options: argparse.Namespace) -> None:
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{options.workspace.resolve() / 'mlflow.db'}")
     options.workspace.mkdir(parents=True, exist_ok=True)
     remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
-    job = local.job(params, options.source)
+    job = job_here(params, options.source)
     model = params.evaluate.model_name
-    if not options.force and (earlier := finished_run(job.fingerprint)):
+    decision = decide(job, force=options.force)
+    if decision.action == "skip":
         reigning = champion(model)
-        print(f"nothing to do: photographs, parameters and code are those of the finished run {earlier}")
+        print(f"nothing to do: {decision.reason}")
         print(_champion_line(model, reigning.version if reigning else None))
         return
+    say(f"training: {decision.reason}")
     outcome = local.run(job, options.workspace, remote)
     report = local.publish(outcome, options.workspace)
     registration = json.loads((outcome.registration / "registration.json").read_text())

@@ -1,6 +1,5 @@
 """Run the pipeline here, through Kubeflow's local runner, as processes of this Python environment."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,29 +15,10 @@ from pathlib import Path
 import psutil
 
 from bebygan.errors import BebyganError, Preempted
-from bebygan.files import sha256_of
 from components.common.cli import FAILURE_FILE
-from components.common.config import GROUPS, Params, to_yaml
+from components.common.job import Job, inputs_of
 from components.common.progress import WATCHER
-from components.common.provenance import code_hash
-from components.common.tracking import service_errors, step_run
-from components.ingest.source import source_version
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run is made of. Two runs of the same job make the same model."""
-
-    params: Params
-    source: str
-    source_version: str
-    code_version: str
-
-    @property
-    def fingerprint(self) -> str:
-        """Return the SHA-256 over photographs, code and parameters."""
-        parts = (self.source_version, self.code_version, to_yaml(self.params))
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+from components.common.tracking import PIPELINE, service_errors, step_run
 
 
 @dataclass(frozen=True)
@@ -49,19 +29,6 @@ class Outcome:
     """Folder that the evaluate step wrote."""
     registration: Path
     """Folder that the register step wrote."""
-
-
-def job(params: Params, source: str) -> Job:
-    """Identify a run's photographs, code and starting weights.
-
-    Raises:
-        DataError, ServiceError: the photographs cannot be listed.
-    """
-    digest = hashlib.sha256(code_hash().encode())
-    weights = Path(params.warmup.weights or "")
-    if weights.is_file():
-        digest.update(sha256_of(weights).encode())
-    return Job(params, source, source_version(source), digest.hexdigest())
 
 
 @contextmanager
@@ -163,12 +130,11 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
         enable_caching=True,
         cache_root=str(workspace / "cache"),
     )
-    parameters = {f"{group}_params": to_yaml(getattr(job.params, group)) for group in GROUPS}
     log = workspace / "run.log"
     with (
         tempfile.TemporaryDirectory() as scratch,
         _watcher(Path(scratch)) as watcher,
-        step_run("retrain", job.params, tags={"fingerprint": job.fingerprint, "source": job.source}) as parent,
+        step_run(PIPELINE, job.params, tags=job.tags) as parent,
     ):
         failure = Path(scratch) / "failure.json"
         inherited = {
@@ -189,7 +155,7 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
                     code_version=job.code_version,
                     remote=remote,
                     checkpoints=str(workspace / "checkpoints"),
-                    **parameters,
+                    **inputs_of(job.params),
                 )
             except RuntimeError as error:
                 raise _failure_of_task(failure, log, stopped=stopped()) from error

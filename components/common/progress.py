@@ -18,9 +18,13 @@ T = TypeVar("T")
 
 
 @cache
+def _opened(path: str) -> TextIO:
+    return Path(path).open("a", buffering=1)
+
+
 def _watcher() -> TextIO:
     path = os.environ.get(WATCHER)
-    return Path(path).open("a", buffering=1) if path else sys.stderr
+    return _opened(path) if path else sys.stderr
 
 
 def say(text: str) -> None:

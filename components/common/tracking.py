@@ -4,7 +4,7 @@ MLFLOW_TRACKING_URI names the server; without it runs are kept in workspace/mlfl
 artifacts beside it, in mlartifacts.
 A run that MLFLOW_RUN_ID names is adopted (Kubeflow Pipelines with its MLflow plugin makes one for each task); else a
 new one is created in the experiment that MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME names, as a child of
-BEBYGAN_PARENT_RUN.
+BEBYGAN_PARENT_RUN, or of the run that the first task of the same Kubeflow run (KFP_RUN_ID) opened.
 
 mlflow takes seconds to import, and reads its environment while it does: import it through `mlflow_client` only.
 """
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 EXPERIMENT = "bebygan"
+PIPELINE = "retrain"
+"""Tag `step` of a run of the whole pipeline, whose children are the runs of its steps."""
+PARENT = "mlflow.parentRunId"
 WORKSPACE = Path("workspace")
 _SECONDS_BETWEEN_TRIES = 30.0
 _SECONDS_TO_FINISH = 60.0
@@ -184,19 +187,84 @@ def _experiment(client: "MlflowClient") -> str:
         raise
 
 
-def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str, str]) -> str:
-    """Adopt or create a run and log its parameters and facts."""
+def _describe(client: "MlflowClient", run_id: str, params: object, facts: Mapping[str, str]) -> None:
     from mlflow.entities import Param, RunTag  # noqa: PLC0415
 
+    values = [Param(name, str(value)) for name, value in flatten(yaml.safe_load(to_yaml(params)))]
+    client.log_batch(run_id, params=values, tags=[RunTag(name, value) for name, value in facts.items()])
+
+
+def _pipeline_run(client: "MlflowClient") -> str | None:
+    """Return the id of the run of the whole pipeline that this process works for, or None when there is none yet."""
+    if parent := os.environ.get("BEBYGAN_PARENT_RUN"):
+        return parent
+    if own := os.environ.get("MLFLOW_RUN_ID"):
+        # Kubeflow's plugin nests the runs of tasks in one that it made for the pipeline.
+        found = client.get_run(own).data.tags.get(PARENT)
+        return str(found) if found else None
+    if kubeflow := os.environ.get("KFP_RUN_ID"):
+        wanted = f"tags.kfp_run_id = '{kubeflow}' and tags.step = '{PIPELINE}'"
+        opened = client.search_runs([_experiment(client)], wanted, max_results=1)
+        return str(opened[0].info.run_id) if opened else None
+    return None
+
+
+def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str, str]) -> str:
+    """Adopt or create a run and log its parameters and facts."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
         client.update_run(run_id, "RUNNING")
     else:
-        parent = os.environ.get("BEBYGAN_PARENT_RUN")
-        tags = {"mlflow.parentRunId": parent} if parent else {}
+        parent = _pipeline_run(client)
+        tags = {PARENT: parent} if parent else {}
         run_id = str(client.create_run(_experiment(client), run_name=step, tags=tags).info.run_id)
-    values = [Param(name, str(value)) for name, value in flatten(yaml.safe_load(to_yaml(params)))]
-    client.log_batch(run_id, params=values, tags=[RunTag(name, value) for name, value in facts.items()])
+    _describe(client, run_id, params, facts)
+    return run_id
+
+
+def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:
+    """Open the run of the whole pipeline, which its tasks find by KFP_RUN_ID, or describe the one that is there.
+
+    A task that is tried again finds the one it opened before.
+
+    Args:
+        params: of the pipeline; logged, and hashed into the provenance.
+        tags: more facts.
+
+    Returns:
+        Its id. `close_pipeline_run` ends it.
+
+    Raises:
+        ServiceError: the server is away or refuses.
+    """
+    client = mlflow_client()
+    facts = {"step": PIPELINE, **provenance(params), **tags}
+    with service_errors("opening the run of the pipeline"):
+        run_id = _pipeline_run(client)
+        if run_id is None:
+            run_id = str(client.create_run(_experiment(client), run_name=PIPELINE).info.run_id)
+        client.update_run(run_id, "RUNNING")
+        _describe(client, run_id, params, facts)
+    return run_id
+
+
+def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
+    """End the run of the whole pipeline as FINISHED, FAILED or KILLED, and tag it.
+
+    Returns:
+        Its id; None when none was opened, as where there was nothing to do.
+
+    Raises:
+        ServiceError: the server is away or refuses.
+    """
+    client = mlflow_client()
+    with service_errors("ending the run of the pipeline"):
+        run_id = _pipeline_run(client)
+        if run_id is None or "fingerprint" not in client.get_run(run_id).data.tags:
+            return None
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+        client.set_terminated(run_id, status)
     return run_id
 
 

@@ -28,7 +28,7 @@ from components.common.data_version import data_version, push
 from components.common.progress import progress
 from components.common.storage import CONNECTIONS, is_bucket
 from components.ingest.photograph import Photograph, Reason, Refusal, examine
-from components.ingest.source import SourceFile, list_source
+from components.common.source import SourceFile, list_source
 from components.ingest.splits import SPLITS, Hashes, Split, near_duplicates, nearest, split_of
 
 if TYPE_CHECKING:

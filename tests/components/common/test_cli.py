@@ -33,9 +33,9 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     path = tmp_path / "watched"
     path.touch()
     monkeypatch.setenv(progress.WATCHER, str(path))
-    progress._watcher.cache_clear()
+    progress._opened.cache_clear()
     yield path.read_text
-    progress._watcher.cache_clear()
+    progress._opened.cache_clear()
 
 
 def fail(error: BaseException) -> Callable[[], None]:

@@ -36,9 +36,9 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     path = tmp_path / "watched"
     path.touch()
     monkeypatch.setenv(WATCHER, str(path))
-    module._watcher.cache_clear()
+    module._opened.cache_clear()
     yield lambda: path.read_text().splitlines()
-    module._watcher.cache_clear()
+    module._opened.cache_clear()
 
 
 def test_what_takes_moments_is_not_told(watched: Callable[[], list[str]]) -> None:

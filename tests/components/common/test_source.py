@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bebygan.errors import ConfigError, DataError
-from components.ingest.source import is_no_picture, list_source, source_version
+from components.common.source import is_no_picture, list_source, source_version
 
 
 def fill(folder: Path, *names: str) -> None:

@@ -1,0 +1,1 @@
+"""Detect: whether photographs, code or parameters changed since the champion was made."""

@@ -1,0 +1,26 @@
+"""`python -m components.detect`: say whether a training would find anything new, and what."""
+
+import argparse
+import sys
+
+from components.common.cli import run_step, step_parser
+from components.common.config import Params
+from components.common.job import job_here
+from components.detect.step import decide
+
+
+def _run(options: argparse.Namespace, params: Params) -> None:
+    decision = decide(job_here(params, options.source), force=options.force)
+    print(f"{decision.action}: {decision.reason}")
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("detect", "Say whether photographs, code or parameters changed since the champion was made.")
+    parser.add_argument("--source", required=True, help="a folder, or s3://bucket/prefix (AWS_* variables)")
+    parser.add_argument("--force", action="store_true", help="train in any case")
+    return run_step(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

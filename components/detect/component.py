@@ -1,0 +1,48 @@
+"""Kubeflow faces: look at the photographs, then decide."""
+
+from kfp import dsl
+
+from components.common.images import DATA_IMAGE, TORCH_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def look(source: str) -> str:
+    """Return the version of what lies at a source, before it is taken in."""
+    from components.common.cli import task
+    from components.common.source import source_version
+
+    with task("look"):
+        return source_version(source)
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def decide(
+    source: str,
+    source_version: str,
+    code_version: str,
+    force: str,
+    reason: str,
+    open_run: bool,
+    ingest_params: str,
+    patches_params: str,
+    warmup_params: str,
+    train_params: str,
+    evaluate_params: str,
+    register_params: str,
+) -> str:
+    """Return "train" or "skip"; a training can be opened as the run that its steps' runs belong to."""
+    from components.common.cli import task
+    from components.common.job import Job, params_of
+    from components.detect.step import begin
+
+    with task("decide"):
+        groups = {
+            "ingest": ingest_params,
+            "patches": patches_params,
+            "warmup": warmup_params,
+            "train": train_params,
+            "evaluate": evaluate_params,
+            "register": register_params,
+        }
+        job = Job(params_of(groups), source, source_version, code_version)
+        return begin(job, force=force, asked_because=reason, open_run=open_run)

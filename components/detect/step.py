@@ -1,0 +1,131 @@
+"""Decide whether a job is worth a training, and say what changed since the champion was made."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+
+from bebygan.errors import ConfigError
+from components.common.config import to_yaml
+from components.common.job import Job
+from components.common.progress import say
+from components.common.provenance import flatten
+from components.common.registry import champion
+from components.common.tracking import PARENT, finished_run, mlflow_client, open_pipeline_run, service_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_NAMED = 4
+"""Changed parameters that a reason names; of more it tells how many."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done about a job, and why, in one line."""
+
+    action: Literal["train", "skip"]
+    reason: str
+
+
+def _pipeline_run_of_champion(model: str) -> "tuple[str, Run | None] | None":
+    """Return the champion's version and the run of the whole pipeline that made it, as far as they are there."""
+    reigning = champion(model)
+    if reigning is None:
+        return None
+    client = mlflow_client()
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    with service_errors(f"asking what {reigning.uri} was made of"):
+        try:
+            parent = client.get_run(reigning.run_id).data.tags.get(PARENT)
+            return reigning.version, client.get_run(parent) if parent else None
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return reigning.version, None
+            raise
+
+
+def _changed_parameters(job: Job, before: "Run") -> str | None:
+    """Name the parameters that differ, or return None when none does."""
+    if before.data.tags.get("params_hash") == hashlib.sha256(to_yaml(job.params).encode()).hexdigest():
+        return None
+    now = {name: str(value) for name, value in flatten(yaml.safe_load(to_yaml(job.params)))}
+    then = before.data.params
+    changed = [
+        f"{name} {then.get(name, 'unset')} -> {now.get(name, 'unset')}"
+        for name in sorted(now.keys() | then.keys())
+        if now.get(name) != then.get(name)
+    ]
+    if len(changed) > _NAMED:
+        changed[_NAMED:] = [f"and {len(changed) - _NAMED} more"]
+    return f"parameters changed ({', '.join(changed)})"
+
+
+def _reason(job: Job) -> str:
+    made = _pipeline_run_of_champion(job.params.evaluate.model_name)
+    if made is None:
+        return "there is no champion yet"
+    version, before = made
+    if before is None or "source_version" not in before.data.tags:
+        return f"what the champion, version {version}, was made of is not known"
+    tags = before.data.tags
+    differences = [
+        "photographs changed" if tags["source_version"] != job.source_version else None,
+        "code changed" if tags.get("code_version") != job.code_version else None,
+        _changed_parameters(job, before),
+    ]
+    told = [difference for difference in differences if difference]
+    if not told:
+        return f"nothing changed since the champion, version {version}, but the run that made it did not finish"
+    return f"{', '.join(told)} since the champion, version {version}"
+
+
+def decide(job: Job, *, force: bool = False) -> Decision:
+    """Decide whether to train.
+
+    A finished run of the same photographs, code and parameters makes another one pointless, whether or not its
+    challenger became champion.
+
+    Args:
+        job: what would be run.
+        force: train in any case.
+
+    Returns:
+        The decision. The reason of a training names what changed since the champion was made.
+
+    Raises:
+        ServiceError: the tracker or the registry is away or refuses.
+    """
+    if force:
+        return Decision("train", "it was asked for")
+    if earlier := finished_run(job.fingerprint):
+        return Decision("skip", f"photographs, parameters and code are those of the finished run {earlier}")
+    return Decision("train", _reason(job))
+
+
+def begin(job: Job, *, force: str, asked_because: str, open_run: bool) -> Literal["train", "skip"]:
+    """Decide, say so, and open the run that those of the steps will belong to.
+
+    Args:
+        job: what would be run.
+        force: "auto" to decide, "always" to train in any case.
+        asked_because: why somebody started the pipeline; empty where nobody says.
+        open_run: whether a training is opened as a run of the whole pipeline, see `open_pipeline_run`.
+
+    Returns:
+        The action.
+
+    Raises:
+        ConfigError: `force` is neither.
+        ServiceError: the tracker or the registry is away or refuses.
+    """
+    if force not in ("auto", "always"):
+        raise ConfigError(f"force must be auto or always, got {force!r}")
+    decision = decide(job, force=force == "always")
+    reason = f"{decision.reason}; started because {asked_because}" if asked_because else decision.reason
+    say(f"{'training' if decision.action == 'train' else 'nothing to do'}: {reason}")
+    if decision.action == "train" and open_run:
+        open_pipeline_run(job.params, {**job.tags, "reason": reason})
+    return decision.action

@@ -1,0 +1,233 @@
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from bebygan.errors import ConfigError, ServiceError
+from components.common.config import load_params
+from components.common.job import Job, inputs_of, job_here, params_of
+from components.common.tracking import close_pipeline_run, mlflow_client, open_pipeline_run, step_run
+from components.detect import __main__ as command
+from components.detect.step import Decision, begin, decide
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def job() -> Job:
+    return Job(load_params(ROOT / "params.yaml"), "s3://bucket/photographs", "source-1", "code-1")
+
+
+def with_params(job: Job, *assignments: str) -> Job:
+    return dataclasses.replace(job, params=load_params(ROOT / "params.yaml", assignments))
+
+
+def finish(job: Job, monkeypatch: pytest.MonkeyPatch, *, promote: bool, status: str = "FINISHED") -> str:
+    """Leave what a whole run leaves: a run with the job's tags, a child that registered, an alias."""
+    monkeypatch.delenv("BEBYGAN_PARENT_RUN", raising=False)
+    parent = open_pipeline_run(job.params, job.tags)
+    monkeypatch.setenv("BEBYGAN_PARENT_RUN", parent)
+    with step_run("register", job.params.register) as run:
+        if promote:
+            register_version(run.client, job.params.evaluate.model_name, run.run_id)
+    assert close_pipeline_run(status, {}) == parent
+    monkeypatch.delenv("BEBYGAN_PARENT_RUN")
+    return parent
+
+
+def register_version(client: MlflowClient, model: str, run_id: str) -> None:
+    if not client.search_registered_models(f"name='{model}'"):
+        client.create_registered_model(model)
+    version = client.create_model_version(model, "file:///nowhere", run_id)
+    client.set_registered_model_alias(model, "champion", str(version.version))
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_without_a_champion_it_trains_and_says_so(job: Job) -> None:
+    assert decide(job) == Decision("train", "there is no champion yet")
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_finished_run_of_the_same_job_makes_another_pointless_unless_it_is_asked_for(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = finish(job, monkeypatch, promote=True)
+    decision = decide(job)
+    assert decision.action == "skip"
+    assert decision.reason == f"photographs, parameters and code are those of the finished run {earlier}"
+    moved = dataclasses.replace(job, source="/elsewhere")
+    assert decide(moved).action == "skip"
+    assert decide(job, force=True).action == "train"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_run_whose_challenger_was_not_promoted_is_not_repeated(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(job, monkeypatch, promote=True)
+    other = dataclasses.replace(job, source_version="source-2")
+    finish(other, monkeypatch, promote=False)
+    assert decide(other).action == "skip"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"source_version": "source-2"}, "photographs changed since the champion, version 1"),
+        ({"code_version": "code-2"}, "code changed since the champion, version 1"),
+        (
+            {"source_version": "source-2", "code_version": "code-2"},
+            "photographs changed, code changed since the champion, version 1",
+        ),
+    ],
+)
+def test_what_changed_since_the_champion_was_made_is_named(
+    job: Job, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], reason: str
+) -> None:
+    finish(job, monkeypatch, promote=True)
+    decision = decide(dataclasses.replace(job, **change))  # type: ignore[arg-type]
+    assert (decision.action, decision.reason) == ("train", reason)
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_changed_parameters_are_named_with_their_values_and_many_are_counted(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(job, monkeypatch, promote=True)
+    one = decide(with_params(job, "train.iterations=7", "evaluate.thresholds.absolute={}"))
+    assert one.action == "train"
+    assert "train.iterations 225 -> 7" in one.reason
+    assert "evaluate.thresholds.absolute.lr_psnr 30.0 -> unset" in one.reason
+    assert one.reason.endswith("since the champion, version 1")
+    many = [f"train.{name}=3" for name in ("iterations", "batch", "seed", "log_every", "checkpoint_every")]
+    assert decide(with_params(job, *many)).reason.count("->") == 4
+    assert "and 1 more" in decide(with_params(job, *many)).reason
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_run_that_failed_after_promoting_is_repeated_and_a_foreign_champion_is_told(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(job, monkeypatch, promote=True, status="FAILED")
+    assert decide(job).reason.startswith("nothing changed since the champion, version 1, but the run")
+    with step_run("register", job.params.register) as run:
+        register_version(run.client, "bebygan", run.run_id)
+    assert decide(job).reason == "what the champion, version 2, was made of is not known"
+
+
+def test_a_tracker_that_is_away_is_told_and_not_taken_for_an_empty_one(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ServiceError, match="see that it runs"):
+        decide(job)
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_training_is_opened_once_however_often_the_task_is_tried(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-1")
+    for _ in range(2):
+        assert begin(job, force="auto", asked_because="it is Monday", open_run=True) == "train"
+    assert capsys.readouterr().err == "training: there is no champion yet; started because it is Monday\n" * 2
+    client = mlflow_client()
+    [opened] = client.search_runs([client.get_experiment_by_name("bebygan").experiment_id])
+    assert opened.info.status == "RUNNING"
+    tags = opened.data.tags
+    assert {name: tags[name] for name in ("step", "kfp_run_id", *job.tags)} == {
+        "step": "retrain",
+        "kfp_run_id": "kubeflow-1",
+        **job.tags,
+    }
+    assert tags["reason"] == "there is no champion yet; started because it is Monday"
+    assert tags["params_hash"]
+    with step_run("train", job.params.train) as run:
+        pass
+    assert client.get_run(run.run_id).data.tags["mlflow.parentRunId"] == opened.info.run_id
+    # Another run of the pipeline is none of its business.
+    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-2")
+    with step_run("train", job.params.train) as other:
+        pass
+    assert "mlflow.parentRunId" not in client.get_run(other.run_id).data.tags
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_deciding_without_opening_leaves_no_run_and_neither_does_a_skip(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-1")
+    assert begin(job, force="auto", asked_because="", open_run=False) == "train"
+    client = mlflow_client()
+    assert client.get_experiment_by_name("bebygan") is None or not client.search_runs(["1"])
+    finish(job, monkeypatch, promote=True)
+    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-2")
+    assert begin(job, force="auto", asked_because="", open_run=True) == "skip"
+    assert not client.search_runs(["1"], "tags.kfp_run_id = 'kubeflow-2'")
+    assert begin(job, force="always", asked_because="", open_run=True) == "train"
+    assert client.search_runs(["1"], "tags.kfp_run_id = 'kubeflow-2'")
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_where_kubeflow_tracks_by_itself_its_own_run_of_the_pipeline_is_described_and_ended(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow_client()
+    experiment = client.create_experiment("of-kubeflow")
+    parent = client.create_run(experiment, tags={"kfp.pipeline_run_id": "kubeflow-1"}).info.run_id
+    own = client.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id
+    for name, value in {"MLFLOW_EXPERIMENT_ID": experiment, "MLFLOW_RUN_ID": own, "KFP_RUN_ID": "kubeflow-1"}.items():
+        monkeypatch.setenv(name, value)
+    assert close_pipeline_run("FINISHED", {}) is None
+    assert begin(job, force="auto", asked_because="", open_run=True) == "train"
+    assert client.get_run(parent).data.tags["fingerprint"] == job.fingerprint
+    assert close_pipeline_run("FINISHED", {"console": "http://kubeflow"}) == parent
+    ended = client.get_run(parent)
+    assert (ended.info.status, ended.data.tags["console"]) == ("FINISHED", "http://kubeflow")
+    assert begin(job, force="auto", asked_because="", open_run=True) == "skip"
+
+
+def test_a_word_that_is_neither_auto_nor_always_is_refused(job: Job) -> None:
+    with pytest.raises(ConfigError, match="auto or always, got 'no'"):
+        begin(job, force="no", asked_because="", open_run=False)
+
+
+def test_parameters_travel_as_inputs_of_a_pipeline_and_come_back_equal() -> None:
+    params = load_params(ROOT / "params.yaml")
+    inputs = inputs_of(params)
+    groups = {name.removesuffix("_params"): text for name, text in inputs.items()}
+    assert params_of(groups) == params
+    with pytest.raises(ConfigError, match=r"iterashuns.*iterations"):
+        params_of(groups | {"train": groups["train"].replace("iterations", "iterashuns")})
+
+
+def test_a_job_is_told_apart_by_photographs_code_starting_weights_and_parameters(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "start.safetensors"
+    weights.write_bytes(b"1")
+    params = load_params(ROOT / "params.yaml", [f"warmup.weights={weights}"])
+    jobs = [job_here(params, str(photographs))]
+    weights.write_bytes(b"2")
+    jobs.append(job_here(params, str(photographs)))
+    (photographs / "00.png").unlink()
+    jobs.append(job_here(params, str(photographs)))
+    jobs.append(dataclasses.replace(jobs[-1], params=load_params(ROOT / "params.yaml", ["train.seed=9"])))
+    assert len({each.fingerprint for each in jobs}) == len(jobs)
+    assert jobs[0].source_version == jobs[1].source_version != jobs[2].source_version
+    assert jobs[0].code_version != jobs[1].code_version == jobs[2].code_version
+    assert {len(each.fingerprint) for each in jobs} == {hashlib.sha256().digest_size * 2}
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_the_command_prints_the_decision(
+    photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: list[Any] = ["detect", "--source", str(photographs), "--params", str(ROOT / "params.yaml")]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert command.main() == 0
+    assert capsys.readouterr().out == "train: there is no champion yet\n"
