@@ -100,6 +100,24 @@ class Schedule(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retention(Settings):
+    """Which checkpoints stay; each is kept that any of these asks for."""
+
+    newest: int
+    """So many of the newest, at least two: the last one may have been written while the disk failed."""
+    every: int
+    """Those of iterations that are a multiple of this; 0 keeps none for that."""
+    best: str | None
+    """The one with the best value of this name in the history, such as validation.psnr_y; none keeps none for that."""
+    best_is: Literal["highest", "lowest"]
+    """Which value of `best` is the best."""
+
+    def __post_init__(self) -> None:
+        require(self.newest >= 2, f"newest must be at least 2, got {self.newest}")
+        require(self.every >= 0, f"every must not be negative, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimisation(Settings):
     """How long, on what, and how fast; the same for the warm-up and the GAN phase."""
 
@@ -119,6 +137,7 @@ class Optimisation(Settings):
     seed: int
     checkpoint_every: int
     """Iterations between checkpoints; one is also written at the end."""
+    keep: Retention
     log_every: int
     """Iterations between two logged values."""
 

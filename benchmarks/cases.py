@@ -397,7 +397,8 @@ def outside_the_step(setup: Setup, iterations: int) -> list[Figure]:
 
         fit(state, patches, settings, step, checkpoints=Path(name) / "fit", job=job, watch=watch)
         started = time.perf_counter()
-        checkpoint.save(Path(name) / "once", iterations, state.state_dict(), job)
+        with checkpoint.Checkpoints(Path(name) / "once", job, settings.keep) as checkpoints:
+            checkpoints.save(iterations, state.state_dict())
         saving = time.perf_counter() - started
     between = np.subtract(began[1:], ended[:-1]).mean() + saving / setup.settings.checkpoint_every
     inside = np.subtract(ended[1:], began[1:]).mean()

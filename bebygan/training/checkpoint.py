@@ -1,84 +1,322 @@
-"""Checkpoints: written whole, checked when read, the newest good one wins."""
+"""Checkpoints: all that training needs to go on as if it had never been stopped, written while it goes on.
+
+A file is a line with the SHA-256 of what follows, a line of JSON (format number, iteration, job), and what `torch.save`
+made of the state: networks, average, optimisers, iteration, history, and every random generator of every process.
+Loaders have no state to save: which sample comes next is a pure function of seed and iteration, see `sampling`.
+"""
 
 import hashlib
 import io
+import json
 import logging
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
+from torch import Tensor, distributed
 
-from bebygan.errors import ConfigError, DataError
-from bebygan.files import whole_file
+from bebygan.errors import BebyganError, ConfigError, DataError, StorageError
+from bebygan.files import storage_errors, whole_file
+from bebygan.settings import Retention
 
 _log = logging.getLogger(__name__)
-FORMAT = 1
-# The last one may have been written while the disk failed: one before it always stays.
-_KEPT = 2
-_DIGEST_BYTES = 32
+FORMAT = 2
+_DIGEST_LENGTH = 64
+
+Job = Mapping[str, str]
+"""What a run is made of, name by name: parameters, data version, code, the weights it starts from."""
+Keep = Callable[[Iterable[int]], set[int]]
+"""Tells which of the checkpoints of these iterations stay."""
+Saved = Callable[[Path, Keep], None]
+"""Told of each checkpoint once it is written; called from the thread that writes, which waits for it."""
 
 
-def _numbered(folder: Path) -> list[Path]:
-    return sorted(folder.glob("iteration-*.checkpoint"))
+def name_of(iteration: int) -> str:
+    """Return the file name of an iteration's checkpoint."""
+    return f"iteration-{iteration:08d}.checkpoint"
 
 
-def save(folder: Path, iteration: int, state: dict[str, Any], job: dict[str, str]) -> Path:
-    """Write a checkpoint and remove all but the newest two.
+def iteration_of(name: str) -> int | None:
+    """Return the iteration of a checkpoint's file name, or None for other names."""
+    number = name.removeprefix("iteration-").removesuffix(".checkpoint")
+    return int(number) if number.isdecimal() and name == name_of(int(number)) else None
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints of a folder by iteration, oldest first; none where there is no folder."""
+    found = {iteration_of(path.name): path for path in folder.glob("iteration-*.checkpoint")}
+    return {iteration: found[iteration] for iteration in sorted(number for number in found if number is not None)}
+
+
+def kept(iterations: Iterable[int], keep: Retention, history: Sequence[Mapping[str, float]], now: int) -> set[int]:
+    """Return the iterations whose checkpoints stay.
 
     Args:
-        folder: of the run; made when missing.
-        iteration: iterations done.
-        state: what `torch.save` takes.
-        job: what the run is made of (hash of configuration, data version, code); `load_newest` compares it.
-
-    Raises:
-        StorageError: the folder cannot be written.
+        iterations: that have a checkpoint. Later ones than `now` do not stay: they were passed over as damaged.
+        keep: see `Retention`.
+        history: logged values. A checkpoint's is the newest that was logged up to its iteration.
+        now: iterations done.
     """
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "job": job, "state": state}, buffer)
-    path = folder / f"iteration-{iteration:08d}.checkpoint"
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        file.write(hashlib.sha256(buffer.getbuffer()).digest())
-        file.write(buffer.getbuffer())
-    for old in _numbered(folder)[:-_KEPT]:
-        old.unlink(missing_ok=True)
-    return path
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        raise DataError(f"{path} is damaged: its checksum does not fit")
-    checkpoint: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    if checkpoint["format"] > FORMAT:
-        raise DataError(f"{path} has format {checkpoint['format']}, this version reads up to {FORMAT}: update bebygan")
-    return checkpoint
-
-
-def load_newest(folder: Path, job: dict[str, str]) -> dict[str, Any] | None:
-    """Return the state of the newest undamaged checkpoint, or None when there is none.
-
-    Raises:
-        ConfigError: the checkpoint belongs to another job; says what differs.
-        DataError: every checkpoint is damaged, or the newest was written by a newer version.
-    """
-    paths = _numbered(folder)
-    for path in reversed(paths):
-        try:
-            checkpoint = _read(path)
-        except DataError as error:
-            if path == paths[0]:
-                raise
-            _log.warning("%s; falling back to the one before", error)
-            continue
-        differing = {
-            name for name in job.keys() | checkpoint["job"].keys() if job.get(name) != checkpoint["job"].get(name)
+    ordered = sorted(iteration for iteration in iterations if iteration <= now)
+    stay = set(ordered[-keep.newest :])
+    if keep.every:
+        stay |= {iteration for iteration in ordered if iteration % keep.every == 0}
+    if keep.best is not None:
+        logged = [(entry["iteration"], entry[keep.best]) for entry in history if keep.best in entry]
+        sign = 1 if keep.best_is == "highest" else -1
+        values = {
+            iteration: [sign * value for at, value in logged if at <= iteration][-1]
+            for iteration in ordered
+            if logged and logged[0][0] <= iteration
         }
-        if differing:
-            raise ConfigError(
-                f"{path} belongs to another run: {', '.join(sorted(differing))} differ; choose another folder"
-            )
-        state: dict[str, Any] = checkpoint["state"]
+        if values:
+            stay.add(max(values, key=lambda iteration: (values[iteration], -iteration)))
+    return stay
+
+
+def differences(there: Job, here: Job) -> str:
+    """Say in which names two jobs differ, and their values; empty where they are the same."""
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    shown = (f"{name} is {there.get(name, 'not set')[:40]} there and {here.get(name, 'not set')[:40]} here"
+             for name in names)  # fmt: skip
+    return ", ".join(shown)
+
+
+def job_in(path: Path) -> dict[str, str] | None:
+    """Return the job that a checkpoint's header names, or None where it cannot be read; the state stays unread."""
+    try:
+        with path.open("rb") as file:
+            file.readline()
+            job: dict[str, str] = json.loads(file.readline())["job"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return job
+
+
+class _Hashed:
+    """Passes bytes on to a file and counts them into a digest: what torch.save writes to."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write(path: Path, header: Mapping[str, object], state: Mapping[str, Any]) -> None:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(b"0" * _DIGEST_LENGTH + b"\n")
+        hashed = _Hashed(file)
+        hashed.write(json.dumps(header, sort_keys=True).encode() + b"\n")
+        torch.save(state, cast(BinaryIO, hashed))
+        file.seek(0)
+        file.write(hashed.digest.hexdigest().encode())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], io.BytesIO] | None:
+    """Return header and state of an undamaged checkpoint, the state still in bytes; None of a damaged one."""
+    try:
+        with path.open("rb") as file:
+            digest = file.readline()
+            line = file.readline()
+            body = file.read()
+        if hashlib.sha256(line + body).hexdigest().encode() + b"\n" != digest:
+            return None
+    except OSError as error:
+        _log.warning("warning: %s cannot be read: %s", path, error.strerror)
+        return None
+    return json.loads(line), io.BytesIO(body)
+
+
+def _random_states() -> dict[str, Any]:
+    numbers = np.random.get_state(legacy=False)
+    keys = numbers["state"]["key"].astype(np.int64)
+    states = {
+        "python": random.getstate(),
+        "numpy": {**numbers, "state": {"key": torch.from_numpy(keys), "pos": numbers["state"]["pos"]}},
+        "torch": torch.get_rng_state(),
+    }
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    random.setstate(states["python"])
+    inner = states["numpy"]["state"]
+    np.random.set_state({**states["numpy"], "state": {**inner, "key": inner["key"].numpy().astype(np.uint32)}})
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _on_host(value: Any, before: Any) -> Any:
+    """Copy a tree of containers and tensors to the host.
+
+    The tensors of `before`, an earlier copy, are used again where they fit: fresh memory costs more than the copying,
+    and page-locked memory, which a GPU's copying needs to be fast, costs far more.
+    """
+    if isinstance(value, Tensor):
+        fits = isinstance(before, Tensor) and before.shape == value.shape and before.stride() == value.stride()
+        if not fits or before.dtype != value.dtype:
+            before = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return before.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Mapping):
+        earlier = before if isinstance(before, Mapping) else {}
+        return {name: _on_host(item, earlier.get(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        rest = before if isinstance(before, list | tuple) else ()
+        padded = [*rest, *[None] * (len(value) - len(rest))]
+        return type(value)(_on_host(item, old) for item, old in zip(value, padded, strict=False))
+    return value
+
+
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return distributed.get_rank() if _processes() > 1 else 0
+
+
+class Checkpoints:
+    """The checkpoints of one job in one folder, at most one being written at a time.
+
+    With several processes all call `load` and `save`, and the first alone reads and writes. As a context manager it
+    waits at the end for the checkpoint that is being written.
+
+    A checkpoint that cannot be written does not stop training: that is said, and the next one is tried as usual.
+
+    Args:
+        folder: of this job alone; made when missing.
+        job: a checkpoint of another one is refused.
+        keep: which checkpoints stay.
+        saved: see `Saved`.
+    """
+
+    def __init__(self, folder: Path, job: Job, keep: Retention, saved: Saved | None = None) -> None:
+        self.folder = folder
+        self._job = dict(job)
+        self._keep = keep
+        self._saved = saved
+        self._snapshot: dict[str, Any] = {}
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[StorageError | None] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._writer.shutdown()
+        if self._writing is not None and error is None:
+            self._writing.result()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state of the newest undamaged checkpoint, or None when there is none.
+
+        Sets every random generator of this process to where it stood; where there were fewer processes then, those of
+        the new ones stay.
+
+        Raises:
+            ConfigError: the checkpoint belongs to another job; says what differs.
+            DataError: every checkpoint is damaged, or the newest undamaged one has another format.
+            StorageError: nothing can be written to the folder, which is better known before training than after.
+        """
+        found: list[dict[str, Any] | BebyganError | None] = [None]
+        if _rank() == 0:
+            try:
+                found = [self._newest()]
+            except BebyganError as error:
+                found = [error]
+        if _processes() > 1:
+            # The error travels too: without it the others would wait for the first until they are killed.
+            distributed.broadcast_object_list(found)
+        [state] = found
+        if isinstance(state, BebyganError):
+            raise state
+        if state is not None and _rank() < len(generators := state.pop("random")):
+            _set_random_states(generators[_rank()])
         return state
-    return None
+
+    def _newest(self) -> dict[str, Any] | None:
+        with storage_errors(self.folder), whole_file(self.folder / ".writable") as probe:
+            probe.write_bytes(b"0")
+        (self.folder / ".writable").unlink()
+        paths = checkpoints_in(self.folder)
+        for path in reversed(paths.values()):
+            if (content := _read(path)) is None:
+                _log.warning("warning: %s is damaged: its checksum does not fit; falling back to the one before", path)
+                continue
+            header, body = content
+            if header["format"] != FORMAT:
+                raise DataError(
+                    f"{path} has format {header['format']}, this version of bebygan reads {FORMAT}: go on with the "
+                    "version that wrote it, or choose another folder"
+                )
+            if differing := differences(header["job"], self._job):
+                raise ConfigError(f"{path} belongs to another run: {differing}; choose another folder")
+            state: dict[str, Any] = torch.load(body, map_location="cpu", weights_only=True)
+            return state
+        if paths:
+            raise DataError(f"every checkpoint in {self.folder} is damaged: remove them to begin anew")
+        return None
+
+    def save(self, iteration: int, state: Mapping[str, Any]) -> None:
+        """Copy the state to the host and return; a thread writes it and removes checkpoints that need not stay.
+
+        Waits first for the checkpoint before, if it is still being written.
+
+        Args:
+            iteration: iterations done.
+            state: containers, numbers, text and tensors, as `TrainState.state_dict` returns; "history" must be in it.
+        """
+        generators = [_random_states()]
+        if _processes() > 1:
+            generators = [{}] * _processes()
+            distributed.all_gather_object(generators, _random_states())
+        if _rank():
+            return
+        if self._writing is not None:
+            self._writing.result()
+        self._snapshot = _on_host({**state, "random": generators}, self._snapshot)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        self._writing = self._writer.submit(self._write, iteration)
+
+    def wait(self) -> None:
+        """Wait until the newest checkpoint is written.
+
+        Raises:
+            StorageError: it could not be.
+        """
+        if self._writing is not None and (failure := self._writing.result()) is not None:
+            raise failure
+
+    def _write(self, iteration: int) -> StorageError | None:
+        history = self._snapshot["history"]
+        path = self.folder / name_of(iteration)
+
+        def keep(iterations: Iterable[int]) -> set[int]:
+            return kept(iterations, self._keep, history, iteration)
+
+        try:
+            with storage_errors(self.folder):
+                _write(path, {"format": FORMAT, "iteration": iteration, "job": self._job}, self._snapshot)
+                there = checkpoints_in(self.folder)
+                for number in there.keys() - keep(there):
+                    there[number].unlink(missing_ok=True)
+        except (StorageError, OSError) as error:
+            failure = error if isinstance(error, StorageError) else StorageError(f"cannot write {path}: {error}")
+            _log.warning("warning: no checkpoint of iteration %d: %s. Training goes on", iteration, failure)
+            return failure
+        if self._saved is not None:
+            self._saved(path, keep)
+        return None

@@ -63,8 +63,9 @@ def fit(
     step: Step,
     *,
     checkpoints: Path,
-    job: dict[str, str],
+    job: checkpoint.Job,
     watch: Callable[[int, Mapping[str, float] | None], None],
+    saved: checkpoint.Saved | None = None,
 ) -> None:
     """Train until `optimisation.iterations`, resuming from the newest checkpoint of the same job.
 
@@ -76,17 +77,22 @@ def fit(
         checkpoints: folder of this job's checkpoints.
         job: what the run is made of; a checkpoint of another job is refused.
         watch: called after each iteration with its number and, every `log_every`, the logged values.
+        saved: told of each checkpoint once it is written.
 
     Raises:
         Preempted: SIGTERM came; the state is saved.
+        StorageError: nothing can be written to the folder at the start, or SIGTERM came and the state could not be
+            saved. In between training goes on without, and says so.
         ConfigError: the checkpoints belong to another job.
         DataError: no patches, damaged checkpoints, or a loss that is not finite.
     """
-    saved = checkpoint.load_newest(checkpoints, job)
-    if saved is not None:
-        state.load_state_dict(saved)
     device = next(state.generator.parameters()).device
-    with stop_requests() as stop_requested:
+    with (
+        stop_requests() as stop_requested,
+        checkpoint.Checkpoints(checkpoints, job, optimisation.keep, saved) as saver,
+    ):
+        if (earlier := saver.load()) is not None:
+            state.load_state_dict(earlier)
         while state.iteration < optimisation.iterations:
             first = state.iteration * optimisation.batch
             lr, hr = batch(patches, optimisation.seed, first, optimisation.batch, crop=optimisation.crop, device=device)
@@ -103,6 +109,7 @@ def fit(
             watch(state.iteration, state.history[-1] if log_now else None)
             stop = stop_requested()
             if last or stop or state.iteration % optimisation.checkpoint_every == 0:
-                checkpoint.save(checkpoints, state.iteration, state.state_dict(), job)
+                saver.save(state.iteration, state.state_dict())
             if stop and not last:
+                saver.wait()
                 raise Preempted(f"stopped on request after iteration {state.iteration}; run again to go on from there")

@@ -24,6 +24,7 @@ from bebygan.settings import (
     LossWeights,
     PerceptualSettings,
     RegionSettings,
+    Retention,
     Schedule,
 )
 from bebygan.training.loop import fit
@@ -44,6 +45,7 @@ SETTINGS = GanSettings(
     channels_last=False,
     seed=3,
     checkpoint_every=2,
+    keep=Retention(newest=2, every=0, best=None, best_is="highest"),
     log_every=1,
     losses=LossWeights(best_buddy=1, back_projection=1, perceptual=0, adversarial=0.005),
     best_buddy=BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=512),
@@ -188,7 +190,7 @@ def test_only_damaged_checkpoints_stop_the_run(patches: Patches, tmp_path: Path)
 def test_a_checkpoint_of_another_job_is_refused_with_what_differs(patches: Patches, tmp_path: Path) -> None:
     run(patches, tmp_path)
 
-    with pytest.raises(ConfigError, match="params differ"):
+    with pytest.raises(ConfigError, match=r"belongs to another run: params is p there and q here; choose another folder"):
         fit(
             state(),
             patches,
