@@ -9,6 +9,7 @@ from bebygan.settings import (
     LossWeights,
     PerceptualSettings,
     RegionSettings,
+    Retention,
     Schedule,
 )
 
@@ -25,6 +26,7 @@ def gan(**changes: Any) -> GanSettings:
         "losses": LossWeights(best_buddy=1, back_projection=1, perceptual=1, adversarial=0.005),
         "best_buddy": BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=512),
         "region": RegionSettings(mask_from="hr", window=11, threshold=0.025),
+        "keep": Retention(newest=2, every=0, best=None, best_is="highest"),
     }  # fmt: skip
     return GanSettings(**values | changes)
 
@@ -45,3 +47,8 @@ def test_taps_must_be_layers_of_the_network() -> None:
         replace(VGG19, network="vgg16")
     with pytest.raises(ValueError, match="at least one convolution"):
         replace(VGG19, taps=())
+
+
+def test_two_checkpoints_are_the_least_that_are_kept() -> None:
+    with pytest.raises(ValueError, match="newest must be at least 2, got 1"):
+        Retention(newest=1, every=0, best=None, best_is="highest")
