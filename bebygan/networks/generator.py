@@ -1,8 +1,11 @@
 """The generator: RRDBNet of ESRGAN, which Beby-GAN keeps (arXiv 1809.00219 section 3.1; arXiv 2103.15295 section 4)."""
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bebygan.settings import GeneratorShape
 
@@ -13,6 +16,58 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 def _leaky(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.2, inplace=True)
+
+
+class _DenseConvolutions(torch.autograd.Function):
+    """Five convolutions, each over the input and all outputs before its own, which share one buffer.
+
+    Autograd would keep a concatenation for each of the five, 5 features + 10 growth channels; the buffer has
+    features + 4 growth. The numbers are the same, forward and backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        """Map (N, features, H, W) to the same shape; `parameters` are five weights, then five biases."""
+        weights, biases = parameters[:5], parameters[5:]
+        end = x.shape[1]
+        shape = (len(x), weights[4].shape[1], *x.shape[2:])
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        stack = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+        stack[:, :end] = x
+        for weight, bias in zip(weights[:4], biases, strict=False):
+            out = _leaky(F.conv2d(stack[:, :end], weight, bias, padding=1))
+            stack[:, end : end + len(weight)] = out
+            end += len(weight)
+        ctx.save_for_backward(stack, *weights)
+        return F.conv2d(stack, weights[4], biases[4], padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of x, weights and biases."""
+        stack, *weights = ctx.saved_tensors
+        trained = any(ctx.needs_input_grad[1:])
+        total, *last = _convolution_gradients(gradient, stack, weights[4], trained)
+        found = [last]
+        for weight in reversed(weights[:4]):
+            start = weight.shape[1]
+            mine = slice(start, start + len(weight))
+            # The sign of the leaky ReLU's output is that of its input.
+            out = torch.ops.aten.leaky_relu_backward(total[:, mine], stack[:, mine], 0.2, True)
+            before, *of_parameters = _convolution_gradients(out, stack[:, :start], weight, trained)
+            total[:, :start] += before
+            found.append(of_parameters)
+        of_weights, of_biases = zip(*reversed(found), strict=True)
+        return (total[:, : weights[0].shape[1]], *of_weights, *of_biases)
+
+
+def _convolution_gradients(gradient: Tensor, x: Tensor, weight: Tensor, trained: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a 3x3 convolution's input and, where it is trained (else None), of weight and bias."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient, x, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, trained, trained]
+    )
+    return found
 
 
 class ResidualDenseBlock(nn.Module):
@@ -28,10 +83,13 @@ class ResidualDenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, features, H, W) to the same shape."""
-        stack = x
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            stack = torch.cat((stack, _leaky(conv(stack))), 1)
-        return torch.add(x, self.conv5(stack), alpha=0.2)
+        convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
+        operands = [x, *(conv.weight for conv in convs), *(cast(Tensor, conv.bias) for conv in convs)]
+        if torch.is_autocast_enabled(x.device.type):
+            # Backward runs outside of autocast: what it is given must have one type already.
+            dtype = torch.get_autocast_dtype(x.device.type)
+            operands = [operand.to(dtype) for operand in operands]
+        return torch.add(x, cast(Tensor, _DenseConvolutions.apply(*operands)), alpha=0.2)  # type: ignore[no-untyped-call]
 
 
 class ResidualInResidualDenseBlock(nn.Module):

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from bebygan.networks.generator import Generator
+from bebygan.networks.generator import Generator, ResidualDenseBlock
 from bebygan.settings import GeneratorShape
+from benchmarks import plain
 
 
 def test_the_papers_generator_has_16_697_987_parameters() -> None:
@@ -28,3 +29,51 @@ def test_the_memory_format_does_not_change_the_result() -> None:
 def test_sizes_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="blocks must be at least 1"):
         GeneratorShape(blocks=0, features=4, growth=2)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_result_and_gradients_are_those_of_the_layers_one_after_the_other(memory_format: torch.memory_format) -> None:
+    generator = Generator(GeneratorShape(blocks=2, features=6, growth=3)).double().to(memory_format=memory_format)
+    lr = torch.rand(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    found, expected = generator(lr), plain.generate(generator, lr)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
+    operands = [lr, *generator.parameters()]
+    ours, theirs = (torch.autograd.grad(sr.square().mean(), operands) for sr in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
+
+
+def test_frozen_weights_let_gradients_through_to_the_input() -> None:
+    block = ResidualDenseBlock(6, 3)
+    x = torch.rand(1, 6, 7, 7, requires_grad=True)
+    (expected,) = torch.autograd.grad(block(x).square().sum(), x)
+    (found,) = torch.autograd.grad(block.requires_grad_(False)(x).square().sum(), x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_blocks_in_half_precision_and_gives_float32_gradients(dtype: torch.dtype) -> None:
+    generator = Generator(GeneratorShape(blocks=1, features=8, growth=4))
+    lr = torch.rand(1, 3, 12, 12)
+    with torch.autocast("cpu", dtype):
+        sr = generator(lr)
+    assert sr.dtype == dtype
+    torch.testing.assert_close(sr.float(), generator(lr), rtol=0, atol=0.01)
+    sr.float().mean().backward()
+    assert {parameter.grad.dtype for parameter in generator.parameters() if parameter.grad is not None} == {
+        torch.float32
+    }
+
+
+def test_a_dense_block_keeps_each_of_its_channels_once() -> None:
+    block = ResidualDenseBlock(8, 4)
+    x = torch.rand(1, 8, 10, 10)
+    parameters = {parameter.data_ptr() for parameter in block.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(x)
+    assert sum(count for pointer, count in kept.items() if pointer not in parameters) == (8 + 4 * 4) * 100
