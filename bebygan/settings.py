@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from bebygan import SCALE
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 VggName = Literal["vgg16", "vgg19"]
 Pyramid = Literal["matlab", "official"]
 MaskSource = Literal["hr", "lr"]
@@ -131,10 +131,28 @@ class Optimisation(Settings):
     ema_decay: float
     """Weight of the past in the moving average of the generator; less during the first iterations."""
     precision: Precision
-    """Arithmetic of the networks. auto: bf16 where the processor computes it natively, else fp32."""
+    """Arithmetic of the networks. auto: bf16 where the processor computes it natively, else fp32. fp16 scales losses,
+    so that small gradients do not vanish; the scale halves at each overflow, whose step is skipped."""
+    tf32: bool
+    """Whether fp32 convolutions and products of the networks may round their inputs to TF32 on GPUs that have it. The
+    best-buddy search, the mask and bicubic never do."""
+    compile: bool
+    """Compile generator and discriminator: minutes at the start for a few percent; without a compiler they run as
+    they are, and a warning says so."""
     channels_last: bool
     """Memory order of the networks; faster on most processors and GPUs, the same numbers within float noise."""
+    accumulate: int
+    """Parts that a process computes its share of the batch in, for less memory. Losses and gradients are those of the
+    whole batch, but batch norm and the relativistic mean see one part (of all processes) at a time."""
+    clip_norm: float
+    """Norm that the gradient of each network is scaled down to where it is larger; 0 never does."""
+    skip_limit: int
+    """Steps in a row whose losses or gradients are not finite, and which are skipped, before the run stops."""
     seed: int
+    validate_every: int
+    """Iterations between two measurements of the averaged generator on patches of the validation split; 0 is never."""
+    validate_patches: int
+    """Patches of the validation split that are measured, spread evenly over it; fewer where it has fewer."""
     checkpoint_every: int
     """Iterations between checkpoints; one is also written at the end."""
     keep: Retention
@@ -143,8 +161,14 @@ class Optimisation(Settings):
 
     def __post_init__(self) -> None:
         require(self.iterations >= 0, f"iterations must not be negative, got {self.iterations}")
-        for name in ("batch", "checkpoint_every", "log_every"):
+        for name in ("batch", "accumulate", "skip_limit", "validate_patches", "checkpoint_every", "log_every"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(
+            self.batch % self.accumulate == 0,
+            f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}",
+        )
+        require(self.clip_norm >= 0, f"clip_norm must not be negative, got {self.clip_norm}")
+        require(self.validate_every >= 0, f"validate_every must not be negative, got {self.validate_every}")
         require(
             self.crop >= 12 * SCALE and self.crop % SCALE == 0,
             f"crop must be a multiple of {SCALE} and at least {12 * SCALE}, got {self.crop}",
@@ -238,9 +262,21 @@ class GanSettings(Optimisation):
     perceptual: PerceptualSettings
     discriminator_width: int
     """Channels of the discriminator's first stage (official: 32)."""
+    discriminator_first: int
+    """Iterations at the start in which the discriminator alone learns."""
+    relativistic_mean: Literal["global", "local"]
+    """Logits that each logit is judged against. global: of all processes, so that the loss does not depend on their
+    number. local: of its own process, as the official code does."""
 
     def __post_init__(self) -> None:
         Optimisation.__post_init__(self)
+        require(
+            self.discriminator_first >= 0, f"discriminator_first must not be negative, got {self.discriminator_first}"
+        )
+        require(
+            self.discriminator_first == 0 or self.losses.adversarial > 0,
+            "discriminator_first needs an adversarial loss of weight above 0: without one there is no discriminator",
+        )
         if self.losses.adversarial:
             discriminator_stages(self.crop)
         require(

@@ -18,8 +18,10 @@ VGG19 = PerceptualSettings(network="vgg19", taps=(("conv3_4", 0.125), ("conv5_4"
 
 def gan(**changes: Any) -> GanSettings:
     values: dict[str, Any] = {
-        "iterations": 10, "batch": 2, "crop": 128, "ema_decay": 0.9, "precision": "fp32", "channels_last": False,
-        "seed": 0, "checkpoint_every": 5, "log_every": 1, "discriminator_width": 4, "perceptual": VGG19,
+        "iterations": 10, "batch": 2, "crop": 128, "ema_decay": 0.9, "precision": "fp32", "tf32": False,
+        "compile": False, "channels_last": False, "accumulate": 1, "clip_norm": 0.0, "skip_limit": 1, "seed": 0, "validate_every": 0,
+        "validate_patches": 1, "checkpoint_every": 5, "log_every": 1, "discriminator_width": 4,
+        "discriminator_first": 0, "relativistic_mean": "global", "perceptual": VGG19,
         "schedule": Schedule(
             shape="steps", peak=1e-4, floor=0, cycle=0, warmup=0, warmup_from=0.1, milestones=(), decay=0.5
         ),
@@ -52,3 +54,15 @@ def test_taps_must_be_layers_of_the_network() -> None:
 def test_two_checkpoints_are_the_least_that_are_kept() -> None:
     with pytest.raises(ValueError, match="newest must be at least 2, got 1"):
         Retention(newest=1, every=0, best=None, best_is="highest")
+
+
+def test_a_batch_must_be_divisible_into_the_parts_it_is_computed_in() -> None:
+    assert gan(batch=6, accumulate=3).accumulate == 3
+    with pytest.raises(ValueError, match="batch must be a multiple of accumulate, got 6 and 4"):
+        gan(batch=6, accumulate=4)
+
+
+def test_the_discriminator_cannot_learn_first_where_there_is_none() -> None:
+    alone = LossWeights(**asdict(gan().losses) | {"adversarial": 0.0})
+    with pytest.raises(ValueError, match="discriminator_first needs an adversarial loss"):
+        gan(losses=alone, discriminator_first=5)

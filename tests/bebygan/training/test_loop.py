@@ -42,8 +42,15 @@ SETTINGS = GanSettings(
     ),
     ema_decay=0.9,
     precision="fp32",
+    tf32=False,
+    compile=False,
     channels_last=False,
+    accumulate=1,
+    clip_norm=0,
+    skip_limit=2,
     seed=3,
+    validate_every=0,
+    validate_patches=4,
     checkpoint_every=2,
     keep=Retention(newest=2, every=0, best=None, best_is="highest"),
     log_every=1,
@@ -52,6 +59,8 @@ SETTINGS = GanSettings(
     region=RegionSettings(mask_from="hr", window=11, threshold=0.025),
     perceptual=PerceptualSettings(network="vgg16", taps=(("conv3_3", 1.0),)),
     discriminator_width=4,
+    discriminator_first=0,
+    relativistic_mean="global",
 )
 
 
