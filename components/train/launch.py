@@ -1,0 +1,167 @@
+"""Train on other machines: the same step, as a TrainJob, with its files on a volume that all of them mount.
+
+`python -m components.train.launch`, where no torch is needed: it puts patches and warm-up weights on the volume,
+starts `components.train` there under torchrun, shows its log, and fetches the challenger. Started again it goes on with
+the training that runs, or takes the challenger that is there.
+
+What lies on the volume, each written whole or not at all:
+
+    shards/<hash>/                patches, once for all runs that train on them
+    trainjobs/<name>/warmup/      what the training starts from
+    trainjobs/<name>/challenger/  what it left
+
+Whatever no TrainJob uses may be deleted there at any time.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from bebygan.errors import ConfigError, DataError, StorageError, WeightsError
+from bebygan.files import sha256_of, whole_folder
+from bebygan.settings import GanSettings
+from components.common.cli import run_step, step_parser
+from components.common.config import Params, from_yaml, to_yaml
+from components.common.progress import say
+from components.common.trainjob import TrainJobSettings, TrainJobSpec, run_trainjob, trainjob_name
+
+VOLUME = Path("/volume")
+"""Where the volume is mounted, in this task and in the pods that train."""
+LINEAGE = (
+    "BEBYGAN_PARENT_RUN",
+    "KFP_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_RUN_ID",
+)
+"""Environment that says which run we belong to; the training is tracked as if it were this task."""
+_SECONDS_UNTIL_SEEN = 120.0
+"""A shared file system may show a folder later to one machine than to the one that wrote it."""
+
+
+def _share(source: Path, target: Path) -> None:
+    """Copy a folder to the volume, unless it is there."""
+    if target.exists():
+        return
+    # Somebody else may be as far; what others already read must not be replaced.
+    with contextlib.suppress(FileExistsError), whole_folder(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        if target.exists():
+            raise FileExistsError
+
+
+def _command(home: Path, shards: Path, checkpoints: str, params: GanSettings) -> tuple[str, ...]:
+    """Return the command that trains, in the image of the training step."""
+    # One line that reads back to the same floats, as JSON would not.
+    group = yaml.safe_dump(yaml.safe_load(to_yaml(params)), default_flow_style=True, width=sys.maxsize).strip()
+    places = {"patches": shards, "warmup": home / "warmup", "output": home / "challenger", "checkpoints": checkpoints}
+    return (
+        *("python", "-m", "components.train.torchrun", "-m", "components.train", "--set", f"train={group}"),
+        *(word for name, place in places.items() for word in (f"--{name}", str(place))),
+    )
+
+
+def _wait_until_seen(folder: Path) -> None:
+    started = time.monotonic()
+    while not folder.is_dir():
+        if time.monotonic() - started > _SECONDS_UNTIL_SEEN:
+            raise StorageError(
+                f"the training is complete, but {folder} is not there: see that this task and the pods that train "
+                "mount the same volume, then run again"
+            )
+        time.sleep(1)
+
+
+def launch(
+    patches: Path,
+    warmup: Path,
+    output: Path,
+    checkpoints: str,
+    *,
+    params: GanSettings,
+    settings: TrainJobSettings,
+    volume: Path = VOLUME,
+    log: Callable[[str], None] = say,
+) -> None:
+    """Train the challenger on other machines; see `components.train.step.train` for what it writes.
+
+    Args:
+        patches: folder that the patches step wrote.
+        warmup: folder that the warm-up step wrote.
+        output: folder, written whole.
+        checkpoints: folder on the volume, or s3://bucket/prefix, for the checkpoints of this and other runs.
+        params: of the step.
+        settings: where and on what to train.
+        volume: where the volume is mounted, here and there.
+        log: is given what happens, and the training's log.
+
+    Raises:
+        DataError, WeightsError: there are no patches or no warm-up weights.
+        ConfigError: the checkpoints would be lost with the pod; and see below.
+        StorageError: the volume or the output cannot be written.
+        BebyganError, RuntimeError: see `components.common.trainjob.run_trainjob`.
+    """
+    about, start = patches / "patches.json", warmup / "generator.safetensors"
+    if not about.is_file():
+        raise DataError(f"{patches} holds no patches.json: run patches first")
+    if not start.is_file():
+        raise WeightsError(f"no weights at {start}: run warmup first")
+    if not checkpoints.startswith("s3://") and not Path(checkpoints).is_relative_to(volume):
+        raise ConfigError(f"checkpoints {checkpoints} do not outlive a pod: they must be below {volume}, or in s3://")
+    digest = sha256_of(about)
+    name = trainjob_name("train", to_yaml(params), digest, sha256_of(start), settings.image)
+    shards, home = volume / "shards" / digest[:16], volume / "trainjobs" / name
+    challenger = home / "challenger"
+    if challenger.is_dir():
+        log(f"{challenger} is there already: nothing to train")
+    else:
+        _share(patches, shards)
+        _share(warmup, home / "warmup")
+        spec = TrainJobSpec(
+            name=name,
+            settings=settings,
+            command=_command(home, shards, checkpoints, params),
+            environment={
+                "BEBYGAN_IMAGE": settings.image,
+                "BEBYGAN_CACHE": str(volume / "cache"),
+                "PYTHONUNBUFFERED": "1",
+            },
+            lineage={variable: os.environ[variable] for variable in LINEAGE if os.environ.get(variable)},
+        )
+        run_trainjob(spec, log)
+        _wait_until_seen(challenger)
+    with whole_folder(output) as folder:
+        shutil.copytree(challenger, folder, dirs_exist_ok=True)
+
+
+def _run(options: argparse.Namespace, params: Params) -> None:
+    try:
+        settings = from_yaml(TrainJobSettings, options.trainjob.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {options.trainjob}: {error.strerror}") from error
+    folders = (options.patches, options.warmup, options.output)
+    launch(*folders, options.checkpoints, params=params.train, settings=settings, volume=options.volume)
+    print(f"{options.output}: challenger")
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("train.launch", "Train Beby-GAN on other machines, as a TrainJob.")
+    parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
+    parser.add_argument("--warmup", type=Path, required=True, help="folder that the warm-up step wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the challenger")
+    parser.add_argument("--checkpoints", required=True, help="folder on the volume, or s3://bucket/prefix")
+    parser.add_argument("--trainjob", type=Path, required=True, help="YAML file: where and on what to train")
+    parser.add_argument("--volume", type=Path, default=VOLUME, help="where the volume is mounted (%(default)s)")
+    return run_step(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Kubeflow face of training on other machines."""
+
+# ruff: noqa: PLC0415, PLR0917 - a Kubeflow component imports inside its body and takes its inputs by position.
+# mypy: disallow-untyped-decorators=False
+
+from kfp import dsl
+
+from components.common.images import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def train_on_nodes(
+    data_version: str,
+    checkpoints: str,
+    params: str,
+    trainjob: str,
+    patches: dsl.Input[dsl.Dataset],
+    warmup: dsl.Input[dsl.Model],
+    challenger: dsl.Output[dsl.Model],
+) -> None:
+    """Train Beby-GAN from the warm-up generator, on other machines."""
+    from pathlib import Path
+
+    from bebygan.settings import GanSettings
+    from components.common.cli import task
+    from components.common.config import from_yaml
+    from components.common.progress import say
+    from components.common.trainjob import TrainJobSettings
+    from components.train.launch import launch
+
+    with task("train"):
+        say(f"photographs {data_version}")
+        launch(
+            Path(patches.path),
+            Path(warmup.path),
+            Path(challenger.path),
+            checkpoints,
+            params=from_yaml(GanSettings, params),
+            settings=from_yaml(TrainJobSettings, trainjob),
+        )
