@@ -14,6 +14,7 @@ from components.common.progress import say
 from components.common.registry import champion
 from components.common.tracking import WORKSPACE, tracking_uri
 from components.detect.step import decide
+from pipelines.manifests import pinned_manifests
 
 
 def _champion_line(model: str, version: str | None) -> str:
@@ -27,6 +28,10 @@ def _compile(options: argparse.Namespace) -> None:
     print(options.output)
 
 
+def _manifests(options: argparse.Namespace) -> None:
+    print(pinned_manifests(options.overlay), end="")
+
+
 def _run(options: argparse.Namespace) -> None:
     # Not at the top: they take seconds that --help and a misspelt parameter need not wait for.
     from components.evaluate.table import text_table  # noqa: PLC0415
@@ -37,6 +42,7 @@ def _run(options: argparse.Namespace) -> None:
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{options.workspace.resolve() / 'mlflow.db'}")
     options.workspace.mkdir(parents=True, exist_ok=True)
     remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
+    ledger = str(options.workspace / "ledger") if options.ledger is None else options.ledger
     job = job_here(params, options.source)
     model = params.evaluate.model_name
     decision = decide(job, force=options.force)
@@ -46,7 +52,7 @@ def _run(options: argparse.Namespace) -> None:
         print(_champion_line(model, reigning.version if reigning else None))
         return
     say(f"training: {decision.reason}")
-    outcome = local.run(job, options.workspace, remote)
+    outcome = local.run(job, options.workspace, remote, ledger)
     report = local.publish(outcome, options.workspace)
     registration = json.loads((outcome.registration / "registration.json").read_text())
     print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
@@ -71,12 +77,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--remote", help="DVC remote for data versions, folder or s3://; '' for none (default: WORKSPACE/dvc-remote)"
     )
+    run.add_argument(
+        "--ledger",
+        help="record of all moves of the champion, folder or s3://; '' for none (default: WORKSPACE/ledger)",
+    )
     run.add_argument("--force", action="store_true", help="run even when nothing changed")
     add_params_arguments(run)
     run.set_defaults(run=_run)
     compile_ = commands.add_parser("compile", help="write the pipeline for Kubeflow")
     compile_.add_argument("output", type=Path, help="YAML file to write")
     compile_.set_defaults(run=_compile)
+    manifests = commands.add_parser("manifests", help="build a cluster's manifests; every image needs a digest")
+    manifests.add_argument("overlay", type=Path, help="e.g. infra/kubernetes/overlays/production")
+    manifests.set_defaults(run=_manifests)
     return parser
 
 

@@ -105,13 +105,14 @@ def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
     return kinds[failure["exit_code"]](failure["message"])
 
 
-def run(job: Job, workspace: Path, remote: str) -> Outcome:
+def run(job: Job, workspace: Path, remote: str, ledger: str) -> Outcome:
     """Run all steps of a job, tracked as one parent run in MLflow.
 
     Args:
         job: what to run.
         workspace: existing folder for the steps' outputs, caches and checkpoints.
         remote: DVC remote that the data version is pushed to; empty to push nowhere.
+        ledger: folder or s3:// prefix where each move of the champion is entered; empty for none.
 
     Raises:
         BebyganError: the one that a step failed with.
@@ -154,6 +155,7 @@ def run(job: Job, workspace: Path, remote: str) -> Outcome:
                     source_version=job.source_version,
                     code_version=job.code_version,
                     remote=remote,
+                    ledger=ledger,
                     checkpoints=str(workspace / "checkpoints"),
                     **inputs_of(job.params),
                 )

@@ -29,6 +29,7 @@ def retrain(
     code_version: str,
     remote: str,
     checkpoints: str,
+    ledger: str,
     ingest_params: str,
     patches_params: str,
     warmup_params: str,
@@ -44,6 +45,7 @@ def retrain(
         code_version: identity of the code or image, so that caching sees new code.
         remote: DVC remote that the data version is pushed to; empty to push nowhere.
         checkpoints: folder that survives a task, for resuming.
+        ledger: record of all moves of the champion, folder or s3:// prefix; empty for none.
         ingest_params: the group as YAML, like the five below.
         patches_params: see ingest_params.
         warmup_params: see ingest_params.
@@ -82,6 +84,7 @@ def retrain(
     ).set_caching_options(False)
     registered = register(
         data_version=version,
+        ledger=ledger,
         params=register_params,
         challenger=trained.outputs["challenger"],
         evaluation=judged.outputs["evaluation"],

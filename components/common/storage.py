@@ -6,12 +6,15 @@ imported at the first use: folders need none.
 
 import io
 import logging
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from bebygan.errors import ConfigError, ServiceError
+from bebygan.files import whole_file
 
 SCHEME = "s3://"
 CONNECTIONS = 16
@@ -19,6 +22,8 @@ CONNECTIONS = 16
 
 _REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _NO_BUCKET = {"404", "NoSuchBucket"}
+_TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
+"""The file is there, or is being written at this moment."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,74 @@ class Prefix:
                 raise
         return content.getvalue()
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one of this name; of several writers at once one succeeds.
+
+        Returns:
+            Whether these bytes are now there: also when an answer was lost and the store took them at the first try.
+
+        Raises:
+            ServiceError: the bucket is away, unknown, or refuses.
+        """
+        from botocore.exceptions import ClientError  # noqa: PLC0415
+
+        with _service_errors(self.address, self._s3):
+            try:
+                self._s3.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=content, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in _TAKEN:
+                    raise
+            else:
+                return True
+        try:
+            return self.read(name) == content
+        except FileNotFoundError:
+            # Amazon answers so while another writer of the same name is not done; nobody has won yet.
+            return self.create(name, content)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, in place of one of this name.
+
+        Raises:
+            ServiceError: the bucket is away, unknown, or refuses.
+        """
+        with _service_errors(self.address, self._s3):
+            self._s3.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one of this name.
+
+        Raises:
+            ServiceError: the bucket is away, unknown, or refuses.
+        """
+        with _service_errors(self.address, self._s3):
+            self._s3.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+    def upload(self, name: str, content: BinaryIO) -> None:
+        """Write a file, or write it anew: readers see the old content or the new one, never a part.
+
+        Raises:
+            ServiceError: the bucket is away, unknown, or refuses.
+        """
+        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
+
+        with _service_errors(self.address, self._s3):
+            self._s3.upload_fileobj(
+                content, self._bucket, self._prefix + name, Config=TransferConfig(use_threads=False)
+            )
+
+    def download(self, name: str, path: Path) -> None:
+        """Write the content of a file to `path`, whole or not at all.
+
+        Raises:
+            ServiceError: there is no such file, or the bucket is away, unknown, or refuses.
+            StorageError: `path` cannot be written.
+        """
+        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
+
+        with whole_file(path) as temporary, temporary.open("wb") as file, _service_errors(self.address, self._s3):
+            self._s3.download_fileobj(self._bucket, self._prefix + name, file, Config=TransferConfig(use_threads=False))
+
 
 def open_prefix(address: str) -> Prefix:
     """Connect to s3://bucket/prefix and make sure that it may be listed.
@@ -164,3 +237,17 @@ def open_prefix(address: str) -> Prefix:
     with _service_errors(address, first):
         first.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
     return Prefix(address, bucket, prefix, _client(patient=True))
+
+
+def check_writable(address: str) -> None:
+    """Put a file under s3://bucket/prefix and take it away again.
+
+    Raises:
+        ConfigError: the address names no bucket.
+        ServiceError: nobody answers (known within seconds), there is no such bucket, or it refuses.
+    """
+    opened = open_prefix(address)
+    impatient = replace(opened, _s3=_client(patient=False))
+    name = f".preflight-{uuid.uuid4().hex}"
+    impatient.write(name, b"")
+    impatient.remove(name)

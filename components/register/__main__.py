@@ -21,7 +21,14 @@ def _run(options: argparse.Namespace, params: Params) -> None:
         # mlflow, which it imports, must first be told to be quiet.
         from components.register.step import register  # noqa: PLC0415
 
-        done = register(options.challenger, options.evaluation, options.output, params=params.register, run=run)
+        done = register(
+            options.challenger,
+            options.evaluation,
+            options.output,
+            params=params.register,
+            run=run,
+            ledger=options.ledger,
+        )
     print(f"{done.model} version {done.version} ({done.verdict}); champion: {done.champion or 'none'}")
 
 
@@ -31,6 +38,11 @@ def main() -> int:
     parser.add_argument("--challenger", type=Path, required=True, help="folder that the train step wrote")
     parser.add_argument("--evaluation", type=Path, required=True, help="folder that the evaluate step wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for registration.json")
+    parser.add_argument(
+        "--ledger",
+        default="workspace/ledger",
+        help="record of all moves of the champion, folder or s3://bucket/prefix; '' for none (default: %(default)s)",
+    )
     return run_step(parser, _run)
 
 

@@ -8,6 +8,7 @@ from components.common.images import TORCH_IMAGE
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
 def register(
     data_version: str,
+    ledger: str,
     params: str,
     challenger: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
@@ -27,4 +28,4 @@ def register(
             # mlflow, which it imports, must first be told to be quiet.
             from components.register.step import register as run
 
-            run(*folders, params=group, run=tracked)
+            run(*folders, params=group, run=tracked, ledger=ledger)

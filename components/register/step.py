@@ -25,10 +25,9 @@ from bebygan.networks.naming import load_generator
 from components.common.config import RegisterParams
 from components.common.registry import ModelVersion, as_version, champion, version_with_alias
 from components.common.tracking import StepRun, service_errors
+from components.register.promotion import PROMOTED, may_promote, promote, settle
 
 _TILE = 512
-_PROMOTED = "promoted"
-"""Tag of a version whose promotion is complete; it is not made champion again by repeating an old registration."""
 _FOLDER = Path(__file__).parent
 _REQUIREMENTS = ("mlflow", "numpy", "safetensors", "torch")
 _SIGNATURE = ModelSignature(
@@ -179,33 +178,9 @@ def check_loads(version: ModelVersion, weights: Path) -> None:
         raise WeightsError(f"{version.uri} gives other pixels than {weights}: the champion stays as it was")
 
 
-def _promote(version: ModelVersion, evaluated: _Evaluated, run: StepRun) -> None:
-    """Move the aliases so that at any moment champion names a sound version.
-
-    Raises:
-        DataError: another champion has come since the verdict.
-    """
-    current = champion(version.model)
-    holds = current.version if current else None
-    if holds != version.version:
-        if holds != evaluated.verdict["champion"]:
-            raise DataError(
-                f"the verdict compares with {_named(evaluated.verdict['champion'])}, but now {_named(holds)} holds the "
-                f"alias champion of {version.model}: run evaluate again"
-            )
-        check_loads(version, evaluated.weights)
-    with service_errors(f"making {version.uri} champion"):
-        if holds and holds != version.version:
-            run.client.set_registered_model_alias(version.model, "previous", holds)
-        run.client.set_registered_model_alias(version.model, "champion", version.version)
-        run.client.set_model_version_tag(version.model, version.version, _PROMOTED, "true")
-
-
-def _named(version: str | None) -> str:
-    return f"version {version}" if version else "no version"
-
-
-def register(challenger: Path, evaluation: Path, output: Path, *, params: RegisterParams, run: StepRun) -> Registration:
+def register(
+    challenger: Path, evaluation: Path, output: Path, *, params: RegisterParams, run: StepRun, ledger: str = ""
+) -> Registration:
     """Register a challenger, and make it champion when the verdict is "promote" and promotion is automatic.
 
     Registering the same weights with the same verdict again changes nothing, and completes what was interrupted.
@@ -216,14 +191,17 @@ def register(challenger: Path, evaluation: Path, output: Path, *, params: Regist
         output: folder, written whole: registration.json, the returned values.
         params: of the step.
         run: the version belongs to it.
+        ledger: folder or s3://bucket/prefix where each move of the alias champion is entered; empty for none.
 
     Raises:
         DataError: there is no verdict, it is about other weights, or it compares with what is no longer the champion.
         WeightsError: what was registered does not load in a clean process or gives other pixels.
-        ServiceError: the registry is away or refuses.
-        StorageError: the output cannot be written.
+        ServiceError: the registry, or the ledger's bucket, is away or refuses.
+        StorageError: the output, or the ledger's folder, cannot be written.
     """
     evaluated = _read(challenger, evaluation)
+    if ledger:
+        settle(ledger, evaluated.model, run)
     current = champion(evaluated.model)
     with service_errors(f"registering a version of {evaluated.model}"):
         version = _registered_before(evaluated, current, run) or _new_version(evaluated, run)
@@ -231,8 +209,10 @@ def register(challenger: Path, evaluation: Path, output: Path, *, params: Regist
         if newest is None or int(newest.version) < int(version.version):
             run.client.set_registered_model_alias(version.model, "challenger", version.version)
     asked = evaluated.verdict["verdict"] == "promote" and params.promotion == "automatic"
-    if asked and _PROMOTED not in version.tags:
-        _promote(version, evaluated, run)
+    if asked and PROMOTED not in version.tags:
+        if may_promote(version, evaluated.verdict["champion"]):
+            check_loads(version, evaluated.weights)
+        promote(version, evaluated.verdict, run, ledger)
     now, before = champion(evaluated.model), version_with_alias(evaluated.model, "previous")
     registration = Registration(
         model=evaluated.model,
