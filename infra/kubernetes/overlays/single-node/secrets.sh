@@ -1,0 +1,79 @@
+#!/bin/sh
+# Prints every Secret of this overlay, with fresh random passwords:
+#     ./secrets.sh | kubectl apply --namespace bebygan --filename -
+# Run again, it makes other passwords; PostgreSQL and MLflow keep the first ones, so keep what it printed (encrypted).
+set -eu
+
+random() {
+    head -c 512 /dev/urandom | LC_ALL=C tr -dc 'A-Za-z0-9' | head -c 32
+}
+
+steps_id=$(random) steps_key=$(random)
+tracker_id=$(random) tracker_key=$(random)
+backup_id=$(random) backup_key=$(random)
+
+cat <<EOF
+# Steps: read photographs; read and write data versions, the ledger and what preflight tries.
+apiVersion: v1
+kind: Secret
+metadata:
+  name: bebygan-s3
+stringData:
+  AWS_ACCESS_KEY_ID: $steps_id
+  AWS_SECRET_ACCESS_KEY: $steps_key
+---
+# Steps' account at the tracking server; docs/cluster.md tells how it is made there.
+apiVersion: v1
+kind: Secret
+metadata:
+  name: bebygan-mlflow
+stringData:
+  MLFLOW_TRACKING_USERNAME: retrain
+  MLFLOW_TRACKING_PASSWORD: $(random)
+---
+# The tracking server itself.
+apiVersion: v1
+kind: Secret
+metadata:
+  name: mlflow-server
+stringData:
+  POSTGRES_PASSWORD: $(random)
+  MLFLOW_FLASK_SERVER_SECRET_KEY: $(random)
+  MLFLOW_AUTH_ADMIN_PASSWORD: $(random)
+  AWS_ACCESS_KEY_ID: $tracker_id
+  AWS_SECRET_ACCESS_KEY: $tracker_key
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: backup
+stringData:
+  AWS_ACCESS_KEY_ID: $backup_id
+  AWS_SECRET_ACCESS_KEY: $backup_key
+---
+# Prometheus' account at the tracking server.
+apiVersion: v1
+kind: Secret
+metadata:
+  name: mlflow-metrics
+stringData:
+  username: prometheus
+  password: $(random)
+---
+# What the S3 store lets each of them do.
+apiVersion: v1
+kind: Secret
+metadata:
+  name: seaweedfs
+stringData:
+  s3.json: |
+    {"identities": [
+      {"name": "steps", "credentials": [{"accessKey": "$steps_id", "secretKey": "$steps_key"}],
+       "actions": ["Read:photographs", "List:photographs",
+                   "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan"]},
+      {"name": "mlflow", "credentials": [{"accessKey": "$tracker_id", "secretKey": "$tracker_key"}],
+       "actions": ["Read:mlflow", "List:mlflow", "Write:mlflow", "Tagging:mlflow"]},
+      {"name": "backup", "credentials": [{"accessKey": "$backup_id", "secretKey": "$backup_key"}],
+       "actions": ["Read", "List", "Write:backup", "Tagging:backup"]}
+    ]}
+EOF

