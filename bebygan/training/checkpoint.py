@@ -82,9 +82,13 @@ def kept(iterations: Iterable[int], keep: Retention, history: Sequence[Mapping[s
 def differences(there: Job, here: Job) -> str:
     """Say in which names two jobs differ, and their values; empty where they are the same."""
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    shown = (f"{name} is {there.get(name, 'not set')[:40]} there and {here.get(name, 'not set')[:40]} here"
-             for name in names)  # fmt: skip
-    return ", ".join(shown)
+    return ", ".join(f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here" for name in names)
+
+
+def _shown(text: str | None) -> str:
+    if text is None:
+        return "not set"
+    return text[:12] if len(text) == _DIGEST_LENGTH else text[:40]
 
 
 def job_in(path: Path) -> dict[str, str] | None:
@@ -104,10 +108,15 @@ class _Hashed:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, content: Any) -> int:
         self.digest.update(content)
-        return self._file.write(content)
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -118,7 +127,13 @@ def _write(path: Path, header: Mapping[str, object], state: Mapping[str, Any]) -
         file.write(b"0" * _DIGEST_LENGTH + b"\n")
         hashed = _Hashed(file)
         hashed.write(json.dumps(header, sort_keys=True).encode() + b"\n")
-        torch.save(state, cast(BinaryIO, hashed))
+        try:
+            torch.save(state, cast(BinaryIO, hashed))
+        except RuntimeError:
+            # What torch raises at the end of a file that it could not write hides the operating system's reason.
+            if hashed.failure is None:
+                raise
+            raise hashed.failure from None
         file.seek(0)
         file.write(hashed.digest.hexdigest().encode())
 
@@ -183,7 +198,8 @@ def _processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _rank() -> int:
+def rank() -> int:
+    """Return the number of this process among those that train together."""
     return distributed.get_rank() if _processes() > 1 else 0
 
 
@@ -231,7 +247,7 @@ class Checkpoints:
             StorageError: nothing can be written to the folder, which is better known before training than after.
         """
         found: list[dict[str, Any] | BebyganError | None] = [None]
-        if _rank() == 0:
+        if rank() == 0:
             try:
                 found = [self._newest()]
             except BebyganError as error:
@@ -242,8 +258,8 @@ class Checkpoints:
         [state] = found
         if isinstance(state, BebyganError):
             raise state
-        if state is not None and _rank() < len(generators := state.pop("random")):
-            _set_random_states(generators[_rank()])
+        if state is not None and rank() < len(generators := state.pop("random")):
+            _set_random_states(generators[rank()])
         return state
 
     def _newest(self) -> dict[str, Any] | None:
@@ -282,7 +298,7 @@ class Checkpoints:
         if _processes() > 1:
             generators = [{}] * _processes()
             distributed.all_gather_object(generators, _random_states())
-        if _rank():
+        if rank():
             return
         if self._writing is not None:
             self._writing.result()

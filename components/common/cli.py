@@ -50,7 +50,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None
     parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
     parser.add_argument("--output", type=Path, required=True, help=f"folder for the {output}")
     parser.add_argument(
-        "--checkpoints", type=Path, default=Path("workspace/checkpoints"), help="folder that survives (%(default)s)"
+        "--checkpoints", default="workspace/checkpoints", help="folder or s3:// prefix that survives (%(default)s)"
     )
 
 

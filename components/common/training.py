@@ -5,16 +5,20 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import yaml
+
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
 from bebygan.imaging.shards import read_patches
 from bebygan.networks.naming import save_generator
 from bebygan.settings import Optimisation
+from bebygan.training.checkpoint import Job, rank
 from bebygan.training.loop import Step, fit
 from bebygan.training.state import TrainState
+from components.common.checkpoints import open_checkpoints
 from components.common.config import to_yaml
 from components.common.progress import progress_bar
-from components.common.provenance import code_hash
+from components.common.provenance import code_hash, flatten
 
 Track = Callable[[int, Mapping[str, float]], None]
 """Takes an iteration's number and its logged values."""
@@ -48,19 +52,15 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
     Raises:
         DataError: there are no patches.
     """
+    settings = flatten(yaml.safe_load(to_yaml(params)))
     return {
         "step": step,
-        "params": hashlib.sha256(to_yaml(params).encode()).hexdigest(),
         "patches": sha256_of(_about(patches)),
+        "data_version": photographs_version(patches),
         "code": code_hash(),
+        **{f"params.{name}": str(value) for name, value in settings},
         **start,
     }
-
-
-def checkpoint_folder(root: Path, job: Mapping[str, str]) -> Path:
-    """Return the folder of a job's checkpoints: the same for the same job, wherever and whenever it runs."""
-    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
-    return root / f"{job['step']}-{digest[:16]}"
 
 
 def train_generator(
@@ -69,8 +69,8 @@ def train_generator(
     optimisation: Optimisation,
     step: Step,
     *,
-    checkpoints: Path,
-    job: Mapping[str, str],
+    checkpoints: str | Path,
+    job: Job,
     track: Track,
 ) -> None:
     """Train with a progress bar, resuming the same job from its checkpoints.
@@ -80,12 +80,13 @@ def train_generator(
         patches: folder that the patches step wrote.
         optimisation: how long and how fast.
         step: one iteration.
-        checkpoints: folder under which each job has its own.
+        checkpoints: folder or s3:// prefix under which each job has its own place; see `open_checkpoints`.
         job: see `job_of`.
         track: is given the logged values.
 
     Raises:
-        Preempted, DataError, ConfigError: see `bebygan.training.loop.fit`.
+        Preempted, StorageError, DataError, ConfigError: see `bebygan.training.loop.fit`.
+        ServiceError: the bucket for the checkpoints is away, unknown or refuses.
     """
     train = read_patches(patches, "train")
     done = 0
@@ -98,18 +99,21 @@ def train_generator(
             advance(iteration - done)
             done = iteration
 
-        folder = checkpoint_folder(checkpoints, job)
-        fit(state, train, optimisation, step, checkpoints=folder, job=dict(job), watch=watch)
+        with open_checkpoints(str(checkpoints), job, first=rank() == 0) as (folder, saved):
+            fit(state, train, optimisation, step, checkpoints=folder, job=job, watch=watch, saved=saved)
 
 
-def write_generator(folder: Path, state: TrainState, metadata: Mapping[str, str]) -> None:
+def write_generator(folder: Path, state: TrainState, params: Optimisation, job: Job) -> None:
     """Write what a training step delivers: averaged and raw generator, and the logged values.
 
     Args:
         folder: exists; gets generator.safetensors (the average), generator_raw.safetensors and history.jsonl.
         state: after training.
-        metadata: goes into the weights' files.
+        params: of the step; the weights' files name their hash and the seed.
+        job: of which the weights' files name all but the single parameters.
     """
+    metadata = {name: text for name, text in job.items() if not name.startswith("params.")}
+    metadata |= {"params": hashlib.sha256(to_yaml(params).encode()).hexdigest(), "seed": str(params.seed)}
     save_generator(state.average, folder / "generator.safetensors", metadata=metadata)
     save_generator(state.generator, folder / "generator_raw.safetensors", metadata=metadata)
     lines = (json.dumps(entry) + "\n" for entry in state.history)

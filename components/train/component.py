@@ -30,7 +30,7 @@ def train(
                 Path(patches.path),
                 Path(warmup.path),
                 Path(challenger.path),
-                Path(checkpoints),
+                checkpoints,
                 params=group,
                 track=track,
             )

@@ -27,7 +27,9 @@ def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:
     return Perceptual(place(vgg, device, channels_last=params.channels_last), taps)
 
 
-def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, *, params: GanSettings, track: Track) -> None:
+def train(
+    patches: Path, warmup: Path, output: Path, checkpoints: str | Path, *, params: GanSettings, track: Track
+) -> None:
     """Train the challenger.
 
     Args:
@@ -35,7 +37,7 @@ def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, *, param
         warmup: folder that the warm-up step wrote.
         output: folder, written whole: generator.safetensors (the average), generator_raw.safetensors,
             discriminator.safetensors where the adversarial loss has a weight, history.jsonl.
-        checkpoints: folder for the checkpoints of this and other runs.
+        checkpoints: folder or s3:// prefix for the checkpoints of this and other runs.
         params: of the step.
         track: is given the logged values.
 
@@ -55,7 +57,7 @@ def train(patches: Path, warmup: Path, output: Path, checkpoints: Path, *, param
     step = gan_step(params, _perceptual(params, device))
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     with whole_folder(output) as folder:
-        write_generator(folder, state, {**job, "seed": str(params.seed)})
+        write_generator(folder, state, params, job)
         if discriminator is not None:
             weights = {key: value.cpu().contiguous() for key, value in discriminator.state_dict().items()}
             (folder / "discriminator.safetensors").write_bytes(safetensors_bytes(weights, {}))

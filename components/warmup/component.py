@@ -25,4 +25,4 @@ def warmup(
     with task("warmup"):
         group = from_yaml(WarmupParams, params)
         with step_run("warmup", group, data_version) as track:
-            warm_up(Path(patches.path), Path(generator.path), Path(checkpoints), params=group, track=track)
+            warm_up(Path(patches.path), Path(generator.path), checkpoints, params=group, track=track)

@@ -20,13 +20,13 @@ def _weights_path(weights: str) -> Path:
     return weights_file(weights) if weights in GENERATORS else Path(weights)
 
 
-def warm_up(patches: Path, output: Path, checkpoints: Path, *, params: WarmupParams, track: Track) -> None:
+def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: WarmupParams, track: Track) -> None:
     """Train or import the warm-up generator.
 
     Args:
         patches: folder that the patches step wrote.
         output: folder, written whole: generator.safetensors, generator_raw.safetensors, history.jsonl.
-        checkpoints: folder for the checkpoints of this and other runs.
+        checkpoints: folder or s3:// prefix for the checkpoints of this and other runs.
         params: of the step.
         track: is given the logged values.
 
@@ -51,4 +51,4 @@ def warm_up(patches: Path, output: Path, checkpoints: Path, *, params: WarmupPar
         step = warmup_step(params.precision)
         train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     with whole_folder(output) as folder:
-        write_generator(folder, state, {**job, "seed": str(params.seed)})
+        write_generator(folder, state, params, job)

@@ -132,25 +132,37 @@ def test_without_adversarial_loss_there_is_no_discriminator_and_any_crop_will_do
     small = read_patches(patches, "train")
     large = tmp_path / "large"
     large.mkdir()
-    write_shards(large, [Photograph(small.hr[0], small.lr[0], "train", np.array([(0, 0)]))], 52, 10**9, {})
+    write_shards(large, [Photograph(small.hr[0], small.lr[0], "train", np.array([(0, 0)]))], 52, 10**9,
+                 small.made_from)  # fmt: skip
     params = tiny("losses.adversarial=0", "crop=52", "iterations=1")
     train(large, warmup, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
     assert set(contents(tmp_path / "out")) == FILES - {"discriminator.safetensors"}
     assert not {"adversarial", "discriminator"} & history(tmp_path / "out")[0].keys()
 
 
-@pytest.mark.parametrize("full", ["out", "checkpoints"])
 def test_a_full_disk_is_named_and_nothing_half_written_is_left(
-    full: str, patches: Path, warmup: Path, tmp_path: Path, small_disk: Path
+    patches: Path, warmup: Path, tmp_path: Path, small_disk: Path
 ) -> None:
-    folders = {name: (small_disk if name == full else tmp_path) / name for name in ("out", "checkpoints")}
+    params = tiny("discriminator_width=16")
     with pytest.raises(StorageError, match=r"cannot write .*: the disk is full"):
-        train(
-            patches, warmup, folders["out"], folders["checkpoints"], params=tiny("discriminator_width=16"),
-            track=ignore,
-        )  # fmt: skip
-    assert not folders["out"].exists()
+        train(patches, warmup, small_disk / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    assert not list(small_disk.iterdir())
+
+
+def test_a_full_disk_for_checkpoints_is_said_and_the_training_still_delivers(
+    patches: Path, warmup: Path, tmp_path: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = tiny("discriminator_width=16")
+    for name, place in (("out", small_disk), ("undisturbed", tmp_path / "checkpoints")):
+        train(patches, warmup, tmp_path / name, place, params=params, track=ignore)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
     assert not [path for path in small_disk.rglob("*") if path.is_file()]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [re.sub(r"/\S*", "PLACE", warning) for warning in warnings] == [
+        f"warning: no checkpoint of iteration {iteration}: cannot write PLACE the disk is full; nothing was left "
+        "there. Make room or choose another folder, then run again. Training goes on"
+        for iteration in (2, 4)
+    ]
 
 
 def test_a_failed_training_keeps_the_challenger_that_was_there(trained: Path, patches: Path, warmup: Path) -> None:
