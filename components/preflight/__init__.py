@@ -1,0 +1,1 @@
+"""Preflight: what a run will need is tried before anything expensive starts."""

@@ -1,0 +1,38 @@
+"""`python -m components.preflight`: try what a run will need."""
+
+import argparse
+import sys
+
+from components.common.cli import run_step, step_parser
+from components.common.config import Params
+from components.preflight.step import Places, checks, preflight
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what names the places and the GPUs."""
+    parser.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
+    parser.add_argument("--remote", default="", help="DVC remote, folder or s3://bucket/prefix")
+    parser.add_argument("--ledger", default="", help="record of promotions, folder or s3://bucket/prefix")
+    parser.add_argument(
+        "--checkpoints", default="workspace/checkpoints", help="folder that survives (default: %(default)s)"
+    )
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that this machine must have (default: %(default)s)")
+
+
+def run(options: argparse.Namespace, params: Params) -> None:
+    """Try everything; see `components.preflight.step.preflight`."""
+    places = Places(
+        source=options.source, remote=options.remote, checkpoints=options.checkpoints, ledger=options.ledger
+    )
+    preflight(checks(places, params, options.gpus))
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    parser = step_parser("preflight", "Try what a run will need: bucket, remote, tracker, registry, weights, GPUs.")
+    add_arguments(parser)
+    return run_step(parser, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

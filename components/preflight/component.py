@@ -1,0 +1,38 @@
+"""Kubeflow face of the preflight step."""
+
+from kfp import dsl
+
+from components.common.images import TORCH_IMAGE
+
+
+@dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
+def preflight(
+    source: str,
+    remote: str,
+    checkpoints: str,
+    ledger: str,
+    gpus: int,
+    ingest_params: str,
+    patches_params: str,
+    warmup_params: str,
+    train_params: str,
+    evaluate_params: str,
+    register_params: str,
+) -> None:
+    """Try what the run will need."""
+    from components.common.cli import task
+    from components.common.job import params_of
+    from components.preflight.step import Places, checks
+    from components.preflight.step import preflight as run
+
+    with task("preflight"):
+        groups = {
+            "ingest": ingest_params,
+            "patches": patches_params,
+            "warmup": warmup_params,
+            "train": train_params,
+            "evaluate": evaluate_params,
+            "register": register_params,
+        }
+        places = Places(source=source, remote=remote, checkpoints=checkpoints, ledger=ledger)
+        run(checks(places, params_of(groups), gpus))

@@ -1,0 +1,188 @@
+"""Try everything that a run needs, all at once, and name all that is missing."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
+from components.common.config import Params
+from components.common.progress import say
+from components.common.storage import check_writable, is_bucket, open_prefix
+
+_SECONDS_FOR_A_SERVICE = 30.0
+_SECONDS_FOR_WEIGHTS = 600.0
+"""Longer, because they are fetched here where they are not there yet; a source that is away says so sooner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a run reads and writes; an empty one is not used."""
+
+    source: str
+    remote: str
+    checkpoints: str
+    ledger: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that is tried."""
+
+    name: str
+    attempt: Callable[[], str]
+    """Returns what was found, and raises BebyganError where something is wrong."""
+    seconds: float
+    """Time it is given."""
+
+
+def _photographs(source: str) -> str:
+    if is_bucket(source):
+        open_prefix(source)
+        return "can be listed"
+    try:
+        next(Path(source).iterdir(), None)
+    except OSError as error:
+        raise DataError(
+            f"the source {source} cannot be listed ({error.strerror}): name a folder of photographs or "
+            "s3://bucket/prefix, and see that tasks can reach it"
+        ) from error
+    return "can be listed"
+
+
+def _writable(place: str) -> str:
+    if is_bucket(place):
+        check_writable(place)
+    else:
+        try:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(b"preflight")
+        except OSError as error:
+            raise StorageError(
+                f"{place} cannot be written ({error.strerror}): make room, correct its permissions, or choose another"
+            ) from error
+    return "can be written"
+
+
+def _tracker() -> str:
+    from components.common.tracking import check_tracker  # noqa: PLC0415
+
+    return f"answers at {check_tracker()}"
+
+
+def _registry(model: str) -> str:
+    from components.common.registry import check_rights  # noqa: PLC0415
+
+    check_rights(model)
+    return f"lets us change {model}"
+
+
+def _weights(name: str) -> str:
+    from components.common.weights import weights_file  # noqa: PLC0415
+
+    return f"at {weights_file(name)}"
+
+
+def _start(weights: str) -> str:
+    from components.common.weights import GENERATORS  # noqa: PLC0415
+
+    if weights in GENERATORS:
+        return _weights(weights)
+    if not Path(weights).is_file():
+        raise WeightsError(
+            f"there is no file {weights}, which warmup.weights names: put it into the image or onto the volume, or "
+            f"name one of {', '.join(GENERATORS)}"
+        )
+    return "there"
+
+
+def _gpus(asked: int) -> str:
+    import torch  # noqa: PLC0415
+
+    found = torch.cuda.device_count()
+    if found < asked:
+        raise ConfigError(
+            f"{asked} GPUs are asked for and {found} are seen: see that node, driver and image fit, or ask for fewer"
+        )
+    for index in range(asked):
+        torch.ones(1, device=f"cuda:{index}").sum().item()
+    return f"{found} of {asked} work"
+
+
+def checks(places: Places, params: Params, gpus: int) -> list[Check]:
+    """Return what a run needs, as far as it can be tried beforehand.
+
+    Args:
+        places: that the run reads and writes.
+        params: of the run: they name the model and the weights.
+        gpus: that the place where this runs must have.
+    """
+    service = _SECONDS_FOR_A_SERVICE
+    found = [Check(f"photographs in {places.source}", lambda: _photographs(places.source), service)]
+    for what, place in (
+        ("DVC remote", places.remote),
+        ("ledger", places.ledger),
+        ("checkpoints in", places.checkpoints),
+    ):
+        if place:
+            found.append(Check(f"{what} {place}", lambda place=place: _writable(place), service))  # type: ignore[misc]
+    found.append(Check("MLflow", _tracker, service))
+    found.append(Check("model registry", lambda: _registry(params.evaluate.model_name), service))
+    networks = ["alexnet", "lpips-alex"]
+    if params.train.losses.perceptual:
+        networks.insert(0, params.train.perceptual.network)
+    for name in networks:
+        found.append(Check(f"weights {name}", lambda name=name: _weights(name), _SECONDS_FOR_WEIGHTS))  # type: ignore[misc]
+    if start := params.warmup.weights:
+        found.append(Check(f"weights {start}", lambda: _start(start), _SECONDS_FOR_WEIGHTS))
+    if gpus:
+        found.append(Check("GPUs", lambda: _gpus(gpus), service))
+    return found
+
+
+def _attempted(check: Check, started: float, outcomes: dict[str, str | Exception]) -> None:
+    try:
+        outcome: str | Exception = check.attempt()
+        text = str(outcome)
+    except Exception as error:  # noqa: BLE001 - told below; one check must not hide what the others find
+        outcome = error
+        text = f"FAILED: {error}"
+    outcomes[check.name] = outcome
+    say(f"  {check.name}: {text} ({time.monotonic() - started:.1f} s)")
+
+
+def preflight(needed: Sequence[Check]) -> None:
+    """Try everything at once, and tell a line for each.
+
+    Raises:
+        BebyganError: something is missing: of the kind of the first that is, naming all and what to do about each.
+    """
+    started = time.monotonic()
+    outcomes: dict[str, str | Exception] = {}
+    # No pool: it would wait at the end for an attempt that hangs.
+    threads = {
+        check.name: threading.Thread(target=_attempted, args=(check, started, outcomes), daemon=True)
+        for check in needed
+    }
+    for thread in threads.values():
+        thread.start()
+    failures: list[tuple[str, Exception]] = []
+    for check in needed:
+        threads[check.name].join(max(0.0, started + check.seconds - time.monotonic()))
+        outcome = outcomes.get(check.name) or ServiceError(
+            f"no answer within {check.seconds:.0f} s: see that it runs, and that this task may reach it"
+        )
+        if isinstance(outcome, Exception):
+            if check.name not in outcomes:
+                say(f"  {check.name}: FAILED: {outcome}")
+            failures.append((check.name, outcome))
+    for _, error in failures:
+        if not isinstance(error, BebyganError):
+            raise error
+    if failures:
+        told = "; ".join(f"{name}: {error}" for name, error in failures)
+        kind = type(failures[0][1])
+        raise kind(f"{len(failures)} of {len(needed)} checks failed: {told}")

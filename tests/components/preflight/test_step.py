@@ -1,0 +1,211 @@
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
+from components.common.config import Params, load_params
+from components.common.tracking import mlflow_client
+from components.preflight import __main__ as command
+from components.preflight.step import Check, Places, checks, preflight
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def params() -> Params:
+    return load_params(ROOT / "params.yaml", [f"warmup.weights={ROOT / 'data/pretrained/rrdb-4x32.safetensors'}"])
+
+
+@pytest.fixture
+def places(bucket: str, tmp_path: Path, mlflow_store: str) -> Places:  # noqa: ARG001 - the store is one of them
+    """All of them there, on a real S3 server and a real MLflow store."""
+    return Places(
+        source=f"s3://{bucket}/photographs",
+        remote=f"s3://{bucket}/dvc",
+        checkpoints=str(tmp_path / "volume" / "checkpoints"),
+        ledger=f"s3://{bucket}/ledger",
+    )
+
+
+def but(places: Places, **changes: str) -> Places:
+    return Places(**(vars(places) | changes))
+
+
+def test_where_everything_is_there_each_is_told_and_nothing_is_left_behind(
+    places: Places, params: Params, s3: Any, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    preflight(checks(places, params, 0))
+    print(f"preflight: {time.monotonic() - started:.1f} s")
+    told, lines = capsys.readouterr()
+    assert told
+    named = {line.strip().partition(": ")[0] for line in lines.splitlines() if line.startswith("  ")}
+    assert named == {
+        f"photographs in {places.source}",
+        f"DVC remote {places.remote}",
+        f"ledger {places.ledger}",
+        f"checkpoints in {places.checkpoints}",
+        "MLflow",
+        "model registry",
+        "weights vgg16",
+        "weights alexnet",
+        "weights lpips-alex",
+        f"weights {params.warmup.weights}",
+    }
+    assert "FAILED" not in lines
+    assert not s3.list_objects_v2(Bucket=bucket).get("Contents")
+    assert not list(Path(places.checkpoints).iterdir())
+    assert not mlflow_client().search_registered_models()
+
+
+def test_a_model_that_is_there_is_left_as_it_was(places: Places, params: Params) -> None:
+    client = mlflow_client()
+    client.create_registered_model("bebygan", {"owner": "us"})
+    preflight(checks(places, params, 0))
+    [model] = client.search_registered_models()
+    assert (model.name, model.tags) == ("bebygan", {"owner": "us"})
+
+
+def failure(places: Places, params: Params, gpus: int = 0) -> BebyganError:
+    with pytest.raises(BebyganError) as raised:
+        preflight(checks(places, params, gpus))
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        ({"source": "s3://no-such-bucket/x"}, ServiceError, "photographs in .*there is no bucket no-such-bucket"),
+        ({"source": "/nowhere"}, DataError, "photographs in /nowhere: .*cannot be listed"),
+        ({"remote": "s3://no-such-bucket/dvc"}, ServiceError, "DVC remote .*there is no bucket"),
+        ({"ledger": "s3://no-such-bucket/l"}, ServiceError, "ledger .*there is no bucket"),
+        ({"checkpoints": "/dev/null/x"}, StorageError, "checkpoints in /dev/null/x: .*cannot be written"),
+    ],
+)
+def test_what_is_missing_is_named_alone_with_what_to_do(
+    places: Places, params: Params, change: dict[str, str], kind: type[BebyganError], said: str
+) -> None:
+    error = failure(but(places, **change), params)
+    assert type(error) is kind
+    assert re.match(rf"1 of 10 checks failed: {said}", str(error)), error
+    assert "\n" not in str(error)
+
+
+def test_a_bucket_server_that_is_away_is_named_for_each_place_that_lies_there(
+    places: Places, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    error = failure(places, params)
+    assert str(error).startswith("3 of 10 checks failed")
+    assert str(error).count("http://127.0.0.1:9 does not answer") == 3
+
+
+def test_a_wrong_secret_is_named(places: Places, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    error = failure(places, params)
+    assert str(error).count("refuses access") == 3
+
+
+def test_a_tracker_that_is_away_is_named_and_its_password_is_not(
+    places: Places, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://us:a-password@127.0.0.1:9")
+    started = time.monotonic()
+    error = failure(places, params)
+    assert time.monotonic() - started < 60
+    assert str(error).startswith("2 of 10 checks failed: MLflow: ")
+    assert "; model registry: " in str(error)
+    assert "MLFLOW_TRACKING_URI" in str(error)
+    assert "a-password" not in str(error) + capsys.readouterr().err
+
+
+def test_weights_that_no_source_has_are_named(
+    places: Places, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEBYGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BEBYGAN_WEIGHTS_SOURCES", "folder")
+    error = failure(places, params)
+    assert type(error) is WeightsError
+    assert str(error).startswith("3 of 10 checks failed")
+    lost = load_params(ROOT / "params.yaml", ["warmup.weights=lost.safetensors", "train.losses.perceptual=0"])
+    error = failure(places, lost)
+    assert str(error).startswith("3 of 9 checks failed")
+    assert "there is no file lost.safetensors, which warmup.weights names" in str(error)
+    assert "vgg16" not in str(error)
+
+
+def test_a_gpu_that_is_asked_for_and_not_seen_is_named(
+    places: Places, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    error = failure(places, params, gpus=2)
+    assert type(error) is ConfigError
+    assert "GPUs: 2 GPUs are asked for and 0 are seen" in str(error)
+
+
+def test_all_that_is_missing_is_told_at_once_though_one_attempt_hangs(capsys: pytest.CaptureFixture[str]) -> None:
+    never = threading.Event()
+
+    def hangs() -> str:
+        never.wait()
+        return ""
+
+    def refuses() -> str:
+        raise WeightsError("no")
+
+    needed = [Check("slow", hangs, 0.3), Check("fast", lambda: "fine", 5), Check("broken", refuses, 5)]
+    started = time.monotonic()
+    with pytest.raises(ServiceError, match=r"^2 of 3 checks failed: slow: no answer within 0 s: .*; broken: no$"):
+        preflight(needed)
+    assert time.monotonic() - started < 3
+    never.set()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[:2]] == ["fast", "broken"]
+    assert "slow: FAILED" in lines[2]
+
+
+def test_a_bug_in_a_check_is_no_missing_service(capsys: pytest.CaptureFixture[str]) -> None:
+    def bug() -> str:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        preflight([Check("one", bug, 5), Check("two", lambda: "fine", 5)])
+    assert "two: fine" in capsys.readouterr().err
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Address of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.slow
+def test_servers_that_never_answer_are_told_within_a_minute(
+    places: Places, params: Params, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", silent_server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", silent_server)
+    started = time.monotonic()
+    error = failure(places, params)
+    assert time.monotonic() - started < 60
+    assert str(error).startswith("5 of 10 checks failed: photographs in")
+    assert str(error).count("no answer within 30 s: see that it runs") == 5
+
+
+def test_the_command_ends_with_the_exit_code_of_what_is_missing(
+    places: Places, params: Params, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["preflight", "--params", str(ROOT / "params.yaml"), "--checkpoints", places.checkpoints]
+    arguments += ["--set", f"warmup.weights={params.warmup.weights}", "--source"]
+    monkeypatch.setattr("sys.argv", [*arguments, places.source])
+    assert command.main() == 0
+    monkeypatch.setattr("sys.argv", [*arguments, "s3://no-such-bucket"])
+    assert command.main() == 4
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: 1 of 8 checks failed: photographs")
