@@ -146,15 +146,18 @@ def _body(spec: TrainJobSpec, *, lineage: bool) -> dict[str, Any]:
         resources[settings.gpu_type] = settings.gpus
     values = {**spec.environment, **(spec.lineage if lineage else {})}
     environment = [{"name": name, "value": value} for name, value in sorted(values.items())]
-    pod = {
+    pod: dict[str, Any] = {
         "serviceAccountName": settings.service_account,
-        "nodeSelector": settings.node_selector,
-        "tolerations": list(settings.tolerations),
         "volumes": [
             {"name": "volume", "persistentVolumeClaim": {"claimName": settings.claim}},
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}},
         ],
     }
+    # An empty one would take the place of what the runtime says.
+    if settings.node_selector:
+        pod["nodeSelector"] = settings.node_selector
+    if settings.tolerations:
+        pod["tolerations"] = list(settings.tolerations)
     job = {"name": CONTAINER, "template": {"spec": {"template": {"spec": pod}}}}
     return {
         "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": settings.runtime},
