@@ -212,7 +212,7 @@ class Kubeflow:
             return _NAMESPACE_FILE.read_text().strip()
         raise ConfigError(f"Kubeflow's {self.host} has several users: say by KFP_NAMESPACE which profile is yours")
 
-    def _ask(self, doing: str, call: Callable[..., Any], *arguments: Any, change: bool = False, **named: Any) -> Any:
+    def _ask(self, doing: str, call: Any, *arguments: Any, change: bool = False, **named: Any) -> Any:
         """Call the API. What may have been done already is not asked for again, unless it was turned away."""
         from kfp_server_api import ApiException  # noqa: PLC0415
 
@@ -237,7 +237,7 @@ class Kubeflow:
             )
         return answer
 
-    def _pages(self, doing: str, call: Callable[..., Any], field: str, *arguments: Any, **named: Any) -> Iterator[Any]:
+    def _pages(self, doing: str, call: Any, field: str, *arguments: Any, **named: Any) -> Iterator[Any]:
         token = ""
         while True:
             page = self._ask(doing, call, *arguments, page_size=_PAGE, page_token=token, **named)
@@ -393,7 +393,7 @@ class Kubeflow:
         create = self._client.recurring_runs.recurring_run_service_create_recurring_run
         return str(self._ask(f"making the schedule {name}", create, body, change=True).recurring_run_id)
 
-    def _unless_gone(self, doing: str, call: Callable[..., Any], recurring_run: str, **named: Any) -> None:
+    def _unless_gone(self, doing: str, call: Any, recurring_run: str, **named: Any) -> None:
         try:
             self._ask(doing, call, recurring_run, change=True, **named)
         except ServiceError as error:
@@ -412,7 +412,7 @@ class Kubeflow:
         self._unless_gone("disabling a schedule", call, recurring_run)
 
     def delete(self, recurring_run: str) -> None:
-        """Delete a recurring run. A server older than 2.16 also kills its runs: see that none is alive."""
+        """Delete a recurring run. An older server also kills its runs: see that none is alive."""
         self._unless_gone(
             "deleting a schedule",
             self._client.recurring_runs.recurring_run_service_delete_recurring_run,
