@@ -164,7 +164,9 @@ def preflight(needed: Sequence[Check]) -> None:
     outcomes: dict[str, str | Exception] = {}
     # No pool: it would wait at the end for an attempt that hangs.
     threads = {
-        check.name: threading.Thread(target=_attempted, args=(check, started, outcomes), daemon=True)
+        check.name: threading.Thread(
+            target=_attempted, args=(check, started, outcomes), name=f"preflight {check.name}", daemon=True
+        )
         for check in needed
     }
     for thread in threads.values():

@@ -184,6 +184,10 @@ def silent_server() -> Iterator[str]:
     """Address of a server that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    # Attempts that still hang would go on in the next test.
+    for thread in threading.enumerate():
+        if thread.name.startswith("preflight "):
+            thread.join()
 
 
 @pytest.mark.slow
