@@ -184,7 +184,7 @@ def manifest(spec: TrainJobSpec) -> dict[str, Any]:
         "kind": "TrainJob",
         "metadata": {
             "name": spec.name,
-            "labels": {"app.kubernetes.io/part-of": "bebygan", "app.kubernetes.io/component": "training"},
+            "labels": {"app.kubernetes.io/part-of": "bebygan", "app.kubernetes.io/name": "bebygan-training"},
             "annotations": {SPECIFICATION: json.dumps(_body(spec, lineage=False), sort_keys=True)},
         },
         "spec": _body(spec, lineage=True),
