@@ -1,0 +1,130 @@
+"""Tell how a pipeline ended: its run in MLflow is ended too, and a webhook is told, with links.
+
+The address of a webhook lets anyone post there: it comes from the environment variable BEBYGAN_WEBHOOK_URL and is shown
+nowhere.
+"""
+
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from bebygan.errors import ServiceError
+from components.common.progress import say
+from components.common.registry import champion
+from components.common.tracking import close_pipeline_run
+
+_SECONDS_TO_ANSWER = 10.0
+_SECONDS_BEFORE_TRYING_AGAIN = (1.0, 5.0)
+_LONGEST_ERROR = 2000
+"""Characters of an error that are passed on."""
+_log = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a pipeline ended, as Kubeflow says it."""
+
+    state: str
+    """SUCCEEDED, FAILED or CANCELLED."""
+    error: str
+    model: str
+    """Registered model that the pipeline was about."""
+
+    @property
+    def status(self) -> Status:
+        """Return what MLflow calls it."""
+        if self.state == "SUCCEEDED":
+            return "FINISHED"
+        return "KILLED" if self.state.startswith("CANCEL") else "FAILED"
+
+
+def console_link() -> str:
+    """Return the address of this Kubeflow run's page, or nothing where BEBYGAN_CONSOLE or KFP_RUN_ID is not set."""
+    console, run = os.environ.get("BEBYGAN_CONSOLE", ""), os.environ.get("KFP_RUN_ID", "")
+    return f"{console.rstrip('/')}/#/runs/details/{run}" if console and run else ""
+
+
+def _end_run(ending: Ending, link: str) -> str:
+    """End the run in MLflow; return its id, or nothing where there is none or the tracker is away."""
+    tags = {"console": link, "error": ending.error[:_LONGEST_ERROR]}
+    try:
+        return close_pipeline_run(ending.status, {name: value for name, value in tags.items() if value}) or ""
+    except ServiceError as error:
+        _log.warning("warning: %s. The pipeline's run there is not ended", error)
+        return ""
+
+
+def _champion(model: str) -> str:
+    try:
+        reigning = champion(model)
+    except ServiceError as error:
+        _log.warning("warning: %s", error)
+        return ""
+    return reigning.version if reigning else ""
+
+
+def post(address: str, message: Mapping[str, str]) -> None:
+    """Post a message as JSON, and try again when the other side is away.
+
+    Raises:
+        ServiceError: it was not taken. The message does not tell the address.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise ServiceError("the webhook's address does not begin with http:// or https://: correct BEBYGAN_WEBHOOK_URL")
+    body = json.dumps(message).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310 - checked above
+    for wait in (*_SECONDS_BEFORE_TRYING_AGAIN, None):
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER):  # noqa: S310
+                return
+        except urllib.error.HTTPError as error:
+            reason = f"it answers {error.code}"
+            final = error.code < 500 and error.code != 429
+        except OSError as error:
+            reason = str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
+            final = False
+        if final or wait is None:
+            break
+        time.sleep(wait)
+    raise ServiceError(f"the webhook did not take the message ({reason}): see that it runs, or correct its secret")
+
+
+def notify(ending: Ending) -> None:
+    """End the pipeline's run in MLflow and tell the webhook.
+
+    What cannot be told is logged and no error: a training that went well stays one.
+    """
+    link = console_link()
+    run = _end_run(ending, link)
+    reigning = _champion(ending.model)
+    named = f"{ending.model} version {reigning}" if reigning else "none yet"
+    text = f"retraining {ending.model}: {ending.state.lower()}; champion: {named}"
+    if ending.error:
+        text += f"; {ending.error[:_LONGEST_ERROR]}"
+    say(text)
+    if not (address := os.environ.get("BEBYGAN_WEBHOOK_URL")):
+        return
+    message = {
+        # Slack, Mattermost and Teams show this one.
+        "text": f"{text} {link}".strip(),
+        "state": ending.state,
+        "status": ending.status,
+        "error": ending.error[:_LONGEST_ERROR],
+        "model": ending.model,
+        "champion": reigning,
+        "mlflow_run": run,
+        "kfp_run_id": os.environ.get("KFP_RUN_ID", ""),
+        "console": link,
+    }
+    try:
+        post(address, message)
+    except ServiceError as error:
+        _log.warning("warning: %s", error)

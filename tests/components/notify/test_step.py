@@ -1,0 +1,160 @@
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.common.config import load_params
+from components.common.tracking import mlflow_client, open_pipeline_run
+from components.notify import step as module
+from components.notify.step import Ending, notify
+
+ROOT = Path(__file__).parents[3]
+FAILED = Ending(state="FAILED", error="train: no GPU", model="bebygan")
+SUCCEEDED = Ending(state="SUCCEEDED", error="", model="bebygan")
+
+
+class Webhook:
+    """A server that takes JSON, after refusing as often as it is told."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, str]] = []
+        self.asked = 0
+        self.refusals: list[int] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.asked += 1
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                code = outer.refusals.pop(0) if outer.refusals else 200
+                if code == 200:
+                    assert self.headers["Content-Type"] == "application/json"
+                    outer.taken.append(json.loads(body))
+                self.send_response(code)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}/a-secret-path"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    hook = Webhook()
+    monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", hook.address)
+    monkeypatch.setattr(module, "_SECONDS_BEFORE_TRYING_AGAIN", (0.05, 0.05))
+    yield hook
+    hook.server.shutdown()
+    hook.server.server_close()
+
+
+@pytest.fixture
+def opened(mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: ARG001
+    """The id of a pipeline's run under way."""
+    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-1")
+    monkeypatch.setenv("BEBYGAN_CONSOLE", "https://kubeflow.invalid/pipeline/")
+    return open_pipeline_run(load_params(ROOT / "params.yaml"), {"fingerprint": "f"})
+
+
+LINK = "https://kubeflow.invalid/pipeline/#/runs/details/kubeflow-1"
+
+
+def test_a_failure_ends_the_run_as_failed_and_is_told_with_links(webhook: Webhook, opened: str) -> None:
+    notify(FAILED)
+    run = mlflow_client().get_run(opened)
+    assert run.info.status == "FAILED"
+    assert (run.data.tags["console"], run.data.tags["error"]) == (LINK, "train: no GPU")
+    [message] = webhook.taken
+    assert message == {
+        "text": f"retraining bebygan: failed; champion: none yet; train: no GPU {LINK}",
+        "state": "FAILED",
+        "status": "FAILED",
+        "error": "train: no GPU",
+        "model": "bebygan",
+        "champion": "",
+        "mlflow_run": opened,
+        "kfp_run_id": "kubeflow-1",
+        "console": LINK,
+    }
+
+
+def test_a_success_ends_the_run_as_finished_and_names_the_champion(webhook: Webhook, opened: str) -> None:
+    client = mlflow_client()
+    client.create_registered_model("bebygan")
+    version = client.create_model_version("bebygan", "file:///nowhere", opened)
+    client.set_registered_model_alias("bebygan", "champion", str(version.version))
+    notify(SUCCEEDED)
+    run = client.get_run(opened)
+    assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
+    [message] = webhook.taken
+    assert message["text"] == f"retraining bebygan: succeeded; champion: bebygan version 1 {LINK}"
+    assert (message["champion"], message["status"]) == ("1", "FINISHED")
+
+
+def test_a_run_that_a_person_cancelled_ends_as_killed(opened: str) -> None:
+    notify(Ending(state="CANCELED", error="", model="bebygan"))
+    assert mlflow_client().get_run(opened).info.status == "KILLED"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_pipeline_that_opened_no_run_is_told_all_the_same(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-2")
+    monkeypatch.delenv("BEBYGAN_CONSOLE", raising=False)
+    notify(FAILED)
+    [message] = webhook.taken
+    assert (message["mlflow_run"], message["console"]) == ("", "")
+
+
+def test_a_webhook_that_is_busy_is_asked_again(webhook: Webhook, opened: str) -> None:
+    webhook.refusals = [503, 429]
+    notify(SUCCEEDED)
+    assert (webhook.asked, len(webhook.taken)) == (3, 1)
+    assert mlflow_client().get_run(opened).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("refusals", "asked"), [([404], 1), ([500, 502, 503], 3)])
+def test_a_webhook_that_refuses_is_no_failure_and_its_address_stays_secret(
+    webhook: Webhook, opened: str, refusals: list[int], asked: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook.refusals = list(refusals)
+    with caplog.at_level(logging.WARNING):
+        notify(SUCCEEDED)
+    assert (webhook.asked, webhook.taken) == (asked, [])
+    assert f"the webhook did not take the message (it answers {refusals[-1]})" in caplog.text
+    assert "a-secret-path" not in caplog.text
+    assert mlflow_client().get_run(opened).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"), [("http://127.0.0.1:9/x", "Connection refused"), ("file:///etc/hostname", "http://")]
+)
+@pytest.mark.usefixtures("opened")
+def test_a_webhook_that_is_away_or_none_is_no_failure(
+    address: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", address)
+    monkeypatch.setattr(module, "_SECONDS_BEFORE_TRYING_AGAIN", (0.05,))
+    with caplog.at_level(logging.WARNING):
+        notify(SUCCEEDED)
+    assert said in caplog.text
+
+
+def test_a_tracker_that_is_away_is_no_failure_and_the_webhook_is_told(
+    webhook: Webhook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-1")
+    with caplog.at_level(logging.WARNING):
+        notify(SUCCEEDED)
+    assert "is not ended" in caplog.text
+    assert [message["state"] for message in webhook.taken] == ["SUCCEEDED"]
