@@ -1,5 +1,6 @@
 """The manifests of infra/kubernetes, built by kubectl, and refused when an image could change under its name."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,9 @@ def build(overlay: Path) -> str:
     """
     built = subprocess.run([_kubectl(), "kustomize", str(overlay)], capture_output=True, text=True, check=False)
     if built.returncode:
-        reason = " ".join(built.stderr.split()).removeprefix("error: ")
+        # kubectl logs some errors in a format with time and source, in which the reason is quoted.
+        logged = re.search(r' err="(.*)"', built.stderr, re.DOTALL)
+        reason = " ".join((logged[1] if logged else built.stderr).split()).removeprefix("error: ")
         raise ConfigError(f"{overlay} cannot be built: {reason}")
     return built.stdout
 

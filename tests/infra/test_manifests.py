@@ -1,0 +1,345 @@
+"""The manifests of a cluster, built by kubectl: what an API server would refuse, what would not work once applied."""
+
+import copy
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.cli import main
+from pipelines.manifests import build, containers
+from tests.infra.manifest_checks import (
+    Manifest,
+    findings,
+    flow_allowed,
+    name_of,
+    pod_template,
+    wrong_cron,
+    wrong_schemas,
+    wrong_security,
+)
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "infra" / "kubernetes"
+OVERLAYS = ("single-node", "production")
+COMPONENTS = sorted(each.parent.name for each in (KUBERNETES / "components").glob("*/kustomization.yaml"))
+VERSIONS = ("1.31", "1.34", "1.37")
+TASK = {"pipelines.kubeflow.org/v2_component": "true"}
+TRAINING = {"app.kubernetes.io/name": "bebygan-training"}
+
+
+def named(name: str) -> dict[str, str]:
+    return {"app.kubernetes.io/name": name}
+
+
+@pytest.fixture(scope="session")
+def secrets() -> list[Manifest]:
+    """What the single node's script prints, and what its text says is brought by the user."""
+    printed = subprocess.run(
+        ["sh", KUBERNETES / "overlays/single-node/secrets.sh"], capture_output=True, text=True, check=True
+    )
+    return list(yaml.safe_load_all(printed.stdout))
+
+
+@pytest.fixture(scope="session", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An overlay with every component, whether it takes them by itself or not."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = KUBERNETES / "overlays" / request.param
+    already = yaml.safe_load((base / "kustomization.yaml").read_text()).get("components", [])
+    missing = [name for name in COMPONENTS if f"../../components/{name}" not in already]
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "bebygan",
+        "resources": [os.path.relpath(base, folder)],
+        "components": [os.path.relpath(KUBERNETES / "components" / name, folder) for name in missing],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def manifests(overlay: Path) -> list[Manifest]:
+    return list(yaml.safe_load_all(build(overlay)))
+
+
+@pytest.fixture(scope="session")
+def single_node() -> list[Manifest]:
+    return list(yaml.safe_load_all(build(KUBERNETES / "overlays/single-node")))
+
+
+@pytest.mark.parametrize("folder", ["base", *(f"overlays/{name}" for name in OVERLAYS)])
+def test_every_kustomization_builds_as_it_is(folder: str) -> None:
+    kinds = {each["kind"] for each in yaml.safe_load_all(build(KUBERNETES / folder))}
+    assert kinds >= {"ServiceAccount", "Role", "NetworkPolicy", "PersistentVolumeClaim", "ResourceQuota", "CronJob"}
+
+
+@pytest.mark.parametrize("folder", ["base", "overlays/single-node"])
+def test_without_components_no_kind_is_needed_that_a_bare_cluster_lacks(folder: str) -> None:
+    assert not list(wrong_schemas(list(yaml.safe_load_all(build(KUBERNETES / folder))), VERSIONS[-1]))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_kind_and_field_is_known_to_kubernetes(
+    manifests: list[Manifest], secrets: list[Manifest], version: str
+) -> None:
+    assert list(wrong_schemas([*manifests, *secrets], version)) == []
+
+
+def test_everything_that_is_referred_to_exists_and_fits(manifests: list[Manifest], secrets: list[Manifest]) -> None:
+    assert findings(manifests, secrets) == []
+
+
+def part(manifests: list[Manifest], name: str) -> Any:
+    [found] = [each for each in manifests if name_of(each) == name]
+    return found
+
+
+def container(manifests: list[Manifest], name: str, index: int = 0) -> Any:
+    return list(containers(pod_template(part(manifests, name))))[index]
+
+
+def _drop(manifests: list[Manifest], name: str) -> None:
+    manifests.remove(part(manifests, name))
+
+
+# One line for each thing that a careless edit could do, and what is then found.
+BREAKAGES: dict[str, tuple[Callable[[list[Manifest]], object], str]] = {
+    "more requested than allowed": (
+        lambda all_: container(all_, "Deployment mlflow")["resources"]["requests"].update(memory="3Gi"),
+        "requests 3Gi memory, more than its limit 2Gi",
+    ),
+    "no limit": (
+        lambda all_: container(all_, "StatefulSet postgres")["resources"]["limits"].pop("cpu"),
+        "no limits of cpu",
+    ),
+    "a selector that misses its pods": (
+        lambda all_: part(all_, "Deployment mlflow")["spec"]["selector"].update(matchLabels={"a": "b"}),
+        "selects none of its own pods",
+    ),
+    "a service that selects nothing": (
+        lambda all_: part(all_, "Service mlflow")["spec"]["selector"].update(a="b"),
+        "selects the pods of 0 workloads",
+    ),
+    "a service's port that nobody listens on": (
+        lambda all_: part(all_, "Service seaweedfs")["spec"]["ports"][0].update(targetPort="http"),
+        "no port http",
+    ),
+    "a missing secret": (
+        lambda all_: container(all_, "Deployment mlflow")["env"][2]["valueFrom"]["secretKeyRef"].update(name="gone"),
+        "no Secret gone",
+    ),
+    "a missing key": (
+        lambda all_: container(all_, "Deployment mlflow")["env"][2]["valueFrom"]["secretKeyRef"].update(key="GONE"),
+        "Secret mlflow-server has no key GONE",
+    ),
+    "a missing config map": (lambda all_: _drop(all_, "ConfigMap backup"), "no ConfigMap backup"),
+    "a missing account": (lambda all_: _drop(all_, "ServiceAccount backup"), "no ServiceAccount backup"),
+    "a missing role": (lambda all_: _drop(all_, "Role bebygan-trainjob"), "no Role bebygan-trainjob"),
+    "a role that nobody has": (lambda all_: _drop(all_, "RoleBinding bebygan-detect"), "nobody has it"),
+    "an address that is no service": (lambda all_: _drop(all_, "Service seaweedfs"), "which is no Service"),
+    "seconds in a CronJob": (
+        lambda all_: part(all_, "CronJob backup")["spec"].update(schedule="0 30 2 * * *"),
+        "schedule 6 fields, not 5",
+    ),
+    "a restart policy that Jobs do not have": (
+        lambda all_: pod_template(part(all_, "CronJob backup"))["spec"].update(restartPolicy="Always"),  # type: ignore[index]
+        "restartPolicy Always",
+    ),
+    "a mount without a volume": (
+        lambda all_: container(all_, "Deployment mlflow")["volumeMounts"][0].update(name="gone"),
+        "no volume gone",
+    ),
+    "a probe on no port": (
+        lambda all_: container(all_, "Deployment mlflow")["livenessProbe"]["httpGet"].update(port="gone"),
+        "livenessProbe asks port gone",
+    ),
+    "an argument with an unknown variable": (
+        lambda all_: container(all_, "StatefulSet postgres")["args"].append("$(GONE)"),
+        "no variable GONE",
+    ),
+    "a wildcard": (
+        lambda all_: part(all_, "Role bebygan-detect")["rules"][0].update(verbs=["*"]),
+        "a wildcard",
+    ),
+    "a verb that does not exist": (
+        lambda all_: part(all_, "Role bebygan-detect")["rules"][0].update(verbs=["read"]),
+        "verbs ['read']",
+    ),
+    "all secrets": (
+        lambda all_: part(all_, "Role bebygan-task")["rules"][2].pop("resourceNames"),
+        "all secrets",
+    ),
+    "another namespace": (
+        lambda all_: part(all_, "ConfigMap backup")["metadata"].update(namespace="default"),
+        "several namespaces",
+    ),
+    "a policy for no pod": (
+        lambda all_: part(all_, "NetworkPolicy mlflow")["spec"]["podSelector"].update(matchLabels={"a": "b"}),
+        "NetworkPolicy mlflow: selects no pods",
+    ),
+    "a policy with a port that nobody listens on": (
+        lambda all_: part(all_, "NetworkPolicy mlflow")["spec"]["ingress"][0]["ports"][0].update(port=5001),
+        "nobody listens on 5001",
+    ),
+    "a pod that may be root": (
+        lambda all_: (
+            container(all_, "StatefulSet postgres")["securityContext"].pop("runAsNonRoot"),
+            pod_template(part(all_, "StatefulSet postgres"))["spec"]["securityContext"].pop("runAsNonRoot"),  # type: ignore[index]
+        ),
+        "may be root",
+    ),
+    "a token for a server": (
+        lambda all_: pod_template(part(all_, "Deployment mlflow"))["spec"].pop("automountServiceAccountToken"),  # type: ignore[index]
+        "gets a token",
+    ),
+    "servers that fill the quota": (
+        lambda all_: part(all_, "ResourceQuota bebygan")["spec"]["hard"].update({"requests.memory": "2Gi"}),
+        "ResourceQuota: servers take",
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_careless_edit_is_found(single_node: list[Manifest], secrets: list[Manifest], breakage: str) -> None:
+    edit, expected = BREAKAGES[breakage]
+    broken = copy.deepcopy(single_node)
+    edit(broken)
+    assert any(expected in found for found in findings(broken, secrets)), findings(broken, secrets)
+
+
+def test_unknown_fields_kinds_and_types_are_found(single_node: list[Manifest]) -> None:
+    broken = copy.deepcopy(single_node)
+    part(broken, "Deployment mlflow")["spec"]["replica"] = 1
+    part(broken, "Service mlflow")["spec"]["ports"][0]["port"] = "5000"
+    part(broken, "ConfigMap backup")["kind"] = "ConfigMaps"
+    assert len(list(wrong_schemas(broken, VERSIONS[-1]))) == 3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "right"),
+    [
+        ("30 2 * * *", True),
+        ("*/5 0-6 1,15 * 7", True),
+        ("60 2 * * *", False),
+        ("0 0 2 * * *", False),
+        ("@daily", False),
+    ],
+)
+def test_a_schedule_of_a_cron_job_has_five_fields_in_range(schedule: str, right: bool) -> None:
+    assert (wrong_cron(schedule) is None) == right
+
+
+def test_pods_reach_what_they_need_and_nothing_else(single_node: list[Manifest]) -> None:
+    mlflow, store, database, backup = (named(each) for each in ("mlflow", "seaweedfs", "postgres", "backup"))
+    allowed = [
+        (TASK, mlflow, 5000), (TASK, store, 8333), (TRAINING, mlflow, 5000), (TRAINING, store, 8333),
+        (TRAINING, TRAINING, 29500), (TRAINING, TRAINING, 41234), (mlflow, database, 5432), (mlflow, store, 8333),
+        (backup, database, 5432), (backup, store, 8333),
+    ]  # fmt: skip
+    ends = [TASK, TRAINING, mlflow, store, database, backup]
+    ports = (5000, 8333, 5432, 29500, 41234)
+    found = [(a, b, port) for a in ends for b in ends for port in ports if flow_allowed(single_node, a, b, port)]
+    expected = [*allowed, *((TRAINING, TRAINING, port) for port in (5000, 8333, 5432))]
+    assert sorted(map(str, found)) == sorted(map(str, expected))
+
+
+def test_no_policy_lets_a_pod_reach_the_cloud_s_metadata_service(manifests: list[Manifest]) -> None:
+    blocks = [
+        peer["ipBlock"]
+        for each in manifests
+        if each["kind"] == "NetworkPolicy"
+        for rule in each["spec"].get("egress", [])
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    ]
+    assert blocks
+    assert all("169.254.169.254/32" in block["except"] for block in blocks)
+
+
+def test_only_pods_of_runs_get_a_token_of_the_api(manifests: list[Manifest]) -> None:
+    accounts = {
+        each["metadata"]["name"]: each["automountServiceAccountToken"]
+        for each in manifests
+        if each["kind"] == "ServiceAccount"
+    }
+    assert {name for name, token in accounts.items() if token} == {"bebygan-retrain", "bebygan-detect"}
+    assert {name for name, token in accounts.items() if not token} == {"bebygan-training", "mlflow", "backup"}
+
+
+def test_no_secret_stands_in_a_manifest(manifests: list[Manifest]) -> None:
+    assert not [name_of(each) for each in manifests if each["kind"] == "Secret"]
+    for each in manifests:
+        for one in containers(pod_template(each)):
+            named_so = [
+                one for one in one.get("env", []) if any(word in one["name"] for word in ("PASSWORD", "SECRET"))
+            ]
+            assert all("secretKeyRef" in variable.get("valueFrom", {}) for variable in named_so)
+
+
+def test_every_vault_entry_is_a_secret_that_is_used(manifests: list[Manifest], secrets: list[Manifest]) -> None:
+    entries = {each["metadata"]["name"] for each in manifests if each["kind"] == "ExternalSecret"}
+    assert entries == {each["metadata"]["name"] for each in secrets} - {"seaweedfs"}
+
+
+def test_passwords_are_long_and_never_the_same(secrets: list[Manifest]) -> None:
+    again = subprocess.run(
+        ["sh", KUBERNETES / "overlays/single-node/secrets.sh"], capture_output=True, text=True, check=True
+    )
+    values = [
+        [value for each in printed for key, value in each["stringData"].items() if key not in
+         {"s3.json", "username", "MLFLOW_TRACKING_USERNAME"}]
+        for printed in (secrets, list(yaml.safe_load_all(again.stdout)))
+    ]  # fmt: skip
+    assert len(set(values[0] + values[1])) == len(values[0]) + len(values[1])
+    assert {len(value) for value in values[0]} == {32}
+
+
+def test_the_namespace_that_is_ours_demands_restricted_pods(single_node: list[Manifest]) -> None:
+    labels = part(single_node, "Namespace bebygan")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert list(wrong_security(single_node)) == []
+
+
+def test_images_are_named_by_a_tag_that_is_not_latest(single_node: list[Manifest]) -> None:
+    images = {one["image"] for each in single_node for one in containers(pod_template(each))}
+    assert len(images) == 3
+    assert all(":" in image and not image.endswith(":latest") for image in images)
+
+
+def test_production_is_refused_while_an_image_has_no_digest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifests", str(KUBERNETES / "overlays/production")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: no digest: bebygan-tracker:0.1.0, postgres:")
+
+
+def test_production_is_printed_once_every_image_has_a_digest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = "sha256:" + "0" * 64
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(KUBERNETES / "overlays/production", tmp_path)],
+        "images": [{"name": name, "digest": digest} for name in ("bebygan-tracker", "postgres")],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    assert main(["manifests", str(tmp_path)]) == 0
+    built = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert {one["image"] for each in built for one in containers(pod_template(each))} == {
+        f"bebygan-tracker@{digest}",
+        f"postgres@{digest}",
+    }
+
+
+def test_a_folder_that_is_no_kustomization_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifests", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error
+    assert len(error.splitlines()) == 1
