@@ -11,6 +11,7 @@ pods/log, all in one namespace.
 import hashlib
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -66,7 +67,7 @@ class TrainJobSettings(Group):
     namespace: str | None
     """Of the TrainJob; none takes that of the pod or the kubeconfig."""
     runtime: str
-    """TrainingRuntime of the same namespace (infra/kubernetes/base/training-runtime.yaml)."""
+    """TrainingRuntime of the same namespace (infra/kubernetes/components/trainer/training-runtime.yaml)."""
     image: Annotated[str, Field(min_length=1)]
     """Image that trains, by digest."""
     nodes: Count
@@ -392,13 +393,15 @@ class _Api:
 def _connect(namespace: str | None) -> _Api:
     """Find the cluster: that of the pod we run in, else that of the kubeconfig."""
     settings = client.Configuration()
+    # The library would keep what the variable said when it was imported.
+    kubeconfig = os.environ.get("KUBECONFIG")
     try:
         try:
             config.load_incluster_config(settings)
             own = _OWN_NAMESPACE.read_text().strip() if _OWN_NAMESPACE.exists() else None
         except ConfigException:
-            config.load_kube_config(client_configuration=settings)
-            own = config.list_kube_config_contexts()[1]["context"].get("namespace")
+            config.load_kube_config(kubeconfig, client_configuration=settings)
+            own = config.list_kube_config_contexts(kubeconfig)[1]["context"].get("namespace")
     except (ConfigException, OSError, ValueError, LocationValueError) as error:
         raise ConfigError(
             f"no cluster to train on: this is no pod, and the kubeconfig cannot be used ({_one_line(error)}); "

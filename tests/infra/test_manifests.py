@@ -28,6 +28,7 @@ KUBERNETES = ROOT / "infra" / "kubernetes"
 OVERLAYS = ("single-node", "production")
 COMPONENTS = sorted(each.parent.name for each in (KUBERNETES / "components").glob("*/kustomization.yaml"))
 VERSIONS = ("1.31", "1.34", "1.37")
+IMAGES = ("bebygan-tracker", "bebygan-torch-python", "postgres")
 TASK = {"pipelines.kubeflow.org/v2_component": "true"}
 TRAINING = {"app.kubernetes.io/name": "bebygan-training"}
 
@@ -316,7 +317,7 @@ def test_production_is_refused_while_an_image_has_no_digest(capsys: pytest.Captu
     assert main(["manifests", str(KUBERNETES / "overlays/production")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("error: no digest: bebygan-tracker:0.1.0, postgres:")
+    assert printed.err.startswith("error: no digest: bebygan-torch-python, bebygan-tracker:0.1.0, postgres:")
 
 
 def test_production_is_printed_once_every_image_has_a_digest(
@@ -327,15 +328,13 @@ def test_production_is_printed_once_every_image_has_a_digest(
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(KUBERNETES / "overlays/production", tmp_path)],
-        "images": [{"name": name, "digest": digest} for name in ("bebygan-tracker", "postgres")],
+        "images": [{"name": name, "digest": digest} for name in IMAGES],
     }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     assert main(["manifests", str(tmp_path)]) == 0
     built = list(yaml.safe_load_all(capsys.readouterr().out))
-    assert {one["image"] for each in built for one in containers(pod_template(each))} == {
-        f"bebygan-tracker@{digest}",
-        f"postgres@{digest}",
-    }
+    images = {one["image"] for each in built for one in containers(pod_template(each))}
+    assert images == {f"{name}@{digest}" for name in IMAGES}
 
 
 def test_a_folder_that_is_no_kustomization_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
