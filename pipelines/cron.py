@@ -1,0 +1,78 @@
+"""Cron expressions as Kubeflow's schedules read them: six fields, the first one seconds.
+
+The syntax is that of robfig/cron 1.2, whose parser the API server and the controller of schedules use. It also takes
+five fields, and then reads minutes as seconds: "0 2 * * *" would start a run in each hour. Hence five are refused
+here. Times are those of the controller: UTC, unless its CRON_SCHEDULE_TIMEZONE says otherwise.
+"""
+
+import re
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
+    ("second", 0, 59, {}),
+    ("minute", 0, 59, {}),
+    ("hour", 0, 23, {}),
+    ("day of the month", 1, 31, {}),
+    ("month", 1, 12, {name: number for number, name in enumerate(_MONTHS, 1)}),
+    ("day of the week", 0, 6, {name: number for number, name in enumerate(_DAYS)}),
+)
+_LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_PART = re.compile(r"(?P<all>[*?])?(?:(?P<low>\w+)(?:-(?P<high>\w+))?)?(?:/(?P<step>\d+))?")
+
+
+def _number(text: str, names: dict[str, int], field: str) -> int:
+    number = names.get(text.lower())
+    if number is None and not text.isdecimal():
+        known = f" or one of {', '.join(names)}" if names else ""
+        raise ValueError(f"{field}: {text!r} is no number{known}")
+    return int(text) if number is None else number
+
+
+def _values(text: str, field: str, lowest: int, highest: int, names: dict[str, int]) -> set[int]:
+    """Return the values that a field stands for.
+
+    Raises:
+        ValueError: says what of it is wrong.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = _PART.fullmatch(part)
+        if not match or bool(match["all"]) == bool(match["low"]):
+            raise ValueError(f"{field}: {part!r} is none of *, 5, 1-5, */5, 1-30/5, or several with commas between")
+        low = lowest if match["all"] else _number(match["low"], names, field)
+        # A single value with a step goes on to the end.
+        to_the_end = match["all"] or (match["step"] and not match["high"])
+        high = highest if to_the_end else _number(match["high"] or match["low"], names, field)
+        step = int(match["step"] or 1)
+        if low < lowest or high > highest:
+            raise ValueError(f"{field}: {part!r} is not within {lowest}-{highest}")
+        if low > high:
+            raise ValueError(f"{field}: {part!r} begins after it ends")
+        if step < 1:
+            raise ValueError(f"{field}: the step of {part!r} must be at least 1")
+        found.update(range(low, high + 1, step))
+    return found
+
+
+def checked(expression: str) -> str:
+    """Return a cron expression, its fields separated by one space.
+
+    Raises:
+        ValueError: it has not six fields, says which field is wrong and why, or names a day that no month has.
+    """
+    fields = expression.split()
+    if len(fields) != len(_FIELDS):
+        hint = "; put the seconds before them, mostly 0" if len(fields) == len(_FIELDS) - 1 else ""
+        raise ValueError(
+            f"{expression!r} has {len(fields)} fields; six are needed: second, minute, hour, day of the month, month, "
+            f"day of the week{hint}"
+        )
+    *_, days, months, _ = (
+        _values(text, field, lowest, highest, names)
+        for text, (field, lowest, highest, names) in zip(fields, _FIELDS, strict=True)
+    )
+    # With a day of the week given too, either of the two is enough.
+    if fields[5][0] in "*?" and all(day > _LONGEST[month - 1] for day in days for month in months):
+        raise ValueError(f"day of the month: no month of {fields[4]!r} has a day {fields[3]}, so it would never start")
+    return " ".join(fields)
