@@ -14,6 +14,8 @@ from components.common.progress import say
 from components.common.registry import champion
 from components.common.tracking import WORKSPACE, tracking_uri
 from components.detect.step import decide
+from components.preflight.__main__ import add_arguments as add_preflight_arguments
+from components.preflight.__main__ import run as run_preflight
 from pipelines.manifests import pinned_manifests
 
 
@@ -22,10 +24,23 @@ def _champion_line(model: str, version: str | None) -> str:
 
 
 def _compile(options: argparse.Namespace) -> None:
-    from pipelines.compiled import write_pipeline  # noqa: PLC0415
+    # Not at the top: Kubeflow takes seconds that --help and a misspelt parameter need not wait for.
+    params = load_params(options.params, options.set)
+    from pipelines.cluster import load_cluster  # noqa: PLC0415
+    from pipelines.compiled import retrain_manifests, retrain_yaml, write_pipeline  # noqa: PLC0415
 
-    write_pipeline(options.output)
+    cluster = load_cluster(options.cluster)
+    if not cluster.images.pinned:
+        say(f"warning: {options.cluster} names an image without digest: caches and runs do not see when it changes")
+    content = (
+        retrain_manifests(cluster, params, options.namespace) if options.manifests else retrain_yaml(cluster, params)
+    )
+    write_pipeline(options.output, content)
     print(options.output)
+
+
+def _preflight(options: argparse.Namespace) -> None:
+    run_preflight(options, load_params(options.params, options.set))
 
 
 def _manifests(options: argparse.Namespace) -> None:
@@ -86,7 +101,19 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
     compile_ = commands.add_parser("compile", help="write the pipeline for Kubeflow")
     compile_.add_argument("output", type=Path, help="YAML file to write")
+    compile_.add_argument(
+        "--cluster", type=Path, default=Path("infra/cluster.yaml"), help="what tasks are given (default: %(default)s)"
+    )
+    compile_.add_argument(
+        "--manifests", action="store_true", help="write Kubernetes objects, Pipeline and PipelineVersion, instead"
+    )
+    compile_.add_argument("--namespace", default="bebygan", help="of those objects (default: %(default)s)")
+    add_params_arguments(compile_)
     compile_.set_defaults(run=_compile)
+    preflight = commands.add_parser("preflight", help="try what a run will need, and name all that is missing")
+    add_preflight_arguments(preflight)
+    add_params_arguments(preflight)
+    preflight.set_defaults(run=_preflight)
     manifests = commands.add_parser("manifests", help="build a cluster's manifests; every image needs a digest")
     manifests.add_argument("overlay", type=Path, help="e.g. infra/kubernetes/overlays/production")
     manifests.set_defaults(run=_manifests)

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -220,7 +220,7 @@ def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
 def _known_fields(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     """Return the names that the group at a location of `kind` knows."""
     for part in location:
-        kind = get_type_hints(kind).get(str(part))
+        kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind).get(part)
     return list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
 
 
