@@ -3,8 +3,16 @@
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
 ARGS ?=
+BASE ?= python:3.11-slim
+TAG ?= latest
+IMAGES := data torch
+# Torch is left out: its builds for CPU and CUDA have one version, many hashes, and other dependencies.
+IMAGE_LOCK = $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-annotate --no-emit-index-url \
+	--no-emit-find-links --no-emit-trusted-host --constraint requirements.lock --unsafe-package torch
 
-.PHONY: help setup run test test-fast lint bench repro clean lock
+SBOM = $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible
+
+.PHONY: help setup run test test-fast lint bench repro images sbom clean lock
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,8 +48,33 @@ bench: setup ## Measure what the README claims; writes benchmarks/results.json
 repro: setup ## Run the same steps as DVC stages
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro $(ARGS)
 
-lock: setup ## Write requirements.lock anew
+# What the images' Dockerfiles install, fetched by the pip of this machine, with its index, proxy and certificates.
+infra/images/wheels/fetched: $(IMAGES:%=infra/images/%.lock) .venv/installed
+	rm -f infra/images/wheels/*
+	$(BIN)/pip download -qq --no-deps --require-hashes $(IMAGES:%=--requirement infra/images/%.lock) --dest $(@D)
+	$(BIN)/pip download -qq --constraint requirements.lock --dest $(@D) torch "setuptools>=77,<82" wheel
+	touch $@
+
+infra/images/weights/fetched: .venv/installed
+	cp $$($(BIN)/python -m components.common.weights | sed 's/.*: //') $(@D)
+	touch $@
+
+images: infra/images/wheels/fetched infra/images/weights/fetched ## Build the images of the steps; BASE=, TAG=
+	for image in $(IMAGES); do docker build --tag bebygan-$$image-python:$(TAG) --file infra/images/$$image.Dockerfile \
+		--build-arg BASE=$(BASE) --build-arg GIT_SHA=$$(git rev-parse HEAD || echo unknown) \
+		--build-arg GIT_DIRTY=$$(git diff --quiet HEAD && echo false || echo true) . || exit; done
+
+sbom: setup ## Write what the images hold to build/bebygan-*.cdx.json (CycloneDX)
+	mkdir -p build
+	grep '^torch==' requirements.lock | cat infra/images/torch.lock - | $(SBOM) --output-file build/bebygan-torch.cdx.json -
+	$(SBOM) --output-file build/bebygan-data.cdx.json infra/images/data.lock
+
+lock: setup ## Write the lock files anew
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -P torch==2.13.0 --output-file requirements.lock pyproject.toml
+	$(IMAGE_LOCK) --extra data --extra pipeline --output-file infra/images/data.lock pyproject.toml
+	$(IMAGE_LOCK) --extra train --output-file infra/images/torch.lock pyproject.toml
+	sed -i '/^# WARNING/,$$d' infra/images/torch.lock
+	sed -n '/^kfp==/,/[^\\]$$/p' infra/images/data.lock >> infra/images/torch.lock
 
 clean: ## Remove what runs left behind, not the environment
 	rm -rf workspace

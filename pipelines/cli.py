@@ -59,6 +59,10 @@ def _run(options: argparse.Namespace) -> None:
     remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
     ledger = str(options.workspace / "ledger") if options.ledger is None else options.ledger
     job = job_here(params, options.source)
+    if options.containers:
+        from pipelines.containers import job_in_containers  # noqa: PLC0415
+
+        job = job_in_containers(job)
     model = params.evaluate.model_name
     decision = decide(job, force=options.force)
     if decision.action == "skip":
@@ -67,7 +71,7 @@ def _run(options: argparse.Namespace) -> None:
         print(_champion_line(model, reigning.version if reigning else None))
         return
     say(f"training: {decision.reason}")
-    outcome = local.run(job, options.workspace, remote, ledger)
+    outcome = local.run(job, options.workspace, remote, ledger, containers=options.containers, network=options.network)
     report = local.publish(outcome, options.workspace)
     registration = json.loads((outcome.registration / "registration.json").read_text())
     print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
@@ -96,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         "--ledger",
         help="record of all moves of the champion, folder or s3://; '' for none (default: WORKSPACE/ledger)",
     )
+    run.add_argument(
+        "--containers", action="store_true", help="run each step in a container, with the images of `make images`"
+    )
+    run.add_argument("--network", help="of those containers (default: none, or host where a server or bucket is named)")
     run.add_argument("--force", action="store_true", help="run even when nothing changed")
     add_params_arguments(run)
     run.set_defaults(run=_run)

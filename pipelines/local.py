@@ -1,4 +1,4 @@
-"""Run the pipeline here, through Kubeflow's local runner, as processes of this Python environment."""
+"""Run the pipeline here, through Kubeflow's local runner, as processes of this Python environment or as containers."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,17 +45,21 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _ask_processes_to_stop() -> None:
+    for process in psutil.Process().children(recursive=True):
+        # A shell between us and the task waits for it, and must live to tell its exit code.
+        if not process.children():
+            process.terminate()
+
+
 @contextmanager
-def _stop_requests_passed_on() -> Iterator[Callable[[], bool]]:
+def _stop_requests_passed_on(ask_to_stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Pass SIGTERM on to the running task, whose end then ends the run. Yield whether there was one."""
     requested = threading.Event()
 
     def pass_on(*_: object) -> None:
         requested.set()
-        for process in psutil.Process().children(recursive=True):
-            # A shell between us and the task waits for it, and must live to tell its exit code.
-            if not process.children():
-                process.terminate()
+        ask_to_stop()
 
     if threading.current_thread() is not threading.main_thread():
         yield requested.is_set
@@ -68,12 +72,12 @@ def _stop_requests_passed_on() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _watcher(scratch: Path) -> Iterator[str]:
+def _watcher(scratch: Path, *, containers: bool) -> Iterator[str]:
     """Yield a path that tasks write to what is meant for a person: it comes out of our standard error.
 
-    The runner pipes what tasks print into its own log, and gives them no other open file.
+    The runner pipes what tasks print into its own log, and gives them no other open file. Containers see no terminal.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not containers:
         yield os.ttyname(sys.stderr.fileno())
         return
     path = scratch / "watcher"
@@ -105,7 +109,13 @@ def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
     return kinds[failure["exit_code"]](failure["message"])
 
 
-def run(job: Job, workspace: Path, remote: str, ledger: str) -> Outcome:
+def _absolute(place: str) -> str:
+    return place if not place or "://" in place else str(Path(place).resolve())
+
+
+def run(
+    job: Job, workspace: Path, remote: str, ledger: str, *, containers: bool = False, network: str | None = None
+) -> Outcome:
     """Run all steps of a job, tracked as one parent run in MLflow.
 
     Args:
@@ -113,6 +123,8 @@ def run(job: Job, workspace: Path, remote: str, ledger: str) -> Outcome:
         workspace: existing folder for the steps' outputs, caches and checkpoints.
         remote: DVC remote that the data version is pushed to; empty to push nowhere.
         ledger: folder or s3:// prefix where each move of the champion is entered; empty for none.
+        containers: whether each task gets a container of its own, rather than a process.
+        network: that containers are in; None for the least that will do.
 
     Raises:
         BebyganError: the one that a step failed with.
@@ -121,20 +133,15 @@ def run(job: Job, workspace: Path, remote: str, ledger: str) -> Outcome:
     # Kubeflow takes seconds to import: not before it is needed.
     from kfp import local  # noqa: PLC0415
 
+    from pipelines.containers import ask_containers_to_stop, in_containers  # noqa: PLC0415
     from pipelines.retrain import retrain  # noqa: PLC0415
 
     workspace = workspace.resolve()
-    local.init(
-        local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(workspace / "pipeline"),
-        workspace_root=None,
-        enable_caching=True,
-        cache_root=str(workspace / "cache"),
-    )
+    remote, ledger = _absolute(remote), _absolute(ledger)
     log = workspace / "run.log"
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _watcher(Path(scratch)) as watcher,
+        _watcher(Path(scratch), containers=containers) as watcher,
         step_run(PIPELINE, job.params, tags=job.tags) as parent,
     ):
         failure = Path(scratch) / "failure.json"
@@ -145,10 +152,20 @@ def run(job: Job, workspace: Path, remote: str, ledger: str) -> Outcome:
         }
         with (
             _environment(inherited),
-            _stop_requests_passed_on() as stopped,
+            _stop_requests_passed_on(ask_containers_to_stop if containers else _ask_processes_to_stop) as stopped,
             log.open("w") as lines,
             redirect_stdout(lines),
+            in_containers(job, [workspace, Path(scratch)], [remote, ledger], network)
+            if containers
+            else nullcontext(local.SubprocessRunner(use_venv=False)) as runner,
         ):
+            local.init(
+                runner,
+                pipeline_root=str(workspace / "pipeline"),
+                workspace_root=None,
+                enable_caching=True,
+                cache_root=str(workspace / "cache"),
+            )
             try:
                 finished = retrain(
                     source=job.source,

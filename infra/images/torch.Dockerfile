@@ -1,0 +1,46 @@
+# The steps that compute: torch, MLflow; no DVC, no Great Expectations, and of kfp only what runs a task.
+# In production, name BASE by digest.
+ARG BASE=python:3.11-slim
+
+FROM ${BASE} AS dependencies
+COPY infra/images/wheels /wheels
+COPY infra/images/install.sh infra/images/torch.lock /build/
+# Which build of torch this is, for CPU or CUDA, is settled by where pip, or `make images`, gets it from.
+ARG TORCH=torch==2.13.0
+RUN sh /build/install.sh dependencies /build/torch.lock "$TORCH"
+
+FROM dependencies AS project
+COPY LICENSE README.md pyproject.toml /build/project/
+COPY bebygan /build/project/bebygan
+COPY components /build/project/components
+COPY pipelines /build/project/pipelines
+ARG GIT_SHA=unknown GIT_DIRTY=unknown
+RUN sh /build/install.sh project /build/project /build/torch.lock "$GIT_SHA" "$GIT_DIRTY"
+
+FROM ${BASE}
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=project /opt/bebygan /opt/bebygan
+COPY --from=project /etc/bebygan.json /etc/
+WORKDIR /app
+COPY params.yaml ./
+COPY params ./params
+COPY data/pretrained ./data/pretrained
+# Weights of the perceptual networks that `make images` has put there.
+COPY infra/images/weights /opt/weights
+# The root filesystem may be read-only: /tmp alone is written to.
+ENV PATH=/opt/venv/bin:/opt/bebygan/bin:$PATH \
+    HOME=/tmp \
+    USER=bebygan \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    DVC_NO_ANALYTICS=1 \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    BEBYGAN_WEIGHTS=/opt/weights
+ARG GIT_SHA=unknown
+LABEL org.opencontainers.image.title="bebygan-torch" \
+      org.opencontainers.image.description="Trains, evaluates and registers" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="$GIT_SHA"
+USER 1000:1000
+CMD ["python3"]
