@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,13 +22,20 @@ import yaml
 from pydantic import AfterValidator, Field
 
 from bebygan.errors import ConfigError, ServiceError
-from components.common.config import PARAMS_FILE, Count, Group, from_yaml
+from components.common.config import PARAMS_FILE, Count, Group, Params, from_yaml, load_params
+from components.common.job import inputs_of
 from components.common.kubeflow import Kubeflow, RecurringRun
 from components.common.provenance import flatten
+from pipelines.cluster import Cluster, load_cluster
+from pipelines.compiled import pipeline_yaml, version_name
 from pipelines.cron import checked
+from pipelines.detect import DETECT, detect_on
+from pipelines.retrain import PIPELINE, retrain_on
 
 SCHEDULES_FILE = Path("infra/schedules.yaml")
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+SERVICE_ACCOUNTS = {"retrain": "bebygan-retrain", "detect": "bebygan-detect"}
+"""Of the pods of a run, by pipeline."""
 _ROUNDS = 10
 """Looks at the server before we say that somebody else keeps changing it; three are enough alone."""
 _MARK = re.compile(r"bebygan schedule (?P<owner>[\w.-]+)/(?P<name>[\w.-]+) (?P<hash>[0-9a-f]{64})(?P<held> paused)?")
@@ -73,6 +80,8 @@ class Schedule(Group):
     """Whether slots that were missed, while it was paused or the cluster away, are made up for."""
     paused: bool = False
     """Whether it starts nothing."""
+    cluster: Path | None = None
+    """Images and machines, where they are other ones than those of the other schedules."""
 
 
 class Schedules(Group):
@@ -138,17 +147,11 @@ class Package:
     @cached_property
     def version(self) -> str:
         """Return the name of this version, which is another one when anything in it is."""
-        return f"{self.pipeline}-{hashlib.sha256(self.content).hexdigest()[:16]}"
+        return version_name(self.content, self.pipeline)
 
     @cached_property
     def _specification(self) -> Any:
         return next(yaml.safe_load_all(self.content))
-
-    @property
-    def images(self) -> list[str]:
-        """Return the images that its tasks run in."""
-        executors = self._specification["deploymentSpec"]["executors"].values()
-        return sorted({executor["container"]["image"] for executor in executors if "container" in executor})
 
     def check(self, parameters: Mapping[str, str]) -> None:
         """See that parameters are what it declares.
@@ -167,6 +170,20 @@ class Package:
             raise ConfigError(
                 f"the pipeline {self.pipeline} takes other inputs: {missing} are missing, {unknown} are unknown to it"
             )
+
+
+def retrain_package(cluster: Cluster) -> Package:
+    """Compile the retraining pipeline. Started without parameters it takes those of params.yaml.
+
+    Raises:
+        ConfigError: params.yaml cannot be read or is wrong.
+    """
+    return Package(PIPELINE, pipeline_yaml(retrain_on(cluster), inputs_of(load_params())))
+
+
+def detect_package(cluster: Cluster) -> Package:
+    """Compile the change detector."""
+    return Package(DETECT, pipeline_yaml(detect_on(cluster), {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +232,70 @@ def interval_seconds(every: str | None) -> int | None:
     return int(number) * _UNITS[unit]
 
 
+def retrain_inputs(schedule: Schedule, params: Params) -> dict[str, str]:
+    """Return the inputs of the retraining pipeline."""
+    places = {name: getattr(schedule, name) for name in ("source", "remote", "checkpoints", "ledger")}
+    return places | inputs_of(params)
+
+
+def _wanted(schedule: Schedule, retrain: Package, detect: Package | None) -> Wanted:
+    inputs = retrain_inputs(schedule, load_params(schedule.params, schedule.set))
+    if detect:
+        inputs |= {
+            "experiment": schedule.experiment,
+            # Its code is the detector's own: another one would be found changed again and again.
+            "version": retrain.version,
+            "service_account": SERVICE_ACCOUNTS["retrain"],
+        }
+    package = detect or retrain
+    package.check(inputs)
+    return Wanted(
+        name=schedule.name,
+        paused=schedule.paused,
+        package=package,
+        companions=(retrain,) if detect else (),
+        parameters=inputs,
+        experiment=schedule.experiment,
+        cron=schedule.cron,
+        interval=interval_seconds(schedule.every),
+        concurrency=schedule.concurrency,
+        catchup=schedule.catchup,
+        service_account=SERVICE_ACCOUNTS[schedule.pipeline],
+    )
+
+
+def _require_digests(cluster: Path) -> None:
+    images = load_cluster(cluster).images
+    if not images.pinned:
+        raise ConfigError(
+            f"{cluster} names an image without a digest ({images.version}), which may be another one tomorrow: name it "
+            "as name@sha256:..., or set require_digests to false"
+        )
+
+
+def wanted_of(schedules: Schedules) -> list[Wanted]:
+    """Compile the pipelines that schedules start, and put their inputs together.
+
+    Raises:
+        ConfigError: parameters or the cluster's settings are wrong, or an image has no digest and must have one; says
+            in which schedule.
+    """
+    retrain = cache(lambda path: retrain_package(load_cluster(path)))
+    detect = cache(lambda path: detect_package(load_cluster(path)))
+    found = []
+    for schedule in schedules.schedules:
+        cluster = schedule.cluster or schedules.cluster
+        try:
+            if schedules.require_digests:
+                _require_digests(cluster)
+            found.append(
+                _wanted(schedule, retrain(cluster), detect(cluster) if schedule.pipeline == "detect" else None)
+            )
+        except ConfigError as error:
+            raise ConfigError(f"schedule {schedule.name}: {error}") from error
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """A recurring run of ours on the server."""
@@ -239,8 +320,8 @@ class Action:
     held: bool = False
 
 
-def _description(owner: str, wanted: Wanted, *, held: bool) -> str:
-    return f"bebygan schedule {owner}/{wanted.name} {wanted.specification}{' paused' if held else ''}"
+def _description(owner: str, name: str, specification: str, *, held: bool) -> str:
+    return f"bebygan schedule {owner}/{name} {specification}{' paused' if held else ''}"
 
 
 def kept(recurring_runs: Iterable[RecurringRun], owner: str) -> list[Kept]:
@@ -262,8 +343,8 @@ def kept(recurring_runs: Iterable[RecurringRun], owner: str) -> list[Kept]:
     return found
 
 
-def _plan_one(wanted: Wanted | None, mine: Sequence[Kept], busy: Collection[str], hold: bool | None) -> list[Action]:
-    held = any(each.held for each in mine) if hold is None else hold
+def _plan_one(wanted: Wanted | None, mine: Sequence[Kept], busy: Collection[str]) -> list[Action]:
+    held = any(each.held for each in mine)
     right = [each for each in mine if wanted and (each.specification, each.held) == (wanted.specification, held)]
     if wanted and not right:
         # The old ones stay as they are until the new one is there.
@@ -280,19 +361,13 @@ def _plan_one(wanted: Wanted | None, mine: Sequence[Kept], busy: Collection[str]
     ]
 
 
-def plan(
-    wanted: Sequence[Wanted],
-    there: Sequence[Kept],
-    busy: Collection[str] = (),
-    holds: Mapping[str, bool] | None = None,
-) -> list[Action]:
+def plan(wanted: Sequence[Wanted], there: Sequence[Kept], busy: Collection[str] = ()) -> list[Action]:
     """Say what is to be done next. When it is done, there may be more: plan again until nothing is left.
 
     Args:
         wanted: the declared schedules, no two of one name.
         there: the owner's recurring runs on the server.
         busy: ids of those that still have a run alive, as far as they were asked.
-        holds: schedules that are paused (true) or resumed (false) by hand.
 
     Returns:
         Actions, in their order; none when all is as declared.
@@ -301,7 +376,7 @@ def plan(
     actions = []
     for name in sorted({*by_name, *(each.name for each in there)}):
         mine = sorted((each for each in there if each.name == name), key=lambda each: (each.created_at, each.id))
-        actions += _plan_one(by_name.get(name), mine, busy, (holds or {}).get(name))
+        actions += _plan_one(by_name.get(name), mine, busy)
     return actions
 
 
@@ -324,16 +399,11 @@ def _after(wanted: Sequence[Wanted], there: Sequence[Kept], action: Action) -> l
     return [replace(each, enabled=enabled) if each.id == action.id else each for each in there]
 
 
-def forecast(
-    wanted: Sequence[Wanted],
-    there: Sequence[Kept],
-    is_busy: Callable[[str], bool],
-    holds: Mapping[str, bool] | None = None,
-) -> list[Action]:
+def forecast(wanted: Sequence[Wanted], there: Sequence[Kept], is_busy: Callable[[str], bool]) -> list[Action]:
     """Say all that `apply` would do, without doing it."""
     actions: list[Action] = []
     busy: set[str] = set()
-    while planned := plan(wanted, there, busy, holds):
+    while planned := plan(wanted, there, busy):
         for action in planned:
             if action.kind == "delete" and is_busy(action.id):
                 busy.add(action.id)
@@ -404,7 +474,7 @@ class _Server:
         pipeline_id, version_id = self._version(schedule.package)
         self._kubeflow.create_recurring_run(
             name=schedule.name,
-            description=_description(self._owner, schedule, held=held),
+            description=_description(self._owner, schedule.name, schedule.specification, held=held),
             experiment_id=self._experiment(schedule.experiment),
             pipeline_id=pipeline_id,
             version_id=version_id,
@@ -434,7 +504,6 @@ def apply(
     kubeflow: Kubeflow,
     owner: str,
     wanted: Sequence[Wanted],
-    holds: Mapping[str, bool] | None = None,
     tell: Callable[[Action], None] = lambda _: None,
 ) -> list[str]:
     """Make the server's schedules those that are wanted.
@@ -443,7 +512,6 @@ def apply(
         kubeflow: the server.
         owner: whose schedules; others' are left alone.
         wanted: all of the owner's schedules.
-        holds: schedules that are paused (true) or resumed (false) by hand.
         tell: called with each action that was done.
 
     Returns:
@@ -457,7 +525,7 @@ def apply(
     server = _Server(kubeflow, owner, wanted)
     busy: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        actions = plan(wanted, kept(kubeflow.recurring_runs(), owner), busy, holds)
+        actions = plan(wanted, kept(kubeflow.recurring_runs(), owner), busy)
         if not actions:
             return sorted(set(busy.values()))
         for action in actions:
@@ -466,3 +534,54 @@ def apply(
             else:
                 busy[action.id] = action.name
     raise ServiceError(f"somebody else keeps changing the schedules of {owner}: see who, and apply again")
+
+
+def _named(kubeflow: Kubeflow, owner: str, name: str) -> list[Kept]:
+    """Return the recurring runs of a schedule, the newest first."""
+    ours = kept(kubeflow.recurring_runs(), owner)
+    found = [each for each in ours if each.name == name]
+    if not found:
+        known = ", ".join(sorted({each.name for each in ours})) or "none"
+        raise ConfigError(f"there is no schedule {name} of {owner} on the server; known are {known}")
+    return sorted(found, key=lambda each: (each.created_at, each.id), reverse=True)
+
+
+def pause(kubeflow: Kubeflow, owner: str, name: str) -> None:
+    """Let a schedule start nothing more, whatever is applied, until it is resumed. Runs under way go on.
+
+    What the server has is copied with a mark, so that nothing else that changed in the file comes along.
+
+    Raises:
+        ConfigError: there is no such schedule.
+        ServiceError: the server is away or refuses.
+    """
+    found = _named(kubeflow, owner, name)
+    for each in found:
+        if each.enabled:
+            kubeflow.disable(each.id)
+    if not any(each.held for each in found):
+        latest = next((each for each in found if each.enabled), found[0])
+        kubeflow.copy_recurring_run(latest.id, _description(owner, name, latest.specification, held=True))
+
+
+def resume(kubeflow: Kubeflow, owner: str, name: str) -> None:
+    """Let a schedule that was paused by hand start runs again.
+
+    Raises:
+        ConfigError: there is no such schedule, or it was not paused by hand.
+        ServiceError: the server is away or refuses. Resume again: it goes on where this one stopped.
+    """
+    found = _named(kubeflow, owner, name)
+    held = [each for each in found if each.held]
+    if not held:
+        raise ConfigError(f"the schedule {name} is not paused by hand; the file may say that it is paused")
+    specification = held[0].specification
+    free = [each.id for each in found if not each.held and each.specification == specification]
+    kubeflow.enable(
+        free[-1]
+        if free
+        else kubeflow.copy_recurring_run(held[0].id, _description(owner, name, specification, held=False))
+    )
+    for each in held:
+        # It never was enabled, so that no run goes with it.
+        kubeflow.delete(each.id)

@@ -393,6 +393,17 @@ class Kubeflow:
         create = self._client.recurring_runs.recurring_run_service_create_recurring_run
         return str(self._ask(f"making the schedule {name}", create, body, change=True).recurring_run_id)
 
+    def copy_recurring_run(self, recurring_run: str, description: str) -> str:
+        """Make a disabled copy of a recurring run with another description, and return its id."""
+        runs = self._client.recurring_runs
+        copy = self._ask("asking for a schedule", runs.recurring_run_service_get_recurring_run, recurring_run)
+        copy.description = description
+        copy.mode = "DISABLE"
+        for field in ("recurring_run_id", "created_at", "updated_at", "status", "error"):
+            setattr(copy, field, None)
+        create = runs.recurring_run_service_create_recurring_run
+        return str(self._ask(f"copying the schedule {copy.display_name}", create, copy, change=True).recurring_run_id)
+
     def _unless_gone(self, doing: str, call: Any, recurring_run: str, **named: Any) -> None:
         try:
             self._ask(doing, call, recurring_run, change=True, **named)
@@ -461,8 +472,12 @@ class Kubeflow:
         return str(self._ask(f"starting {name}", create, body, change=True).run_id)
 
     def terminate(self, run: str) -> None:
-        """Stop a run."""
-        self._ask("stopping a run", self._client.runs.run_service_terminate_run, run, change=True)
+        """Stop a run; one that has ended stays as it is."""
+        try:
+            self._ask("stopping a run", self._client.runs.run_service_terminate_run, run, change=True)
+        except ServiceError:
+            if self.run(run).alive:
+                raise
 
     def run(self, run: str) -> Run:
         """Return a run with its tasks."""

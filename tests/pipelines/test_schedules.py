@@ -15,7 +15,19 @@ from kfp import compiler, dsl
 from bebygan.errors import ConfigError, ServiceError
 from components.common import kubeflow
 from components.common.kubeflow import connect
-from pipelines.schedules import Action, Package, Wanted, apply, forecast, interval_seconds, kept, load_schedules, plan
+from pipelines.schedules import (
+    Action,
+    Package,
+    Wanted,
+    apply,
+    forecast,
+    interval_seconds,
+    kept,
+    load_schedules,
+    pause,
+    plan,
+    resume,
+)
 from tests.standins.kubeflow import ALIVE, Standin, standin
 
 
@@ -215,16 +227,60 @@ def test_the_forecast_is_what_apply_then_does(server: Standin, wanted: Callable[
 def test_what_is_paused_by_hand_stays_so_until_it_is_resumed_by_hand(
     server: Standin, wanted: Callable[..., Wanted]
 ) -> None:
-    apply(connect(), "us", [wanted("daily"), wanted("other")])
-    apply(connect(), "us", [wanted("daily"), wanted("other")], holds={"daily": True})
-    assert state(server) == {"daily": [("0 0 2 * * *", "DISABLE")], "other": [("0 0 2 * * *", "ENABLE")]}
-    apply(connect(), "us", [wanted("daily"), wanted("other")])
-    apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *"), wanted("other")])
+    other = wanted("other")
+    apply(connect(), "us", [wanted("daily"), other])
+    pause(connect(), "us", "daily")
+    assert {mode for _, mode in state(server)["daily"]} == {"DISABLE"}
+    assert state(server)["other"] == [("0 0 2 * * *", "ENABLE")]
+    apply(connect(), "us", [wanted("daily"), other])
+    assert state(server)["daily"] == [("0 0 2 * * *", "DISABLE")]
+    apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *"), other])
     assert state(server)["daily"] == [("0 0 3 * * *", "DISABLE")]
-    apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *"), wanted("other")], holds={"daily": False})
+    resume(connect(), "us", "daily")
     assert state(server)["daily"] == [("0 0 3 * * *", "ENABLE")]
-    apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *"), wanted("other")])
-    assert state(server)["daily"] == [("0 0 3 * * *", "ENABLE")]
+    apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *"), other])
+    assert state(server) == {"daily": [("0 0 3 * * *", "ENABLE")], "other": [("0 0 2 * * *", "ENABLE")]}
+
+
+def test_pausing_and_resuming_at_once_leaves_it_as_it_was(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    apply(connect(), "us", [wanted("daily")])
+    server.tick()
+    pause(connect(), "us", "daily")
+    pause(connect(), "us", "daily")
+    resume(connect(), "us", "daily")
+    assert state(server) == {"daily": [("0 0 2 * * *", "ENABLE")]}
+    with pytest.raises(ConfigError, match="is not paused by hand"):
+        resume(connect(), "us", "daily")
+    with pytest.raises(ConfigError, match="no schedule dialy of us on the server; known are daily"):
+        pause(connect(), "us", "dialy")
+    assert server.killed == []
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it did it", "after it did it"])
+def test_pausing_and_resuming_can_be_repeated_when_the_server_died(
+    server: Standin, wanted: Callable[..., Wanted], before: bool
+) -> None:
+    apply(connect(), "us", [wanted("daily")])
+    for change, mode in ((pause, "DISABLE"), (resume, "ENABLE")):
+        died = 0
+        while True:
+            connected = connect()
+            server.requests.clear()
+            server.dies_at, server.dies_before = died + 1, before
+            try:
+                change(connected, "us", "daily")
+            except ServiceError:
+                server.dies_at = None
+                died += 1
+            except ConfigError:
+                # Resumed by the request that got no answer.
+                break
+            else:
+                break
+            assert died < 20
+        server.dies_at = None
+        apply(connect(), "us", [wanted("daily")])
+        assert state(server) == {"daily": [("0 0 2 * * *", mode)]}
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it did it", "after it did it"])

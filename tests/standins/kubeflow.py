@@ -248,6 +248,8 @@ class Standin:
     def create_recurring_run(self, body: Object) -> Object:
         self._check_job(body)
         required(body, "trigger", "max_concurrency", "mode")
+        if set(body) & {"recurring_run_id", "created_at", "updated_at", "status"}:
+            raise Refused(400, "what the server itself decides was given")
         self._namespace(body)
         if not 1 <= int(body["max_concurrency"]) <= 10:
             raise Refused(400, "The max concurrency of the recurring run is out of range. Support 1-10")
@@ -287,7 +289,8 @@ class Standin:
         return self._new_run(body)
 
     def terminate_run(self, key: str) -> Object:
-        self._get("runs", key)
+        if self._get("runs", key)["state"] not in ALIVE:
+            raise Refused(400, "the run has ended")
         self.finish(key, "CANCELED")
         return {}
 
@@ -375,6 +378,7 @@ class Standin:
                 "V2beta1ListRecurringRunsResponse",
                 lambda: self.list_table("recurring_runs", query),
             ),
+            (f"GET {v2}recurringruns/(ID)", "V2beta1RecurringRun", lambda key: self._get("recurring_runs", key)),
             (f"GET {v2}runs", "V2beta1ListRunsResponse", lambda: self.list_table("runs", query)),
             (f"GET {v2}runs/(ID)", "V2beta1Run", lambda key: self._get("runs", key)),
             ("GET /apis/v1alpha1/runs/(ID)/nodes/(ID)/log", "text", self.read_log),

@@ -1,0 +1,1 @@
+"""Start: let Kubeflow run the retraining pipeline."""
