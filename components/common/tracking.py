@@ -112,8 +112,9 @@ class StepRun:
     line.
     """
 
-    def __init__(self, client: "MlflowClient", run_id: str, spool: Path) -> None:
+    def __init__(self, client: "MlflowClient", run_id: str, spool: Path, pipeline_run: str | None = None) -> None:
         self.run_id = run_id
+        self.pipeline_run = pipeline_run
         self.client = client
         self.spool = spool
         self._waiting: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
@@ -215,17 +216,17 @@ def _pipeline_run(client: "MlflowClient") -> str | None:
     return None
 
 
-def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str, str]) -> str:
-    """Adopt or create a run and log its parameters and facts."""
+def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str, str]) -> tuple[str, str | None]:
+    """Adopt or create a run, log its parameters and facts, and return its id and that of the pipeline's run."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
+    parent = _pipeline_run(client)
     if run_id:
         client.update_run(run_id, "RUNNING")
     else:
-        parent = _pipeline_run(client)
         tags = {PARENT: parent} if parent else {}
         run_id = str(client.create_run(_experiment(client), run_name=step, tags=tags).info.run_id)
     _describe(client, run_id, params, facts)
-    return run_id
+    return run_id, parent
 
 
 def check_tracker() -> str:
@@ -304,8 +305,8 @@ def step_run(
     client = mlflow_client()
     facts = {"step": step, **provenance(params, data_version), **(tags or {})}
     with service_errors("starting a run"):
-        run_id = _begin(client, step, params, facts)
-    run = StepRun(client, run_id, WORKSPACE / "untracked" / f"{run_id}.jsonl")
+        run_id, parent = _begin(client, step, params, facts)
+    run = StepRun(client, run_id, WORKSPACE / "untracked" / f"{run_id}.jsonl", parent)
     status = "FAILED"
     try:
         yield run

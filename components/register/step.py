@@ -112,7 +112,7 @@ def _lineage(evaluated: _Evaluated, run: StepRun) -> dict[str, str]:
         "verdict_sha256": evaluated.verdict_sha256,
         "compared_with_champion": evaluated.verdict["champion"] or "none",
         "weights_sha256": evaluated.weights_sha256,
-        "parent_run": os.environ.get("BEBYGAN_PARENT_RUN") or "none",
+        "parent_run": run.pipeline_run or "none",
         "register_run": run.run_id,
     }
 
