@@ -32,7 +32,7 @@ from bebygan.settings import BestBuddySettings, GanSettings, GeneratorShape, Pre
 from bebygan.training import checkpoint
 from bebygan.training.loop import fit
 from bebygan.training.sampling import batch
-from bebygan.training.state import TrainState, new_state, place, update_average
+from bebygan.training.state import TrainState, new_state, place
 from bebygan.training.step import gan_step
 from benchmarks import plain
 from benchmarks.figures import Figure, compared, limited, no_worse
@@ -296,7 +296,6 @@ def _ours_iteration(setup: Setup) -> Work:
 
     def work() -> Outputs:
         losses = step(state, lr, hr)
-        update_average(state.average, generator, setup.settings.ema_decay)
         return _outcome(losses, generator, discriminator)
 
     return work

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bebygan.losses.back_projection import back_projection_loss
-from bebygan.losses.best_buddy import best_buddy_loss
+from bebygan.losses.best_buddy import distance_to_buddies, find_best_buddies
 from bebygan.losses.perceptual import perceptual_loss
 from bebygan.losses.relativistic import Mean, generator_adversarial_loss
 from bebygan.networks.perceptual import Vgg
@@ -54,14 +54,18 @@ def generator_objective(
         mean: mean of logits over the batch, see `relativistic`.
 
     Returns:
-        Scalars: each term of weight above 0 by its name in `LossWeights`, not weighted, and their weighted sum `total`.
+        Scalars: each term of weight above 0 by its name in `LossWeights`, not weighted, their weighted sum `total`,
+        and, beside the best-buddy loss, the shares of `BestBuddies.shares` as `buddies.own` and so on.
 
     Raises:
         ValueError: a term of weight above 0 lacks its network or logits.
     """
     terms: dict[str, Tensor] = {}
+    shares: dict[str, Tensor] = {}
     if weights.best_buddy:
-        terms["best_buddy"] = best_buddy_loss(sr, hr, best_buddy)
+        buddies = find_best_buddies(sr, hr, best_buddy)
+        terms["best_buddy"] = distance_to_buddies(sr, buddies, best_buddy)
+        shares = {f"buddies.{level}": share for level, share in buddies.shares().items()}
     if weights.back_projection:
         terms["back_projection"] = back_projection_loss(sr, lr, sr.shape[-1] // lr.shape[-1])
     if weights.perceptual:
@@ -72,7 +76,7 @@ def generator_objective(
         if logits is None:
             raise ValueError(f"the adversarial loss has weight {weights.adversarial} but no logits were given")
         terms["adversarial"] = generator_adversarial_loss(logits.real, logits.fake, mean)
-    return terms | {"total": weighted_sum(terms, weights)}
+    return terms | {"total": weighted_sum(terms, weights)} | shares
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:

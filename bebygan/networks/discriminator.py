@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bebygan.networks.batch_norm import BatchNorm
 from bebygan.settings import discriminator_stages
 
 _HIDDEN = 100
@@ -17,7 +18,7 @@ _HIDDEN = 100
 class Discriminator(nn.Module):
     """Stages of a 3x3 convolution and a 4x4 one that halves, then two linear layers.
 
-    Batch norm and leaky ReLU follow every convolution, the first without batch norm.
+    Batch norm (over all processes' batches) and leaky ReLU follow every convolution, the first without batch norm.
 
     Args:
         size: side of the square input; see `settings.discriminator_stages`.
@@ -40,9 +41,9 @@ class Discriminator(nn.Module):
             first = stage == 0
             self.add_module(f"conv{stage}_0", nn.Conv2d(inputs, outputs, 3, padding=1, bias=first))
             if not first:
-                self.add_module(f"bn{stage}_0", nn.BatchNorm2d(outputs))
+                self.add_module(f"bn{stage}_0", BatchNorm(outputs))
             self.add_module(f"conv{stage}_1", nn.Conv2d(outputs, outputs, 4, 2, 1, bias=False))
-            self.add_module(f"bn{stage}_1", nn.BatchNorm2d(outputs))
+            self.add_module(f"bn{stage}_1", BatchNorm(outputs))
             inputs = outputs
         self.linear1 = nn.Linear(inputs * (size >> self.stages) ** 2, _HIDDEN)
         self.linear2 = nn.Linear(_HIDDEN, 1)

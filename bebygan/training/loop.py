@@ -1,7 +1,9 @@
 """The training loop, the same for the warm-up and the GAN phase: only the step differs."""
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bebygan.distributed import processes, rank, sum_over_processes
 from bebygan.errors import DataError, Preempted
+from bebygan.files import whole_file
 from bebygan.imaging.shards import Patches
+from bebygan.networks.weights import safetensors_bytes
 from bebygan.settings import Optimisation
 from bebygan.training import checkpoint
-from bebygan.training.sampling import batch
+from bebygan.training.distributed import any_process, copy_from_first, share_of, wait_for_all
+from bebygan.training.precision import tf32
+from bebygan.training.sampling import Loader
 from bebygan.training.schedules import learning_rate
-from bebygan.training.state import TrainState, decay_at, update_average
+from bebygan.training.state import TrainState
+from bebygan.training.validation import validate
 
 Step = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]
-"""One iteration on (state, LR, HR): updates the networks and returns named scalars, still on the device."""
+"""One iteration on (state, LR, HR): updates networks and average; returns named scalars, still on the device."""
 
 
 @contextmanager
@@ -43,17 +51,75 @@ def _set_rate(state: TrainState, optimisation: Optimisation) -> float:
     return rate
 
 
-def _logged(values: Mapping[str, Tensor], iteration: int) -> dict[str, float]:
-    """Bring logged scalars to the host, which waits for the device; a value that is not finite ends the run."""
-    names = list(values)
-    numbers = torch.stack([values[name].float() for name in names]).tolist()
-    logged = dict(zip(names, numbers, strict=True))
-    wrong = [name for name, number in logged.items() if not torch.isfinite(torch.tensor(number))]
-    if wrong:
-        raise DataError(
-            f"training diverged at iteration {iteration}: {', '.join(wrong)} not finite; lower the learning rate"
+def _logged(values: Mapping[str, Tensor], state: TrainState) -> dict[str, float]:
+    """Bring logged scalars to the host, which waits for the device: means over all processes; those not finite lack."""
+    steps = {"skipped_steps": state.guard.skipped, "skipped_in_a_row": state.guard.in_a_row}
+    scalars = [value.double() for value in (*values.values(), *steps.values())]
+    numbers = (sum_over_processes(torch.stack(scalars)) / processes()).tolist()
+    named = dict(zip((*values, *steps), numbers, strict=True))
+    return {name: number for name, number in named.items() if math.isfinite(number)}
+
+
+def _keep_faults(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values: Mapping[str, Tensor]) -> Path:
+    """Write batch, values and the gradients that are not finite into a file of this process; return its path."""
+    networks = {"generator": state.generator, "discriminator": state.discriminator}
+    gradients = {
+        f"gradient.{kind}.{name}": parameter.grad
+        for kind, network in networks.items()
+        for name, parameter in (network.named_parameters() if network is not None else ())
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    }
+    scalars = {f"value.{name}": value for name, value in values.items()}
+    tensors = {"lr": lr, "hr": hr, **scalars, **gradients}
+    path = folder / f"not-finite-{state.iteration:08d}-process-{rank()}.safetensors"
+    with whole_file(path) as temporary:
+        temporary.write_bytes(
+            safetensors_bytes({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {})
         )
-    return logged
+    return path
+
+
+class _Clock:
+    """How fast training goes, and which share of the time it waits for data, between two logged values."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._iterations = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the body's time as waiting for the data of one more iteration."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+        self._iterations += 1
+
+    def read(self, batch: int) -> dict[str, float]:
+        """Return the values since the last reading, and begin anew."""
+        seconds = time.perf_counter() - self._started
+        values = {
+            "samples_per_second": self._iterations * batch / seconds,
+            "data_wait_share": self._waited / seconds,
+        }
+        self._restart()
+        return values
+
+
+def _diverged(faults: Path, state: TrainState, values: Mapping[str, Tensor]) -> DataError:
+    wrong = [name for name, value in values.items() if not value.isfinite()]
+    return DataError(
+        f"training diverged: {int(state.guard.in_a_row)} steps in a row up to iteration {state.iteration} were not "
+        f"finite (now {', '.join(wrong) or 'on another process'}); batch, losses and gradients are in {faults}: "
+        "see the batch, lower the learning rate, or train in more precision"
+    )
+
+
+def _due(iteration: int, every: int, last: bool) -> bool:
+    return every > 0 and (last or iteration % every == 0)
 
 
 def fit(
@@ -66,8 +132,11 @@ def fit(
     job: checkpoint.Job,
     watch: Callable[[int, Mapping[str, float] | None], None],
     saved: checkpoint.Saved | None = None,
+    validation: Patches | None = None,
 ) -> None:
     """Train until `optimisation.iterations`, resuming from the newest checkpoint of the same job.
+
+    Processes that `distributed.joined` brought together call it alike; the first alone logs and saves.
 
     Args:
         state: as `new_state` made it; changed in place.
@@ -76,40 +145,56 @@ def fit(
         step: one iteration.
         checkpoints: folder of this job's checkpoints.
         job: what the run is made of; a checkpoint of another job is refused.
-        watch: called after each iteration with its number and, every `log_every`, the logged values.
+        watch: called after each iteration with its number and, when there are new ones, the logged values. Beside those
+            that the history keeps they tell samples_per_second and data_wait_share, which no two runs have in common.
         saved: told of each checkpoint once it is written.
+        validation: patches of the validation split, which the average is measured on.
 
     Raises:
         Preempted: SIGTERM came; the state is saved.
         StorageError: nothing can be written to the folder at the start, or SIGTERM came and the state could not be
             saved. In between training goes on without, and says so.
-        ConfigError: the checkpoints belong to another job.
-        DataError: no patches, damaged checkpoints, or a loss that is not finite.
+        ConfigError: the checkpoints belong to another job, or the batch cannot be divided among the processes.
+        DataError: no patches, damaged checkpoints, or more than `optimisation.skip_limit` steps in a row whose losses
+            or gradients are not finite; the last of them is kept in a file.
     """
     device = next(state.generator.parameters()).device
+    share = share_of(optimisation.batch, optimisation.accumulate)
     with (
         stop_requests() as stop_requested,
         checkpoint.Checkpoints(checkpoints, job, optimisation.keep, saved) as saver,
+        Loader(patches, optimisation, share, device) as loader,
+        tf32(optimisation.tf32),
     ):
         if (earlier := saver.load()) is not None:
             state.load_state_dict(earlier)
+        copy_from_first(state.tensors())
+        clock = _Clock()
         while state.iteration < optimisation.iterations:
-            first = state.iteration * optimisation.batch
-            lr, hr = batch(patches, optimisation.seed, first, optimisation.batch, crop=optimisation.crop, device=device)
+            with clock.waiting():
+                lr, hr = loader.load(state.iteration)
             rate = _set_rate(state, optimisation)
             values = step(state, lr, hr)
-            decay = decay_at(state.iteration, optimisation.ema_decay)
-            update_average(state.average, state.generator, decay)
             state.iteration += 1
             last = state.iteration == optimisation.iterations
-            log_now = last or state.iteration % optimisation.log_every == 0
-            if log_now:
-                logged = _logged(values, state.iteration)
-                state.history.append({"iteration": state.iteration, **logged, "learning_rate": rate})
-            watch(state.iteration, state.history[-1] if log_now else None)
-            stop = stop_requested()
+            entry: dict[str, float] = {}
+            told: dict[str, float] = {}
+            if last or state.iteration % optimisation.log_every == 0:
+                entry = _logged(values, state)
+                if entry.pop("skipped_in_a_row") > optimisation.skip_limit:
+                    raise _diverged(_keep_faults(checkpoints, state, lr, hr, values), state, values)
+                entry["learning_rate"] = rate
+                told = clock.read(optimisation.batch)
+            if validation and _due(state.iteration, optimisation.validate_every, last):
+                entry |= validate(state.average, validation, optimisation)
+            if entry:
+                state.history.append({"iteration": state.iteration, **entry})
+            if rank() == 0:
+                watch(state.iteration, state.history[-1] | told if entry else None)
+            stop = any_process(stop_requested())
             if last or stop or state.iteration % optimisation.checkpoint_every == 0:
                 saver.save(state.iteration, state.state_dict())
             if stop and not last:
                 saver.wait()
+                wait_for_all()
                 raise Preempted(f"stopped on request after iteration {state.iteration}; run again to go on from there")

@@ -1,10 +1,14 @@
 """Arithmetic of the networks: which number format, on which device."""
 
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from bebygan.settings import Precision
+
+_log = logging.getLogger(__name__)
 
 
 def training_device() -> torch.device:
@@ -28,6 +32,35 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which networks run forward."""
-    if resolve(precision, device) == "fp32":
+    resolved = resolve(precision, device)
+    if resolved == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return torch.autocast(device.type, torch.float16 if resolved == "fp16" else torch.bfloat16)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Let GPUs round the inputs of float32 products and convolutions to TF32 for the length of the body, or forbid it.
+
+    What `bebygan.precision.full_precision` computes stays exact either way.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def can_compile(device: torch.device) -> bool:
+    """Say whether torch.compile works on a device; where it does not, such as without a C++ compiler, warn."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(1, device=device))
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        _log.warning("warning: torch.compile does not work here (%s): the networks run as they are", reason)
+        return False
+    return True

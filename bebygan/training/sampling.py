@@ -4,6 +4,7 @@ No generator has state here. Sample k of a run (counted over all processes) is p
 and flipped by numbers drawn from (seed, k) alone: it is the same whatever the number of processes.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from bebygan import SCALE
+from bebygan.distributed import rank
 from bebygan.errors import DataError
 from bebygan.imaging import Image
 from bebygan.imaging.shards import Patches
+from bebygan.settings import Optimisation
 
 _ORDER, _CROP = 0, 1
 
@@ -59,9 +62,39 @@ def sample(patches: Patches, seed: int, position: int, crop: int) -> tuple[Image
     return pair[0], pair[1]
 
 
-def _tensor(images: list[Image], device: torch.device) -> Tensor:
-    stacked = torch.from_numpy(np.stack(images)).to(device)
-    return stacked.permute(0, 3, 1, 2).float().div_(255)
+def whole_patch(patches: Patches, number: int) -> tuple[Image, Image]:
+    """Return LR and HR of one patch as it is stored, neither cropped nor flipped: views of the memory map."""
+    window = patches.windows[number]
+    pair = []
+    for pixels, scale in ((patches.lr, 1), (patches.hr, SCALE)):
+        top, left, side = (int(value) // SCALE * scale for value in (window["top"], window["left"], patches.size))
+        pair.append(pixels[window["photograph"]][top : top + side, left : left + side])
+    return pair[0], pair[1]
+
+
+def batch_pixels(patches: Patches, seed: int, first: int, count: int, crop: int) -> tuple[Tensor, Tensor]:
+    """Return samples `first` to `first + count - 1` of a run as they are stored.
+
+    Returns:
+        LR (count, crop / 4, crop / 4, 3) and HR (count, crop, crop, 3), uint8 RGB.
+
+    Raises:
+        DataError: there are no patches, or they are smaller than the crop.
+    """
+    if not len(patches):
+        raise DataError("there are no training patches: lower patches.minimum_texture or add photographs")
+    if crop > patches.size:
+        raise DataError(
+            f"a crop of {crop} does not fit into patches of {patches.size}: lower it or make larger patches"
+        )
+    pairs = [sample(patches, seed, position, crop) for position in range(first, first + count)]
+    lr, hr = (torch.from_numpy(np.stack(images)) for images in zip(*pairs, strict=True))
+    return lr, hr
+
+
+def to_images(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return uint8 pixels (N, H, W, 3) as images (N, 3, H, W), float32 RGB in [0, 1], on a device."""
+    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 
 def batch(
@@ -75,11 +108,49 @@ def batch(
     Raises:
         DataError: there are no patches, or they are smaller than the crop.
     """
-    if not len(patches):
-        raise DataError("there are no training patches: lower patches.minimum_texture or add photographs")
-    if crop > patches.size:
-        raise DataError(
-            f"a crop of {crop} does not fit into patches of {patches.size}: lower it or make larger patches"
-        )
-    pairs = [sample(patches, seed, position, crop) for position in range(first, first + count)]
-    return _tensor([lr for lr, _ in pairs], device), _tensor([hr for _, hr in pairs], device)
+    lr, hr = batch_pixels(patches, seed, first, count, crop)
+    return to_images(lr, device), to_images(hr, device)
+
+
+class Loader:
+    """Reads the batches of a run; while one is trained on, a thread reads the next.
+
+    Each process reads its own share. As a context manager it ends its thread.
+
+    Args:
+        patches: of the training split.
+        optimisation: see `Optimisation`.
+        share: samples of a batch that this process reads.
+        device: where they are brought.
+    """
+
+    def __init__(self, patches: Patches, optimisation: Optimisation, share: int, device: torch.device) -> None:
+        self._patches = patches
+        self._optimisation = optimisation
+        self._share = share
+        self._device = device
+        self._thread = ThreadPoolExecutor(1, "loader")
+        self._ahead: dict[int, Future[tuple[Tensor, Tensor]]] = {}
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _read(self, iteration: int) -> tuple[Tensor, Tensor]:
+        first = iteration * self._optimisation.batch + rank() * self._share
+        lr, hr = batch_pixels(self._patches, self._optimisation.seed, first, self._share, self._optimisation.crop)
+        # Only page-locked memory is copied to a GPU while it computes.
+        return (lr.pin_memory(), hr.pin_memory()) if self._device.type == "cuda" else (lr, hr)
+
+    def load(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Return LR and HR of an iteration, as `batch` does, and begin to read those of the next.
+
+        Raises:
+            DataError: see `batch_pixels`.
+        """
+        reading = self._ahead.pop(iteration, None) or self._thread.submit(self._read, iteration)
+        lr, hr = reading.result()
+        self._ahead = {iteration + 1: self._thread.submit(self._read, iteration + 1)}
+        return to_images(lr, self._device), to_images(hr, self._device)

@@ -1,15 +1,45 @@
 """Everything that a training run carries from one iteration to the next."""
 
 import copy
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
-from bebygan.settings import Optimisation
+from bebygan.settings import Optimisation, Precision
+from bebygan.training.precision import can_compile, resolve
+
+FIRST_SCALE = 2.0**16
+"""Of the losses in fp16, as torch's GradScaler begins."""
+
+
+@dataclass(slots=True)
+class Guard:
+    """What is remembered of steps that were skipped because losses or gradients were not finite; on the device.
+
+    The host reads it when it logs, so no step waits for it.
+    """
+
+    skipped: Tensor
+    """Steps skipped so far."""
+    in_a_row: Tensor
+    """Steps skipped since the last one that was not."""
+    scale: Tensor
+    """What losses are multiplied by before their gradients are taken: 1 but in fp16."""
+    since_change: Tensor
+    """Steps since the scale last changed."""
+
+
+def _new_guard(precision: Precision, device: torch.device) -> Guard:
+    def number(value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float32, device=device)
+
+    scale = FIRST_SCALE if resolve(precision, device) == "fp16" else 1.0
+    return Guard(skipped=number(0), in_a_row=number(0), scale=number(scale), since_change=number(0))
 
 
 @dataclass(slots=True)
@@ -22,9 +52,17 @@ class TrainState:
     generator_optimiser: torch.optim.Adam
     discriminator: Discriminator | None
     discriminator_optimiser: torch.optim.Adam | None
+    guard: Guard
     iteration: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     """Logged values, oldest first; each with its iteration."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the weights and buffers of all networks."""
+        for network in (self.generator, self.average, self.discriminator):
+            if network is not None:
+                yield from (parameter.data for parameter in network.parameters())
+                yield from network.buffers()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state by reference, for a checkpoint."""
@@ -34,6 +72,7 @@ class TrainState:
             "generator": self.generator.state_dict(),
             "average": self.average.state_dict(),
             "generator_optimiser": self.generator_optimiser.state_dict(),
+            "guard": asdict(self.guard),
         }
         if self.discriminator is not None and self.discriminator_optimiser is not None:
             state["discriminator"] = self.discriminator.state_dict()
@@ -47,14 +86,17 @@ class TrainState:
         self.generator.load_state_dict(state["generator"])
         self.average.load_state_dict(state["average"])
         self.generator_optimiser.load_state_dict(state["generator_optimiser"])
+        device = self.guard.scale.device
+        self.guard = Guard(**{name: value.to(device) for name, value in state["guard"].items()})
         if self.discriminator is not None and self.discriminator_optimiser is not None:
             self.discriminator.load_state_dict(state["discriminator"])
             self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
 
 
 def _adam(network: nn.Module) -> torch.optim.Adam:
-    # The schedule sets the rate before each step; betas are the paper's.
-    return torch.optim.Adam(network.parameters(), lr=0.0, betas=(0.9, 0.999), foreach=True)
+    # The schedule sets the rate before each step; betas are the paper's. Only the fused kernels can be told on the
+    # device to leave a step out.
+    return torch.optim.Adam(network.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -69,16 +111,22 @@ def place(network: M, device: torch.device, *, channels_last: bool) -> M:
 def new_state(
     generator: Generator, discriminator: Discriminator | None, optimisation: Optimisation, device: torch.device
 ) -> TrainState:
-    """Place networks on a device and make their optimisers and average."""
-    for network in (generator, discriminator):
-        if network is not None:
-            place(network, device, channels_last=optimisation.channels_last).train()
+    """Place networks on a device, make their optimisers and average, and compile them where that is asked for."""
+    networks = [network for network in (generator, discriminator) if network is not None]
+    for network in networks:
+        place(network, device, channels_last=optimisation.channels_last).train()
+    average = copy.deepcopy(generator).requires_grad_(False)
+    if optimisation.compile and can_compile(device):
+        for network in networks:
+            # In place: torch.compile(network) would put "_orig_mod." before each key of its state.
+            network.compile()
     return TrainState(
         generator=generator,
-        average=copy.deepcopy(generator).requires_grad_(False),
+        average=average,
         generator_optimiser=_adam(generator),
         discriminator=discriminator,
         discriminator_optimiser=None if discriminator is None else _adam(discriminator),
+        guard=_new_guard(optimisation.precision, device),
     )
 
 
@@ -92,6 +140,16 @@ def decay_at(iteration: int, decay: float) -> float:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the average towards the network: average = decay * average + (1 - decay) * network, in place."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> None:
+    """Move the average towards the network: average += weight * (network - average), in place.
+
+    Args:
+        average: changed.
+        network: of the same parameters.
+        weight: scalar in [0, 1], on their device; 0 changes nothing.
+    """
+    averaged: list[Tensor] = [parameter.data for parameter in average.parameters()]
+    current: list[Tensor] = [parameter.data for parameter in network.parameters()]
+    difference = torch._foreach_sub(current, averaged)
+    torch._foreach_mul_(difference, weight)
+    torch._foreach_add_(averaged, difference)

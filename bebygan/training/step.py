@@ -1,44 +1,74 @@
 """One iteration of each phase."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bebygan.distributed import mean_over_processes
 from bebygan.losses.objective import Logits, Perceptual, generator_objective
 from bebygan.losses.region_aware import region_mask
-from bebygan.losses.relativistic import discriminator_loss
-from bebygan.settings import GanSettings, Precision
+from bebygan.losses.relativistic import Mean, discriminator_loss
+from bebygan.networks.discriminator import Discriminator
+from bebygan.settings import GanSettings, Optimisation
 from bebygan.training.loop import Step
 from bebygan.training.precision import autocast
 from bebygan.training.state import TrainState
+from bebygan.training.update import buffers_of, update
+
+_Part = Callable[[TrainState, Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+"""Adds the gradients of one part of a batch, (state, LR, HR, weight of the part), and returns named scalars."""
 
 
-def warmup_step(precision: Precision) -> Step:
-    """Return the PSNR-oriented iteration: mean absolute difference to the HR crop."""
+def _in_parts(part: _Part, optimisation: Optimisation, minimised: tuple[str, ...]) -> Step:
+    """Return the iteration that accumulates the gradients of a batch's parts, then updates the networks.
+
+    Args:
+        part: one pass forward and backward.
+        optimisation: see `Optimisation`.
+        minimised: names of the losses that gradients are taken of.
+    """
 
     def step(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
-        with autocast(precision, lr.device):
-            sr = state.generator(lr)
-        loss = F.l1_loss(sr.float(), hr)
-        state.generator_optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        state.generator_optimiser.step()
-        return {"pixel": loss.detach()}
+        for optimiser in (state.generator_optimiser, state.discriminator_optimiser):
+            if optimiser is not None:
+                optimiser.zero_grad()
+        buffers = buffers_of(state.discriminator)
+        count = optimisation.accumulate
+        weight = state.guard.scale / count
+        parts = [part(state, *pair, weight) for pair in zip(lr.chunk(count), hr.chunk(count), strict=True)]
+        values = {name: torch.stack([each[name] for each in parts]).mean() for name in parts[0]}
+        losses = [values[name] for name in minimised if name in values]
+        return values | dict(update(state, optimisation, losses, buffers))
 
     return step
 
 
-def _discriminator_turn(state: TrainState, logits: Logits) -> Tensor:
-    """Update the discriminator by the passes that the generator's losses were made of; returns its loss."""
-    if state.discriminator is None or state.discriminator_optimiser is None:
-        raise ValueError("GAN training needs a state with a discriminator")
-    loss = discriminator_loss(logits.real, logits.fake)
-    state.discriminator_optimiser.zero_grad()
-    torch.autograd.backward(loss, inputs=list(state.discriminator.parameters()))
-    state.discriminator_optimiser.step()
-    return loss.detach()
+def warmup_step(optimisation: Optimisation) -> Step:
+    """Return the PSNR-oriented iteration: mean absolute difference to the HR crop."""
+
+    def part(state: TrainState, lr: Tensor, hr: Tensor, weight: Tensor) -> Mapping[str, Tensor]:
+        with autocast(optimisation.precision, lr.device):
+            sr = state.generator(lr)
+        loss = F.l1_loss(sr.float(), hr)
+        torch.autograd.backward(weight * loss)
+        return {"pixel": loss.detach()}
+
+    return _in_parts(part, optimisation, ("pixel",))
+
+
+def _judgement(logits: Logits, loss: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return what is logged of the discriminator: its loss, mean logits and verdicts, the share of pixels it sees."""
+    real, fake = logits.real.detach().float(), logits.fake.detach().float()
+    return {
+        "discriminator": loss.detach(),
+        "logit_real": real.mean(),
+        "logit_fake": fake.mean(),
+        "judged_real": real.sigmoid().mean(),
+        "judged_fake": fake.sigmoid().mean(),
+        "textured_share": mask.mean(),
+    }
 
 
 def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> Step:
@@ -51,17 +81,31 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> Step:
             discriminator.
         perceptual: frozen network on the device of training; needed where its loss has a weight.
     """
+    mean: Mean = mean_over_processes if settings.relativistic_mean == "global" else Tensor.mean
 
-    def step(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
+    def judge(discriminator: Discriminator, sr: Tensor, hr: Tensor, mask: Tensor) -> Logits:
+        with autocast(settings.precision, hr.device):
+            return Logits(real=discriminator(hr * mask), fake=discriminator(sr * mask))
+
+    def learn_to_judge(discriminator: Discriminator, logits: Logits, weight: Tensor) -> Tensor:
+        loss = discriminator_loss(logits.real, logits.fake, mean)
+        torch.autograd.backward(weight * loss, inputs=list(discriminator.parameters()))
+        return loss
+
+    def part(state: TrainState, lr: Tensor, hr: Tensor, weight: Tensor) -> Mapping[str, Tensor]:
         generator, discriminator = state.generator, state.discriminator
-        with autocast(settings.precision, lr.device):
+        if settings.losses.adversarial and discriminator is None:
+            raise ValueError("the adversarial loss has a weight, but the state has no discriminator")
+        alone = state.iteration < settings.discriminator_first
+        with torch.set_grad_enabled(not alone), autocast(settings.precision, lr.device):
             sr = generator(lr)
         logits = None
-        mask = None
+        judged: dict[str, Tensor] = {}
         if settings.losses.adversarial and discriminator is not None:
             mask = region_mask(hr, lr, settings.region)
-            with autocast(settings.precision, lr.device):
-                logits = Logits(real=discriminator(hr * mask), fake=discriminator(sr * mask))
+            logits = judge(discriminator, sr, hr, mask)
+            if alone:
+                return _judgement(logits, learn_to_judge(discriminator, logits, weight), mask)
         with autocast(settings.precision, lr.device):
             losses = generator_objective(
                 sr,
@@ -71,18 +115,12 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> Step:
                 best_buddy=settings.best_buddy,
                 perceptual=perceptual,
                 logits=logits,
+                mean=mean,
             )
-        state.generator_optimiser.zero_grad()
-        torch.autograd.backward(losses["total"], inputs=list(generator.parameters()), retain_graph=logits is not None)
-        logged = {name: loss.detach() for name, loss in losses.items()}
-        if logits is not None and mask is not None:
-            logged |= {
-                "discriminator": _discriminator_turn(state, logits),
-                "logit_real": logits.real.detach().float().mean(),
-                "logit_fake": logits.fake.detach().float().mean(),
-                "textured_share": mask.mean(),
-            }
-        state.generator_optimiser.step()
-        return logged
+        parameters = list(generator.parameters())
+        torch.autograd.backward(weight * losses["total"], inputs=parameters, retain_graph=logits is not None)
+        if logits is not None and discriminator is not None:
+            judged = _judgement(logits, learn_to_judge(discriminator, logits, weight), mask)
+        return {name: loss.detach() for name, loss in losses.items()} | judged
 
-    return step
+    return _in_parts(part, settings, ("total", "discriminator"))

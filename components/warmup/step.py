@@ -48,7 +48,7 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
     state = new_state(generator, None, params, training_device())
     job = job_of("warmup", params, patches, start)
     if params.iterations:
-        step = warmup_step(params.precision)
+        step = warmup_step(params)
         train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     with whole_folder(output) as folder:
         write_generator(folder, state, params, job)
