@@ -1,8 +1,8 @@
 """Where a job's checkpoints are kept: a folder that outlives the machine, or a prefix of a bucket beside a local one.
 
 Each job has its own place, named by the hash of its parameters, data, start weights and code: a new pod, or a new run
-of the same job, goes on there. Copies to a bucket are made by a thread of their own; a bucket that is away holds up
-nothing, and gets what it missed after the next checkpoint.
+of the same job, goes on there. Copies to a bucket are made by a thread of their own; a bucket that is away holds
+nothing up, and gets what it missed when it is back.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from components.common.storage import Prefix, is_bucket, open_prefix
 _log = logging.getLogger(__name__)
 _FETCHED = 2
 """The newest may be damaged."""
+_SECONDS_BETWEEN_TRIES = 30.0
 _SECONDS_AT_THE_END = 120.0
 _SECONDS_WHEN_STOPPED = 10.0
 """Of the 25 to 30 seconds that are given to a process that is asked to stop."""
@@ -39,21 +40,25 @@ class _Copies:
     def __init__(self, prefix: Prefix) -> None:
         self._prefix = prefix
         self._changed = threading.Condition()
-        self._next: tuple[Path, Keep] | None = None
-        self._missed: tuple[Path, Keep] | None = None
+        self._newest: tuple[Path, Keep] | None = None
+        self._due = False
+        """Whether the newest is still to be copied."""
+        self._failed = False
+        """Whether the last try failed; it is repeated after a while."""
         self._closing = False
+        self._warned = False
         self._thread = threading.Thread(target=self._run, name="checkpoint copies", daemon=True)
         self._thread.start()
 
     def __call__(self, path: Path, keep: Keep) -> None:
         with self._changed:
-            self._next = (path, keep)
+            self._newest, self._due = (path, keep), True
             self._changed.notify()
 
     def close(self, seconds: float) -> None:
         """Copy what is still to be copied, for so long at most."""
         with self._changed:
-            self._next = self._next or self._missed
+            self._due = self._due or self._failed
             self._closing = True
             self._changed.notify()
         self._thread.join(seconds)
@@ -63,16 +68,35 @@ class _Copies:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next is not None or self._closing)
-                if self._next is None:
+                self._changed.wait_for(
+                    lambda: self._due or self._closing, _SECONDS_BETWEEN_TRIES if self._failed else None
+                )
+                if self._newest is None or (self._closing and not self._due):
                     return
-                (path, keep), self._next = self._next, None
-            try:
-                self._copy(path, keep)
-                self._missed = None
-            except (ServiceError, OSError) as error:
-                self._missed = (path, keep)
-                _log.warning("warning: %s is kept here alone: %s. The next checkpoint tries again", path, error)
+                self._due = self._failed = False
+                path, keep = self._newest
+            failed = not self._copied(path, keep)
+            with self._changed:
+                self._failed = failed
+
+    def _copied(self, path: Path, keep: Keep) -> bool:
+        """Copy, and warn of the first of several tries that fail; returns whether it went well."""
+        try:
+            self._copy(path, keep)
+        except FileNotFoundError:
+            # Removed before its turn came: there are newer ones, of which this is told.
+            return True
+        except (ServiceError, OSError) as error:
+            if not self._warned:
+                _log.warning(
+                    "warning: %s is kept here alone: %s. Training goes on; copying is tried again", path, error
+                )
+            self._warned = True
+            return False
+        if self._warned:
+            _log.info("%s has all checkpoints again", self._prefix.address)
+        self._warned = False
+        return True
 
     def _copy(self, path: Path, keep: Keep) -> None:
         """Copy a checkpoint, and others that the bucket missed; remove those that need not stay."""
@@ -136,7 +160,7 @@ def open_checkpoints(root: str, job: Job, *, first: bool) -> Iterator[tuple[Path
     if not first:
         yield folder, None
         return
-    prefix = open_prefix(f"{root.rstrip('/')}/{place_of(job)}")
+    prefix = open_prefix(f"{root.rstrip('/')}/{place_of(job)}", patient=False)
     prefix.write("writable", b"")
     prefix.remove("writable")
     _fetch(prefix, folder)

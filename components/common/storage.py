@@ -217,11 +217,12 @@ class Prefix:
             self._s3.download_fileobj(self._bucket, self._prefix + name, file, Config=TransferConfig(use_threads=False))
 
 
-def open_prefix(address: str) -> Prefix:
+def open_prefix(address: str, *, patient: bool = True) -> Prefix:
     """Connect to s3://bucket/prefix and make sure that it may be listed.
 
     Args:
         address: the prefix is taken as a folder: `s3://b/photos` does not hold `s3://b/photos-old/1.png`.
+        patient: whether later calls ride out minutes of trouble; else they say so within seconds.
 
     Raises:
         ConfigError: the address names no bucket.
@@ -236,7 +237,7 @@ def open_prefix(address: str) -> Prefix:
     first = _client(patient=False)
     with _service_errors(address, first):
         first.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
-    return Prefix(address, bucket, prefix, _client(patient=True))
+    return Prefix(address, bucket, prefix, _client(patient=True) if patient else first)
 
 
 def check_writable(address: str) -> None:
