@@ -1,0 +1,264 @@
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bebygan.errors import ConfigError, DataError, WeightsError
+from bebygan.settings import GanSettings
+from components.common import trainjob
+from components.common.config import from_yaml, load_params, to_yaml
+from components.common.tracking import mlflow_client
+from components.common.trainjob import TrainJobSettings
+from components.train import launch as launcher
+from components.train.component import train as train_in_a_pod
+from components.train.launch import launch
+from components.train.launch_component import train_on_nodes
+from components.train.step import train
+from tests.components.trained import contents, ignore
+from tests.standins.kubernetes import ApiServer
+from tests.standins.trainer import ROOT, Controllers
+
+TINY = (
+    "train.losses.perceptual=0",
+    "train.discriminator_width=4",
+    "train.iterations=4",
+    "train.batch=2",
+    "train.crop=48",
+    "train.schedule={peak: 1.0e-3, floor: 1.0e-07, warmup: 2}",
+    "train.ema_decay=0.9",
+    "train.precision=fp32",
+    "train.channels_last=false",
+    "train.checkpoint_every=2",
+    "train.log_every=1",
+)
+SETTINGS: dict[str, Any] = {
+    "namespace": None, "runtime": "bebygan-train", "image": "registry.invalid/torch@sha256:1234", "nodes": 1, "gpus": 0,
+    "gpu_type": "nvidia.com/gpu", "cpu": "2", "memory": "8Gi", "shared_memory": "2Gi", "hours": 1, "node_selector": {},
+    "tolerations": [], "claim": "bebygan-volume", "service_account": "bebygan-training", "config_map": "bebygan",
+    "s3_secret": "bebygan-s3", "mlflow_secret": "bebygan-mlflow",
+}  # fmt: skip
+
+
+def tiny(*changes: str) -> GanSettings:
+    return load_params(ROOT / "params.yaml", [*TINY, *(f"train.{change}" for change in changes)]).train
+
+
+@pytest.fixture
+def warmup(generator_folder: Callable[..., Path]) -> Path:
+    return generator_folder("warmup", 1)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    monkeypatch.setattr(trainjob, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    with ApiServer() as running:
+        monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig(tmp_path / "kubeconfig")))
+        yield running
+
+
+@pytest.fixture
+def cluster(server: ApiServer, tmp_path: Path, mlflow_store: str) -> Iterator[Controllers]:
+    """Runs pods as processes that see params.yaml, as in the image, and the tracking server of this test."""
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    with Controllers(server, app) as running:
+        running.sources = {"bebygan": {"MLFLOW_TRACKING_URI": mlflow_store}}
+        yield running
+
+
+@pytest.fixture
+def start(patches: Path, warmup: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Launches a training; gives the lines of the launcher's log."""
+
+    def run(output: str, *changes: str, **settings: object) -> list[str]:
+        lines: list[str] = []
+        volume = tmp_path / "volume"
+        launch(
+            patches, warmup, tmp_path / output, str(volume / "checkpoints"),
+            params=tiny(*changes), settings=from_yaml(TrainJobSettings, yaml.safe_dump(SETTINGS | settings)),
+            volume=volume, log=lines.append,
+        )  # fmt: skip
+        return lines
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_training_on_other_machines_gives_the_challenger_that_one_here_gives(  # noqa: PLR0917
+    start: Callable[..., list[str]], cluster: Controllers, warmup: Path, patches: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    client = mlflow_client()
+    parent = client.create_run(client.create_experiment("bebygan"), run_name="retrain").info.run_id
+    monkeypatch.setenv("BEBYGAN_PARENT_RUN", parent)
+    monkeypatch.setenv("KFP_RUN_ID", "a-run-of-kubeflow")
+    lines = start("challenger")
+    train(patches, warmup, tmp_path / "here", tmp_path / "checkpoints", params=tiny(), track=ignore)
+    assert contents(tmp_path / "challenger") == contents(tmp_path / "here")
+    assert any(line.endswith(": challenger") for line in lines), lines
+
+    [run] = [run for run in client.search_runs(["1"]) if run.info.run_id != parent]
+    assert run.info.status == "FINISHED"
+    tags = run.data.tags
+    assert (tags["mlflow.parentRunId"], tags["kfp_run_id"]) == (parent, "a-run-of-kubeflow")
+    assert tags["image_digest"] == SETTINGS["image"]
+    assert run.data.params["iterations"] == "4"
+
+    # The same training again, by another run: its challenger is taken from the volume.
+    again = start("again")
+    assert again[0].endswith("is there already: nothing to train")
+    assert contents(tmp_path / "again") == contents(tmp_path / "challenger")
+    assert len(cluster.server.created) == cluster.starts == 1
+
+
+@pytest.mark.slow
+def test_what_the_training_refuses_ends_the_launcher_with_the_same_error(
+    start: Callable[..., list[str]], cluster: Controllers, warmup: Path, tmp_path: Path
+) -> None:
+    weights = warmup / "generator.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(
+        WeightsError, match=r"exit code 5: .*generator\.safetensors cannot be read as weights .*; kubectl"
+    ):
+        start("challenger")
+    assert cluster.starts == 1
+    assert not (tmp_path / "challenger").exists()
+
+
+def test_patches_are_put_on_the_volume_once(patches: Path, tmp_path: Path) -> None:
+    target = tmp_path / "volume" / "shards" / "1234"
+    launcher._share(patches, target)
+    node = target.stat().st_ino
+    launcher._share(patches, target)
+    assert contents(target) == contents(patches)
+    assert target.stat().st_ino == node
+
+
+def test_a_launcher_that_dies_while_it_copies_leaves_nothing_that_counts(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(source: Path, target: Path, **_: object) -> None:
+        (target / "shard-000.npy").write_bytes((source / "shard-000.npy").read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    target = tmp_path / "volume" / "shards" / "1234"
+    with monkeypatch.context() as patched:
+        patched.setattr(launcher.shutil, "copytree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            launcher._share(patches, target)
+    assert not target.exists()
+    launcher._share(patches, target)
+    assert contents(target) == contents(patches)
+
+
+def test_shards_that_another_launcher_was_quicker_with_are_not_replaced(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "volume" / "shards" / "1234"
+    copytree = launcher.shutil.copytree
+
+    def meanwhile(source: Path, folder: Path, **options: Any) -> None:
+        copytree(source, folder, **options)
+        target.mkdir()
+        (target / "read by others").touch()
+
+    monkeypatch.setattr(launcher.shutil, "copytree", meanwhile)
+    launcher._share(patches, target)
+    assert [path.name for path in target.parent.rglob("*")] == ["1234", "read by others"]
+
+
+def test_what_is_missing_is_said_before_anything_is_started(
+    server: ApiServer, patches: Path, warmup: Path, tmp_path: Path
+) -> None:
+    settings = from_yaml(TrainJobSettings, yaml.safe_dump(SETTINGS))
+    places = (tmp_path / "out", "/volume/checkpoints")
+    with pytest.raises(DataError, match=r"holds no patches\.json: run patches first"):
+        launch(tmp_path, warmup, *places, params=tiny(), settings=settings)
+    with pytest.raises(WeightsError, match=r"no weights at .*generator\.safetensors: run warmup first"):
+        launch(patches, tmp_path, *places, params=tiny(), settings=settings)
+    with pytest.raises(ConfigError, match=r"do not outlive a pod: they must be below /volume, or in s3://"):
+        launch(patches, warmup, tmp_path / "out", str(tmp_path), params=tiny(), settings=settings)
+    assert not server.requests
+
+
+def test_the_command_line_reads_the_settings_and_names_what_is_wrong_with_them(  # noqa: PLR0917
+    server: ApiServer, patches: Path, warmup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file = tmp_path / "trainjob.yaml"
+    places = ["--patches", patches, "--warmup", warmup, "--output", tmp_path / "out", "--trainjob", file]
+    more = ["--checkpoints", "s3://b/c", "--params", ROOT / "params.yaml", "--volume", tmp_path / "volume"]
+    monkeypatch.setattr(sys, "argv", ["launch", *map(str, places + more)])
+    assert launcher.main() == 2
+    assert capsys.readouterr().err == f"error: cannot read {file}: No such file or directory\n"
+    file.write_text(yaml.safe_dump(SETTINGS | {"node": 1}))
+    assert launcher.main() == 2
+    assert capsys.readouterr().err == "error: there is no parameter node; did you mean nodes?\n"
+    file.write_text(yaml.safe_dump(SETTINGS | {"runtime": "other"}))
+    assert launcher.main() == 2
+    assert "TrainingRuntime 'other' not found" in capsys.readouterr().err
+    assert not server.created
+
+
+def test_the_parameters_reach_the_training_unchanged(tmp_path: Path) -> None:
+    for profile in ("params.yaml", "params/paper.yaml", "params/official.yaml"):
+        params = load_params(ROOT / profile).train
+        command = launcher._command(tmp_path, tmp_path, "s3://b/c", params)
+        setting = command[command.index("--set") + 1]
+        assert to_yaml(load_params(ROOT / "params.yaml", [setting]).train) == to_yaml(params)
+
+
+def test_the_launcher_takes_and_leaves_what_the_training_step_does() -> None:
+    inside, elsewhere = train_in_a_pod.component_spec, train_on_nodes.component_spec
+    assert elsewhere.outputs == inside.outputs
+    assert {name: each for name, each in elsewhere.inputs.items() if name != "trainjob"} == inside.inputs
+    assert list(inspect.signature(train_on_nodes.python_func).parameters)[-1] == "challenger"
+
+
+def test_the_launcher_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import components.train.launch, components.train.launch_component"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+CHILD = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("begin", flush=True)
+rank, plan = int(os.environ["RANK"]), sys.argv[1]
+if plan == "wait":
+    time.sleep(60)
+if rank == 1:
+    sys.exit(int(plan))
+time.sleep(60 if plan != "0" else 0)
+"""
+
+
+@pytest.mark.slow
+def test_torchruns_exit_code_is_that_of_the_process_that_failed_first(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    torchrun = [sys.executable, "-m", "components.train.torchrun", "--nproc-per-node", "2", str(script)]
+    running = {
+        plan: subprocess.Popen(
+            [*torchrun, plan], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for plan in ("0", "3", "wait")
+    }  # fmt: skip
+    waiting = running["wait"].stdout
+    assert waiting
+    assert [waiting.readline(), waiting.readline()] == ["begin\n", "begin\n"]
+    time.sleep(0.2)
+    running["wait"].send_signal(signal.SIGTERM)
+    for process in running.values():
+        process.communicate(timeout=120)
+    assert {plan: process.returncode for plan, process in running.items()} == {"0": 0, "3": 3, "wait": 75}
