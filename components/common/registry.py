@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from components.common.tracking import mlflow_client, service_errors
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 Alias = Literal["champion", "challenger", "previous"]
@@ -39,6 +40,18 @@ def as_version(found: "MlflowVersion") -> ModelVersion:
     )
 
 
+def _exists(client: "MlflowClient", model: str) -> bool:
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        client.get_registered_model(model)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
 def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
     """Return the version that holds an alias, or None when no version does.
 
@@ -54,6 +67,9 @@ def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
         except MlflowException as error:
             # A model without the alias is an invalid parameter to MLflow; a model that is not there does not exist.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            # With a login it refuses who asks for an alias of a model that is not there.
+            if error.error_code == "PERMISSION_DENIED" and not _exists(client, model):
                 return None
             raise
 

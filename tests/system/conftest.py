@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,11 @@ class Finished:
     seconds: float
 
 
-def start(project: Path, *command: str) -> subprocess.Popen[str]:
-    """Start a Python module's command in a project's folder, as a person without a terminal would."""
+def start(project: Path, *command: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a Python module's command in a project's folder, as a person without a terminal would.
+
+    Variables that would change what it does are taken away, those of `environment` are added.
+    """
     foreign = ("MLFLOW_", "BEBYGAN_PARENT", "BEBYGAN_FAILURE", "BEBYGAN_WATCHER", "KFP_", "AWS_", "PYTHONPATH")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     variables |= {
@@ -51,16 +54,17 @@ def start(project: Path, *command: str) -> subprocess.Popen[str]:
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(project / "workspace" / "dvc-site"),
     }
+    variables |= environment or {}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, "-m", *command], cwd=project, env=variables, stdout=pipe, stderr=pipe, text=True
     )
 
 
-def run(project: Path, *command: str) -> Finished:
+def run(project: Path, *command: str, environment: Mapping[str, str] | None = None) -> Finished:
     """Run a command to its end; see `start`."""
     started = time.monotonic()
-    process = start(project, *command)
+    process = start(project, *command, environment=environment)
     out, err = process.communicate()
     return Finished(process.returncode, out, err, time.monotonic() - started)
 

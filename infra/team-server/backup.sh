@@ -1,0 +1,22 @@
+#!/bin/sh
+# Saves the database of the tracking server and all buckets (photographs, data versions, ledger, artifacts) while they run.
+#     infra/team-server/backup.sh FOLDER
+# FOLDER/<time>/ then holds database.dump and objects.jsonl, FOLDER/objects the contents, each once for all backups.
+#
+# The database comes first: artifacts are stored before the database names them and are never changed, so that the buckets,
+# copied later, hold everything that the saved database knows.
+set -eu
+
+[ $# -eq 1 ] || { echo "usage: backup.sh FOLDER" >&2; exit 2; }
+mkdir -p "$1"
+folder=$(cd "$1" && pwd)
+. "$(dirname "$0")/where.sh"
+
+umask 077
+time=$(date -u +%Y%m%dT%H%M%SZ)
+mkdir "$folder/$time.part"
+trap 'rm -rf "$folder/$time.part"' EXIT
+in_postgres pg_dump --format=custom --no-owner > "$folder/$time.part/database.dump"
+in_tracker python "$scripts/buckets.py" save "$folder" "$folder/$time.part/objects.jsonl"
+mv "$folder/$time.part" "$folder/$time"
+echo "$folder/$time"

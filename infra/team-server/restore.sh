@@ -1,0 +1,18 @@
+#!/bin/sh
+# Puts a backup back into an empty database and missing or empty buckets, while neither tracking server nor pipeline run.
+#     infra/team-server/restore.sh FOLDER/<time>
+#
+# The buckets come first, so that the database never names what is not there.
+set -eu
+
+[ -f "${1:-}/database.dump" ] && [ -f "$1/objects.jsonl" ] ||
+    { echo "usage: restore.sh FOLDER/<time>, a folder that backup.sh made" >&2; exit 2; }
+backup=$(cd "$1" && pwd)
+folder=$(dirname "$backup")
+. "$(dirname "$0")/where.sh"
+
+in_tracker python "$scripts/buckets.py" restore "$folder" "$backup/objects.jsonl"
+in_postgres pg_restore --no-owner --exit-on-error --single-transaction --dbname="${PGDATABASE:-mlflow}" \
+    < "$backup/database.dump" ||
+    { echo "restore: the database must be empty; nothing of it was changed" >&2; exit 1; }
+echo "restored $backup"

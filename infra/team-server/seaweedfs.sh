@@ -1,0 +1,20 @@
+#!/bin/sh
+# Writes who may do what in the S3 store, where only this process reads it, and becomes `weed server`.
+set -eu
+
+umask 077
+identities=${TMPDIR:-/tmp}/s3.json
+cat > "$identities" <<EOF
+{"identities": [
+  {"name": "admin", "credentials": [{"accessKey": "$ADMIN_KEY_ID", "secretKey": "$ADMIN_KEY"}],
+   "actions": ["Admin", "Read", "List", "Write", "Tagging"]},
+  {"name": "photographer", "credentials": [{"accessKey": "$PHOTOGRAPHER_KEY_ID", "secretKey": "$PHOTOGRAPHER_KEY"}],
+   "actions": ["Read:photographs", "List:photographs", "Write:photographs", "Tagging:photographs"]},
+  {"name": "pipeline", "credentials": [{"accessKey": "$PIPELINE_KEY_ID", "secretKey": "$PIPELINE_KEY"}],
+   "actions": ["Read:photographs", "List:photographs",
+               "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan"]},
+  {"name": "mlflow", "credentials": [{"accessKey": "$MLFLOW_KEY_ID", "secretKey": "$MLFLOW_KEY"}],
+   "actions": ["Read:mlflow", "List:mlflow", "Write:mlflow", "Tagging:mlflow"]}
+]}
+EOF
+exec weed -logtostderr=true server -s3.config="$identities" "$@"
