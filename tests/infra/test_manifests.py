@@ -1,8 +1,11 @@
 """The manifests of a cluster, built by kubectl: what an API server would refuse, what would not work once applied."""
 
 import copy
+import json
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ KUBERNETES = ROOT / "infra" / "kubernetes"
 OVERLAYS = ("single-node", "production")
 COMPONENTS = sorted(each.parent.name for each in (KUBERNETES / "components").glob("*/kustomization.yaml"))
 VERSIONS = ("1.31", "1.34", "1.37")
+CHECKOV = "3.3.30"
 IMAGES = ("bebygan-tracker", "bebygan-torch-python", "postgres")
 TASK = {"pipelines.kubeflow.org/v2_component": "true"}
 TRAINING = {"app.kubernetes.io/name": "bebygan-training"}
@@ -342,3 +346,40 @@ def test_a_folder_that_is_no_kustomization_is_named(tmp_path: Path, capsys: pyte
     error = capsys.readouterr().err
     assert str(tmp_path) in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.fixture(scope="session")
+def checkov() -> Path:
+    """Checkov in an environment of its own, since it pins packages otherwise than we; made once a machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bebygan" / "tests"
+    environment = cache / f"checkov-{CHECKOV}"
+    if not (environment / "bin" / "checkov").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as making:
+            made = Path(making) / "environment"
+            subprocess.run([sys.executable, "-m", "venv", made], check=True)
+            subprocess.run([made / "bin" / "pip", "install", "--quiet", f"checkov=={CHECKOV}"], check=True)
+            made.rename(environment)
+    return environment / "bin"
+
+
+@pytest.mark.slow
+def test_checkov_finds_nothing_that_is_not_explained_beside_it(
+    checkov: Path, manifests: list[Manifest], tmp_path: Path
+) -> None:
+    broken = copy.deepcopy(manifests)
+    container(broken, "Deployment mlflow")["securityContext"]["allowPrivilegeEscalation"] = True
+    for name, all_ in (("right", manifests), ("broken", broken)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump_all(all_))
+
+    def scan(name: str) -> Any:
+        # Its script names the interpreter by the path at which the environment was made.
+        command = [checkov / "python", checkov / "checkov", f"--file={tmp_path / name}.yaml", "--framework=kubernetes"]
+        flags = ["--skip-download", "--compact", "--output=json"]
+        return json.loads(subprocess.run([*command, *flags], capture_output=True, check=False).stdout)["results"]
+
+    right = scan("right")
+    assert [(each["check_id"], each["resource"]) for each in right["failed_checks"]] == []
+    assert len(right["passed_checks"]) > 200
+    assert all(len(each["check_result"]["suppress_comment"]) > 20 for each in right["skipped_checks"])
+    assert [each["check_id"] for each in scan("broken")["failed_checks"]] == ["CKV_K8S_20"]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from boto3.exceptions import Boto3Error
 from boto3.session import Session
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -27,12 +28,17 @@ def listing(s3: Any, bucket: str, prefix: str = "") -> dict[str, tuple[int, date
     }
 
 
-def copy(s3: Any, source: tuple[str, str], target: tuple[str, str]) -> int:
-    """Copy inside the store what the target (bucket, prefix) lacks or has older or of another size; says how many."""
+def copy(s3: Any, source: tuple[str, str], target: tuple[str, str], *, overwrite: bool) -> int:
+    """Copy within the store what the target (bucket, prefix) lacks; says how many objects.
+
+    With `overwrite` also what the target has of another size, or had before the source was last changed.
+    """
     present = listing(s3, *target)
     copied = 0
     for key, (size, changed) in listing(s3, *source).items():
-        if key not in present or present[key][0] != size or present[key][1] < changed:
+        known = present.get(key)
+        # Times are whole seconds: of two equal ones the source's may be the later.
+        if known is None or (overwrite and (known[0] != size or known[1] <= changed)):
             s3.copy({"Bucket": source[0], "Key": source[1] + key}, target[0], target[1] + key)
             copied += 1
     return copied
@@ -44,7 +50,7 @@ def back_up(s3: Any, buckets: list[str], target: str, dump: Path, kept: int) -> 
     for name in sorted(listing(s3, target, "database/"))[:-kept]:
         s3.delete_object(Bucket=target, Key=f"database/{name}")
     for bucket in buckets:
-        print(f"{bucket}: {copy(s3, (bucket, ''), (target, f'{bucket}/'))} objects copied")
+        print(f"{bucket}: {copy(s3, (bucket, ''), (target, f'{bucket}/'), overwrite=True)} objects copied")
 
 
 def restore(s3: Any, buckets: list[str], target: str, dump: Path) -> None:
@@ -54,7 +60,7 @@ def restore(s3: Any, buckets: list[str], target: str, dump: Path) -> None:
         sys.exit(f"backup: s3://{target}/database/ holds no dump; name the right bucket in TARGET")
     s3.download_file(target, f"database/{newest}", str(dump))
     for bucket in buckets:
-        print(f"{bucket}: {copy(s3, (target, f'{bucket}/'), (bucket, ''))} objects put back")
+        print(f"{bucket}: {copy(s3, (target, f'{bucket}/'), (bucket, ''), overwrite=False)} objects put back")
 
 
 def main() -> None:
@@ -71,7 +77,7 @@ def main() -> None:
             restore(s3, buckets, target, arguments.dump)
         else:
             back_up(s3, buckets, target, arguments.dump, int(os.environ["DUMPS_KEPT"]))
-    except (BotoCoreError, ClientError, OSError) as error:
+    except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
         sys.exit(f"backup: {error}; see that the bucket exists and that the credentials in Secret backup may use it")
 
 

@@ -1,0 +1,275 @@
+"""The servers and the backup of the manifests, really started: their commands, variables and secrets, on loopback."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from boto3.session import Session
+from botocore.exceptions import ClientError
+
+from pipelines.manifests import build, containers
+from tests.conftest import free_ports
+from tests.infra.manifest_checks import Manifest, name_of, pod_template
+from tests.servers import answers, mlflow_server, postgres, wait_for
+
+pytestmark = pytest.mark.slow
+
+KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
+PROGRAMS = Path(sys.executable).parent
+RESTORER = {"AWS_ACCESS_KEY_ID": "restorer", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
+"""May write every bucket, which nobody may from day to day."""
+POD = {"metadata.namespace": "bebygan", "status.podIP": "10.1.2.3"}
+"""What the API server would fill in."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """Manifests of the single node and its secrets, by kind and name."""
+
+    objects: dict[str, Manifest]
+
+    def container(self, workload: str, name: str) -> Any:
+        [found] = [each for each in containers(pod_template(self.objects[workload])) if each["name"] == name]
+        return found
+
+    def values(self, kind: str, name: str) -> dict[str, str]:
+        found = self.objects[f"{kind} {name}"]
+        return dict(found.get("data", {}) | found.get("stringData", {}))
+
+    def environment(self, container: Any) -> dict[str, str]:
+        """A container's variables, with what they refer to."""
+        found: dict[str, str] = {}
+        for source in container.get("envFrom", []):
+            for kind, key in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
+                found |= self.values(kind, source[key]["name"]) if key in source else {}
+        for variable in container.get("env", []):
+            origin = variable.get("valueFrom", {})
+            if secret := origin.get("secretKeyRef"):
+                found[variable["name"]] = self.values("Secret", secret["name"])[secret["key"]]
+            else:
+                found[variable["name"]] = variable.get("value") or POD[origin["fieldRef"]["fieldPath"]]
+        return found
+
+    def command(self, container: Any) -> list[str]:
+        """A container's command and arguments, with $(NAME) filled in as a kubelet does."""
+        environment = self.environment(container)
+        words = [*container.get("command", []), *container.get("args", [])]
+        return [re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], word) for word in words]
+
+
+@pytest.fixture(scope="module")
+def described() -> Described:
+    script = KUBERNETES / "overlays/single-node/secrets.sh"
+    secrets = subprocess.run(["sh", script], capture_output=True, text=True, check=True).stdout
+    built = build(KUBERNETES / "overlays/single-node")
+    return Described({name_of(each): each for text in (built, secrets) for each in yaml.safe_load_all(text)})
+
+
+@pytest.fixture(scope="module")
+def store(described: Described, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The S3 store with the buckets of docs/cluster.md."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    identities = json.loads(described.values("Secret", "seaweedfs")["s3.json"])
+    keys = {"accessKey": RESTORER["AWS_ACCESS_KEY_ID"], "secretKey": RESTORER["AWS_SECRET_ACCESS_KEY"]}
+    identities["identities"].append({"name": "restorer", "credentials": [keys], "actions": ["Read", "List", "Write"]})
+    (folder / "s3.json").write_text(json.dumps(identities))
+    names = ("master", "volume", "filer", "s3")
+    ports = dict(zip([*names, *(f"{name}.grpc" for name in names)], free_ports(8), strict=True))
+    here = [f"-{key.replace('.grpc', '.port.grpc') if '.' in key else f'{key}.port'}={at}" for key, at in ports.items()]
+    command = described.command(described.container("StatefulSet seaweedfs", "seaweedfs"))
+    log = folder / "log"
+    with log.open("w") as lines:
+        server = subprocess.Popen(
+            [PROGRAMS / command[0], *command[1:], f"-dir={folder}", f"-s3.config={folder / 's3.json'}",
+             "-s3.ip.bind=127.0.0.1", *here],
+            stdout=lines, stderr=lines,
+        )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{ports['s3']}"
+        wait_for(lambda: answers(f"{address}/healthz"), server, log)
+        wanted = ("photographs", "bebygan", "mlflow", "backup")
+        made = subprocess.run(
+            [
+                PROGRAMS / "weed", "shell",
+                f"-master=127.0.0.1:{ports['master']}.{ports['master.grpc']}",
+                f"-filer=127.0.0.1:{ports['filer']}.{ports['filer.grpc']}",
+            ],
+            input="".join(f"s3.bucket.create -name {bucket}\n" for bucket in wanted),
+            capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        assert all(f"created bucket {bucket}" in made.stdout for bucket in wanted), made.stdout
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def tracker(described: Described, store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The tracking server on PostgreSQL."""
+    database = described.container("StatefulSet postgres", "postgres")
+    server = described.container("Deployment mlflow", "mlflow")
+    service = {
+        "command": [str(PROGRAMS / "mlflow"), *described.command(server)[1:]],
+        "environment": described.environment(server),
+        "volumes": ["kubernetes/base/basic_auth.ini:/etc/mlflow/basic_auth.ini"],
+    }
+    with (
+        postgres({"environment": described.environment(database), "command": database["args"]}) as variables,
+        mlflow_server(service, variables, store, tmp_path_factory.mktemp("mlflow"), free_ports(1)[0]) as address,
+    ):
+        yield address
+
+
+def client(described: Described, store: str, secret: str) -> Any:
+    keys = described.values("Secret", secret)
+    return Session(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1").client(
+        "s3", endpoint_url=store
+    )
+
+
+def ask(address: str, path: str, login: str = "", host: str = "mlflow:5000", body: object = None) -> tuple[int, bytes]:
+    """Status and text of the answer; a body makes it a POST of JSON, bytes a PUT."""
+    headers = {"Host": host, "Content-Type": "application/json"}
+    if login:
+        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=60)
+    method = "GET" if body is None else "PUT" if isinstance(body, bytes) else "POST"
+    sent = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    with closing(connection):
+        connection.request(method, path, sent, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def test_each_key_opens_its_own_buckets_only(described: Described, store: str) -> None:
+    def may(secret: str) -> set[str]:
+        s3, found = client(described, store, secret), set()
+        for bucket in ("photographs", "bebygan", "mlflow", "backup"):
+            for right, call in (
+                ("list", lambda bucket=bucket: s3.list_objects_v2(Bucket=bucket)),
+                ("write", lambda bucket=bucket: s3.put_object(Bucket=bucket, Key="tried", Body=b"")),
+            ):
+                try:
+                    call()
+                    found.add(f"{right} {bucket}")
+                except ClientError as error:
+                    found |= {error.response["Error"]["Code"]} - {"AccessDenied"}
+        return found
+
+    assert may("bebygan-s3") == {"list photographs", "list bebygan", "write bebygan"}
+    assert may("mlflow-server") == {"list mlflow", "write mlflow"}
+    assert may("backup") == {"list photographs", "list bebygan", "list mlflow", "list backup", "write backup"}
+
+
+def test_the_tracking_server_answers_to_its_names_and_accounts(described: Described, tracker: str) -> None:
+    admin = f"admin:{described.values('Secret', 'mlflow-server')['MLFLOW_AUTH_ADMIN_PASSWORD']}"
+    name, password = described.values("Secret", "bebygan-mlflow").values()
+    retrain = f"{name}:{password}"
+    search, users = "/api/2.0/mlflow/experiments/search?max_results=1", "/api/2.0/mlflow/users/create"
+    # A kubelet asks without a login and under the pod's address, Prometheus with one.
+    assert ask(tracker, "/health", host="10.9.9.9:5000")[0] == 200
+    assert ask(tracker, search)[0] == 401
+    assert ask(tracker, users, admin, body={"username": name, "password": password})[0] == 200
+    for host in ("mlflow:5000", "mlflow.bebygan:5000", "mlflow.bebygan.svc:5000", "10.1.2.3:5000", "localhost:5000"):
+        assert ask(tracker, search, retrain, host)[0] == 200, host
+    assert ask(tracker, search, retrain, "elsewhere.example:5000")[0] == 403
+    assert ask(tracker, "/api/2.0/mlflow/experiments/create", retrain, body={"name": "bebygan"})[0] == 200
+    assert ask(tracker, users, retrain, body={"username": "x", "password": "long enough, surely"})[0] == 403
+    assert ask(tracker, "/metrics", retrain)[0] == 403
+    status, metrics = ask(tracker, "/metrics", admin)
+    assert status == 200
+    assert b"mlflow_http_request_total" in metrics
+
+
+def test_an_artifact_goes_through_the_tracking_server_into_its_bucket(
+    described: Described, tracker: str, store: str
+) -> None:
+    admin = f"admin:{described.values('Secret', 'mlflow-server')['MLFLOW_AUTH_ADMIN_PASSWORD']}"
+    assert ask(tracker, "/api/2.0/mlflow-artifacts/artifacts/9/a.txt", admin, body=b"weights")[0] == 200
+    found = client(described, store, "mlflow-server").get_object(Bucket="mlflow", Key="artifacts/9/a.txt")
+    assert found["Body"].read() == b"weights"
+
+
+def back_up(described: Described, store: str, dump: Path, *flags: str, **changes: str) -> Any:
+    container = described.container("CronJob backup", "buckets")
+    script = next(each for name, each in described.objects.items() if name.startswith("ConfigMap backup-scripts"))
+    (dump.parent / "backup.py").write_text(script["data"]["backup.py"])
+    environment = {"PATH": os.environ["PATH"], **described.environment(container), "AWS_ENDPOINT_URL": store, **changes}
+    return subprocess.run(
+        [sys.executable, dump.parent / "backup.py", dump, *flags],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_a_backup_holds_everything_and_puts_back_what_is_lost(described: Described, store: str, tmp_path: Path) -> None:
+    steps, dump = client(described, store, "bebygan-s3"), tmp_path / "mlflow.dump"
+
+    def put(key: str, body: bytes) -> None:
+        steps.put_object(Bucket="bebygan", Key=key, Body=body)
+
+    def get(key: str) -> bytes:
+        return bytes(steps.get_object(Bucket="bebygan", Key=key)["Body"].read())
+
+    put("ledger/bebygan/000001.json", b"first")
+    put("dvc/files/md5/ab/cd", b"photograph")
+    dump.write_bytes(b"database")
+    first = back_up(described, store, dump)
+    assert first.returncode == 0, first.stderr
+    put("ledger/bebygan/000002.json", b"second")
+    # Of the same size, within the same second.
+    put("dvc/files/md5/ab/cd", b"photoGRAPH")
+    assert back_up(described, store, dump).returncode == 0
+
+    steps.delete_object(Bucket="bebygan", Key="dvc/files/md5/ab/cd")
+    put("ledger/bebygan/000002.json", b"newer than the backup")
+    dump.unlink()
+    refused = back_up(described, store, dump, "--restore")
+    assert refused.returncode == 1
+    assert "AccessDenied" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    restored = back_up(described, store, dump, "--restore", **RESTORER)
+    assert restored.returncode == 0, restored.stderr
+    assert dump.read_bytes() == b"database"
+    assert get("dvc/files/md5/ab/cd") == b"photoGRAPH"
+    assert get("ledger/bebygan/000002.json") == b"newer than the backup"
+
+    # What did not change is not copied again, once the second in which it was copied is over.
+    time.sleep(1.1)
+    assert back_up(described, store, dump).returncode == 0
+    assert "bebygan: 0 objects copied" in back_up(described, store, dump).stdout
+
+
+def test_dumps_beyond_those_to_keep_are_removed(described: Described, store: str, tmp_path: Path) -> None:
+    dump = tmp_path / "mlflow.dump"
+    dump.write_bytes(b"newest")
+    s3 = client(described, store, "backup")
+    for year in (2001, 2002, 2003):
+        s3.put_object(Bucket="backup", Key=f"database/{year}0101T000000Z.dump", Body=b"old")
+    assert back_up(described, store, dump, BUCKETS="", DUMPS_KEPT="2").returncode == 0
+    kept = [each["Key"] for each in s3.list_objects_v2(Bucket="backup", Prefix="database/")["Contents"]]
+    assert len(kept) == 2
+    assert not [key for key in kept if key.startswith(("database/2001", "database/2002"))]
+
+
+def test_an_empty_backup_and_a_missing_bucket_are_named(described: Described, store: str, tmp_path: Path) -> None:
+    nothing = back_up(described, store, tmp_path / "dump", "--restore", TARGET="photographs", **RESTORER)
+    assert nothing.returncode == 1
+    assert nothing.stderr.startswith("backup: s3://photographs/database/ holds no dump")
+    (tmp_path / "dump").write_bytes(b"database")
+    missing = back_up(described, store, tmp_path / "dump", TARGET="nowhere")
+    assert missing.returncode == 1
+    assert "nowhere" in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1
