@@ -12,7 +12,7 @@ from components.start.component import start
 from pipelines.cluster import VOLUME, Cluster, place
 
 DETECT = "bebygan-detect"
-_GIVEN_ACCESS = "access-ml-pipeline"
+GIVEN_ACCESS = "access-ml-pipeline"
 """Pods with it are given a token for Kubeflow Pipelines, by the PodDefault of this name in the namespace."""
 
 
@@ -100,7 +100,7 @@ def detect_on(cluster: Cluster) -> Any:
                 ),
                 "start",
             )
-            kubernetes.add_pod_label(started, _GIVEN_ACCESS, "true")
+            kubernetes.add_pod_label(started, GIVEN_ACCESS, "true")
             kubernetes.use_field_path_as_env(started, "KFP_NAMESPACE", "metadata.namespace")
             kubernetes.use_config_map_as_env(started, cluster.names.config_map, {"KFP_HOST": "KFP_HOST"}, optional=True)
 

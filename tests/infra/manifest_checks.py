@@ -13,7 +13,6 @@ from pipelines.manifests import containers
 Manifest = dict[str, Any]
 
 CLUSTER_WIDE = {"Namespace"}
-WORKLOADS = {"Deployment", "StatefulSet", "CronJob", "TrainingRuntime"}
 # Pods that others make in our namespace.
 FOREIGN_PODS = [
     ({"pipelines.kubeflow.org/v2_component": "true"}, None),
@@ -22,10 +21,13 @@ FOREIGN_PODS = [
 # Secrets whose absence is allowed, or that Kubeflow brings.
 FOREIGN_NAMES = {"mlpipeline-minio-artifact", "kfp-launcher"}
 VERBS = {"get", "list", "watch", "create", "update", "patch", "delete"}
+# Verbs of Kubeflow Pipelines' own, which it asks the API server about.
+VERBS_OF = {"pipelines.kubeflow.org": {"terminate", "archive", "unarchive", "retry", "enable", "disable"}}
 CUSTOM_RESOURCES: dict[str, tuple[str, set[str], set[str]]] = {
     # Kind: API version, fields that specs must have, and fields that they may have beside.
     "ServiceMonitor": ("monitoring.coreos.com/v1", {"selector", "endpoints"}, {"namespaceSelector", "jobLabel"}),
     "ExternalSecret": ("external-secrets.io/v1", {"secretStoreRef", "target"}, {"refreshInterval", "data", "dataFrom"}),
+    "PodDefault": ("kubeflow.org/v1alpha1", {"selector"}, {"desc", "env", "volumes", "volumeMounts"}),
     "TrainingRuntime": ("trainer.kubeflow.org/v1alpha1", {"template"}, {"mlPolicy", "podGroupPolicy"}),
 }
 CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
@@ -45,7 +47,7 @@ def amount(quantity: object) -> float:
 def pod_template(manifest: Manifest) -> Manifest | None:
     """The pod template of a workload, or None."""
     match manifest["kind"]:
-        case "Deployment" | "StatefulSet":
+        case "Deployment" | "StatefulSet" | "Job":
             return dict(manifest["spec"]["template"])
         case "CronJob":
             return dict(manifest["spec"]["jobTemplate"]["spec"]["template"])
@@ -387,7 +389,11 @@ def wrong_rights(manifests: list[Manifest]) -> Iterator[str]:
         for rule in manifest["rules"]:
             if "*" in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]:
                 yield f"{where}: a wildcard"
-            if odd := set(rule["verbs"]) - VERBS:
+            if (
+                odd := set(rule["verbs"])
+                - VERBS
+                - set().union(*(VERBS_OF.get(each, set()) for each in rule["apiGroups"]))
+            ):
                 yield f"{where}: verbs {sorted(odd)}"
             if "secrets" in rule["resources"] and not rule.get("resourceNames"):
                 yield f"{where}: all secrets"

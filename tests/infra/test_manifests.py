@@ -14,9 +14,13 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from pipelines.cluster import TASKS, load_cluster
+from pipelines.detect import GIVEN_ACCESS
 from pipelines.manifests import build, containers
+from pipelines.schedules import SERVICE_ACCOUNTS
 from tests.infra.manifest_checks import (
     Manifest,
+    amount,
     findings,
     flow_allowed,
     name_of,
@@ -274,7 +278,9 @@ def test_only_pods_of_runs_get_a_token_of_the_api(manifests: list[Manifest]) -> 
         if each["kind"] == "ServiceAccount"
     }
     assert {name for name, token in accounts.items() if token} == {"bebygan-retrain", "bebygan-detect"}
-    assert {name for name, token in accounts.items() if not token} == {"bebygan-training", "mlflow", "backup"}
+    assert {name for name, token in accounts.items() if not token} == {
+        "bebygan-training", "mlflow", "backup", "prepare-volume"
+    }  # fmt: skip
 
 
 def test_no_secret_stands_in_a_manifest(manifests: list[Manifest]) -> None:
@@ -383,3 +389,24 @@ def test_checkov_finds_nothing_that_is_not_explained_beside_it(
     assert len(right["passed_checks"]) > 200
     assert all(len(each["check_result"]["suppress_comment"]) > 20 for each in right["skipped_checks"])
     assert [each["check_id"] for each in scan("broken")["failed_checks"]] == ["CKV_K8S_20"]
+
+
+def test_what_tasks_refer_to_is_made_by_the_manifests(manifests: list[Manifest], secrets: list[Manifest]) -> None:
+    cluster = load_cluster(ROOT / "infra/cluster.yaml")
+    names, training = cluster.names, cluster.training
+    wanted = {f"ConfigMap {names.config_map}", f"PersistentVolumeClaim {names.claim}"}
+    wanted |= {f"ServiceAccount {name}" for name in [*SERVICE_ACCOUNTS.values(), training.service_account]}
+    wanted |= {f"Secret {name}" for name in (names.s3_secret, names.mlflow_secret)}
+    wanted |= {f"TrainingRuntime {training.runtime}", f"PodDefault {GIVEN_ACCESS}"}
+    assert wanted - {name_of(each) for each in [*manifests, *secrets]} == set()
+
+
+def test_every_task_fits_into_the_quota_beside_the_servers(manifests: list[Manifest]) -> None:
+    cluster = load_cluster(ROOT / "infra/cluster.yaml")
+    [quota] = [each["spec"]["hard"] for each in manifests if each["kind"] == "ResourceQuota"]
+    for task in TASKS:
+        step = getattr(cluster.steps, task)
+        for index, limited in enumerate(("requests", "limits")):
+            assert amount(step.cpu[index]) <= amount(quota[f"{limited}.cpu"]) / 2
+            assert amount(step.memory[index]) <= amount(quota[f"{limited}.memory"]) / 2
+        assert step.gpus <= int(quota[f"requests.{step.gpu_type}"])
