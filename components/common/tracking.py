@@ -9,12 +9,8 @@ BEBYGAN_PARENT_RUN, or of the run that the first task of the same Kubeflow run (
 mlflow takes seconds to import, and reads its environment while it does: import it through `mlflow_client` only.
 """
 
-import json
 import logging
-import math
 import os
-import queue
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,19 +21,20 @@ import yaml
 
 from bebygan.errors import Preempted, ServiceError
 from components.common.config import to_yaml
+from components.common.delivery import Delivery
 from components.common.provenance import flatten, provenance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 EXPERIMENT = "bebygan"
 PIPELINE = "retrain"
 """Tag `step` of a run of the whole pipeline, whose children are the runs of its steps."""
 PARENT = "mlflow.parentRunId"
 WORKSPACE = Path("workspace")
-_SECONDS_BETWEEN_TRIES = 30.0
 _SECONDS_TO_FINISH = 60.0
+_SECONDS_WHEN_STOPPED = 5.0
+"""Of the 25 to 30 seconds that are given to a process that is asked to stop."""
 _log = logging.getLogger(__name__)
 
 
@@ -108,70 +105,33 @@ def service_errors(doing: str) -> Iterator[None]:
 class StepRun:
     """A run under way. Call it with an iteration and its values; they are sent from a thread of their own.
 
-    A server that goes away later never stops the step: values that it does not take go to `spool`, one JSON object a
-    line.
+    A server that goes away later never stops the step: see `Delivery`.
     """
 
     def __init__(self, client: "MlflowClient", run_id: str, spool: Path, pipeline_run: str | None = None) -> None:
         self.run_id = run_id
         self.pipeline_run = pipeline_run
         self.client = client
-        self.spool = spool
-        self._waiting: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
-        self._silent_until = -math.inf
-        self._warned = False
-        self._sender = threading.Thread(target=self._send, name="mlflow", daemon=True)
-        self._sender.start()
+        self._delivery = Delivery(client, run_id, spool, service_errors)
 
     def __call__(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log values of an iteration; returns at once."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
         now = time.time_ns() // 1_000_000
-        self._waiting.put([Metric(name, float(value), now, iteration) for name, value in values.items()])
+        self._delivery.put([Metric(name, float(value), now, iteration) for name, value in values.items()])
 
     def artifacts(self, folder: Path, under: str) -> None:
-        """Store the files of a folder with the run, below `under`."""
-        with self._never_fatal("storing files"):
-            self.client.log_artifacts(self.run_id, str(folder), under)
-
-    def close(self, status: str) -> None:
-        """Wait until all values are sent, for at most a minute, and end the run."""
-        self._waiting.put(None)
-        self._sender.join(_SECONDS_TO_FINISH)
-        while not self._waiting.empty():
-            if (unsent := self._waiting.get()) is not None:
-                self._keep(unsent)
-        with self._never_fatal("ending the run"):
-            self.client.set_terminated(self.run_id, status)
-
-    def _send(self) -> None:
-        while (metrics := self._waiting.get()) is not None:
-            sent = False
-            if time.monotonic() >= self._silent_until:
-                with self._never_fatal("logging values"):
-                    self.client.log_batch(self.run_id, metrics=metrics)
-                    sent = True
-            if not sent:
-                self._silent_until = max(self._silent_until, time.monotonic() + _SECONDS_BETWEEN_TRIES)
-                self._keep(metrics)
-
-    def _keep(self, metrics: "list[Metric]") -> None:
-        self.spool.parent.mkdir(parents=True, exist_ok=True)
-        with self.spool.open("a") as file:
-            for metric in metrics:
-                entry = {"run_id": self.run_id, "name": metric.key, "value": metric.value, "step": metric.step}
-                file.write(json.dumps(entry | {"time": metric.timestamp}) + "\n")
-
-    @contextmanager
-    def _never_fatal(self, doing: str) -> Iterator[None]:
+        """Store the files of a folder with the run, below `under`; a server that does not take them is only told of."""
         try:
-            with service_errors(doing):
-                yield
+            with service_errors("storing files"):
+                self.client.log_artifacts(self.run_id, str(folder), under)
         except ServiceError as error:
-            if not self._warned:
-                _log.warning("warning: %s. The step goes on; values are kept in %s", error, self.spool)
-            self._warned = True
+            _log.warning("warning: %s. The step goes on without them", error)
+
+    def close(self, status: str, seconds: float) -> None:
+        """Wait until all values are sent, for so long at most, and end the run."""
+        self._delivery.close(status, seconds)
 
 
 def _experiment(client: "MlflowClient") -> str:
@@ -307,15 +267,15 @@ def step_run(
     with service_errors("starting a run"):
         run_id, parent = _begin(client, step, params, facts)
     run = StepRun(client, run_id, WORKSPACE / "untracked" / f"{run_id}.jsonl", parent)
-    status = "FAILED"
+    status, seconds = "FAILED", _SECONDS_TO_FINISH
     try:
         yield run
         status = "FINISHED"
     except (Preempted, KeyboardInterrupt):
-        status = "KILLED"
+        status, seconds = "KILLED", _SECONDS_WHEN_STOPPED
         raise
     finally:
-        run.close(status)
+        run.close(status, seconds)
 
 
 def finished_run(fingerprint: str) -> str | None:

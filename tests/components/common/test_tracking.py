@@ -1,13 +1,15 @@
+import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from bebygan.errors import Preempted, ServiceError
 from components.common.config import Params, load_params
 from components.common.provenance import provenance
-from components.common.tracking import finished_run, mlflow_client, step_run
+from components.common.tracking import StepRun, finished_run, mlflow_client, step_run
 
 ROOT = Path(__file__).parents[3]
 AWAY = "http://127.0.0.1:9"
@@ -152,62 +154,163 @@ def test_asking_for_help_does_not_wait_for_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.fixture
-def server(tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    """A real MLflow server on loopback, named in the environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", mlflow_store, "--artifacts-destination", str(tmp_path / "served")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI")
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    try:
+class Server:
+    """A real MLflow server on loopback that can be stopped and started again."""
+
+    def __init__(self, store: str, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._store = store
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", self._store]
+        command += ["--artifacts-destination", str(self._folder / "served")]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI")
+        log = self._folder / "server.log"
+        with log.open("ab") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        self._process = process
         deadline = time.monotonic() + 120
         while True:
             try:
-                with closing(urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)):
+                with closing(urllib.request.urlopen(f"{self.address}/health", timeout=2)):  # noqa: S310 - loopback
                     break
             except OSError:
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
-        yield process
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that is named in the environment and runs."""
+    server = Server(mlflow_store, tmp_path)
+    try:
+        server.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+        yield server
     finally:
-        stop(process)
+        server.stop()
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def steps(run: StepRun) -> list[float]:
+    return [metric.step for metric in run.client.get_metric_history(run.run_id, "best_buddy")]
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_under_way_never_stops_the_step_and_no_value_is_lost(
-    server: "subprocess.Popen[bytes]", params: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_server_that_goes_away_never_stops_the_step_and_gets_every_value_when_it_is_back(
+    server: Server,
+    params: Params,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="components.common.tracking")
-    with step_run("train", params.train) as run:
-        run(0, {"best_buddy": 0.0})
-        deadline = time.monotonic() + 30
-        while not (arrived := run.client.get_metric_history(run.run_id, "best_buddy")):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert [metric.step for metric in arrived] == [0]
-        stop(server)
+    monkeypatch.setattr("components.common.delivery.SECONDS_BETWEEN_TRIES", 0.5)
+    spools = tmp_path / "workspace" / "untracked"
+    with step_run("train", params.train) as first:
+        first(0, {"best_buddy": 0.0})
+        wait_for(lambda: steps(first))
+        server.stop()
         started = time.monotonic()
-        for iteration in range(1, 200):
-            run(iteration, {"best_buddy": float(iteration)})
-        assert time.monotonic() - started < 0.5
-    spooled = [json.loads(line) for line in run.spool.read_text().splitlines()]
-    assert [(entry["step"], entry["value"]) for entry in spooled] == [(n, float(n)) for n in range(1, 200)]
-    assert {(entry["run_id"], entry["name"]) for entry in spooled} == {(run.run_id, "best_buddy")}
-    warnings = [record.getMessage() for record in caplog.records]
-    assert len(warnings) == 1
+        for iteration in range(1, 1500):
+            first(iteration, {"best_buddy": float(iteration)})
+        assert time.monotonic() - started < 1
+        spool = spools / f"{first.run_id}.jsonl"
+        wait_for(lambda: spool.exists() and len(spool.read_text().splitlines()) == 1499)
+        # Back within the run.
+        server.start()
+        wait_for(lambda: len(first.client.get_run(first.run_id).data.metrics) and not spool.exists())
+        assert steps(first) == list(range(1500))
+        server.stop()
+        first(1500, {"best_buddy": 1500.0})
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "Connection refused" in warnings[0]
-    assert str(run.spool) in warnings[0]
-    assert run.spool.resolve().is_relative_to(tmp_path)
+    assert str(spool.relative_to(tmp_path)) in warnings[0]
+    assert len(warnings) == 3
+    assert "MLflow lacks the end of this run" in warnings[2]
+    value, end = (json.loads(line) for line in spool.read_text().splitlines())
+    assert (value["run_id"], value["name"], value["value"], value["step"]) == (first.run_id, "best_buddy", 1500.0, 1500)
+    assert (end["run_id"], end["status"]) == (first.run_id, "FINISHED")
+    # Back at the next run, after one whose process was killed while it wrote.
+    (spools / "killed.jsonl").write_text(json.dumps(value | {"step": 1501}) + '\n{"run_id": "cut')
+    server.start()
+    with step_run("train", params.train) as second:
+        second(7, {"best_buddy": 7.0})
+    assert not list(spools.iterdir())
+    assert steps(first) == list(range(1502))
+    assert first.client.get_run(first.run_id).info.status == "FINISHED"
+    assert steps(second) == [7]
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_what_a_living_process_keeps_is_not_taken_for_a_leftover(params: Params, tmp_path: Path) -> None:
+    spools = tmp_path / "workspace" / "untracked"
+    spools.mkdir(parents=True)
+    with step_run("train", params.train) as other:
+        pass
+    entry = {"run_id": other.run_id, "name": "late", "value": 1.0, "step": 1, "time": 1}
+    with (spools / "living.jsonl").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        with step_run("train", params.train):
+            pass
+        assert "late" not in other.client.get_run(other.run_id).data.metrics
+        assert (spools / "living.jsonl").exists()
+    with step_run("train", params.train):
+        pass
+    assert other.client.get_run(other.run_id).data.metrics["late"] == 1.0
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_what_this_server_does_not_know_stays_and_is_named(
+    params: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spools = tmp_path / "workspace" / "untracked"
+    spools.mkdir(parents=True)
+    entry = {"run_id": "0" * 32, "name": "late", "value": 1.0, "step": 1, "time": 1}
+    (spools / "foreign.jsonl").write_text(json.dumps(entry) + "\n")
+    with step_run("train", params.train) as run:
+        run(1, {"best_buddy": 1.0})
+    assert steps(run) == [1]
+    assert (spools / "foreign.jsonl").exists()
+    assert re.search(r"sending what an earlier run left failed at .* It stays in .*foreign\.jsonl", caplog.text)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_asked_to_stop_does_not_wait_for_a_server_that_hangs(
+    params: Params, mlflow_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started = 0.0
+    with pytest.raises(Preempted), step_run("train", params.train) as run:  # noqa: PT012
+        monkeypatch.setattr(run.client, "log_batch", lambda *_, **__: time.sleep(60))
+        run(1, {"best_buddy": 1.0})
+        time.sleep(0.2)
+        run(2, {"best_buddy": 2.0})
+        started = time.monotonic()
+        raise Preempted("stopped")
+    assert time.monotonic() - started < 10
+    lines = [
+        json.loads(line) for line in (tmp_path / f"workspace/untracked/{run.run_id}.jsonl").read_text().splitlines()
+    ]
+    assert [line.get("step") for line in lines] == [1, 2, None]
+    assert lines[-1]["status"] == "KILLED"
+    assert mlflow_store

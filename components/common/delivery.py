@@ -1,0 +1,219 @@
+"""Values on their way to MLflow: sent by a thread of their own, and late where the server was away.
+
+What the server does not take is kept in memory, and in a file (one JSON object a line) in case the process ends before
+the server is back. Files that earlier processes left in the same folder are sent first. The server takes a value that
+it has already for the same one, so that sending twice does no harm.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from bebygan.errors import ServiceError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+SECONDS_BETWEEN_TRIES = 30.0
+_MOST_AT_ONCE = 1000
+"""Values that the server takes in one request."""
+_log = logging.getLogger(__name__)
+
+
+def _line(run_id: str, metric: "Metric") -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "name": metric.key,
+        "value": metric.value,
+        "step": metric.step,
+        "time": metric.timestamp,
+    }
+
+
+def _chunks(metrics: "list[Metric]") -> "Iterable[list[Metric]]":
+    return (metrics[first : first + _MOST_AT_ONCE] for first in range(0, len(metrics), _MOST_AT_ONCE))
+
+
+class Delivery:
+    """Sends the values of one run, and at the end how it ended.
+
+    Args:
+        client: of the server.
+        run_id: of the run.
+        spool: file for what is not sent yet.
+        errors: context that turns what the client raises into ServiceError; it is told what is being done.
+    """
+
+    def __init__(
+        self,
+        client: "MlflowClient",
+        run_id: str,
+        spool: Path,
+        errors: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._spool = spool
+        self._errors = errors
+        self._new: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
+        self._unsent: list[Metric] = []
+        self._in_file = 0
+        """How many of the unsent are in the file."""
+        self._file: TextIO | None = None
+        self._status: str | None = None
+        self._ended = False
+        self._given_up = False
+        self._changing = threading.Lock()
+        """Held while the unsent or the file change: whoever gives up on a thread that hangs takes them over."""
+        self._silent_until = -math.inf
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def put(self, metrics: "list[Metric]") -> None:
+        """Send values soon; returns at once."""
+        self._new.put(metrics)
+
+    def close(self, status: str, seconds: float) -> None:
+        """Send what is unsent and end the run, for so long at most; what is left is in the file then."""
+        self._status = status
+        self._new.put(None)
+        self._thread.join(seconds)
+        if self._ended:
+            return
+        with self._changing:
+            self._given_up = True
+            while not self._new.empty():
+                self._unsent += self._new.get() or []
+            self._keep()
+            self._write([{"run_id": self._run_id, "status": status, "time": time.time_ns() // 1_000_000}])
+            if self._file is not None:
+                self._file.close()
+        _log.warning("warning: MLflow lacks the end of this run. It is in %s; the next run here sends it", self._spool)
+
+    def _run(self) -> None:
+        self._send_leftovers()
+        while not self._collect():
+            if self._unsent and time.monotonic() >= self._silent_until:
+                self._send()
+            with self._changing:
+                if self._given_up:
+                    return
+                self._keep()
+        # Once more, however short ago the last try was.
+        self._send()
+        if not self._unsent and not self._given_up:
+            self._ended = self._attempt("ending the run", self._terminate)
+
+    def _collect(self) -> bool:
+        """Wait for values, or for the time of the next try; returns whether there will be no more."""
+        waiting = max(self._silent_until - time.monotonic(), 0) if self._unsent else None
+        try:
+            metrics = self._new.get(timeout=waiting)
+            while metrics is not None:
+                with self._changing:
+                    self._unsent += metrics
+                metrics = self._new.get_nowait()
+        except queue.Empty:
+            return False
+        return True
+
+    def _terminate(self) -> None:
+        self._client.set_terminated(self._run_id, self._status)
+
+    def _send(self) -> None:
+        """Send all that is unsent, oldest first, and remove the file once nothing is left."""
+        for chunk in list(_chunks(self._unsent)):
+            if not self._attempt("logging values", lambda: self._client.log_batch(self._run_id, metrics=chunk)):  # noqa: B023
+                self._silent_until = time.monotonic() + SECONDS_BETWEEN_TRIES
+                return
+            with self._changing:
+                if self._given_up:
+                    return
+                del self._unsent[: len(chunk)]
+                self._in_file = max(self._in_file - len(chunk), 0)
+        if self._warned:
+            _log.info("MLflow has all values again")
+        self._warned = False
+        with self._changing:
+            if self._file is not None and not self._given_up:
+                self._spool.unlink(missing_ok=True)
+                self._file.close()
+                self._file = None
+
+    def _attempt(self, doing: str, call: Callable[[], object]) -> bool:
+        try:
+            with self._errors(doing):
+                call()
+        except ServiceError as error:
+            if not self._warned:
+                _log.warning("warning: %s. The step goes on; values are kept in %s", error, self._spool)
+            self._warned = True
+            return False
+        return True
+
+    def _keep(self) -> None:
+        """Put what is unsent into the file."""
+        if new := self._unsent[self._in_file :]:
+            self._write(_line(self._run_id, metric) for metric in new)
+            self._in_file = len(self._unsent)
+
+    def _write(self, lines: Iterable[dict[str, Any]]) -> None:
+        try:
+            if self._file is None:
+                self._spool.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._spool.open("a")
+                # Held as long as this process lives: nobody takes the file for a leftover.
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.writelines(json.dumps(line) + "\n" for line in lines)
+            self._file.flush()
+        except OSError as error:
+            _log.warning("warning: values cannot be kept in %s: %s", self._spool, error.strerror)
+
+    def _send_leftovers(self) -> None:
+        for path in sorted(self._spool.parent.glob("*.jsonl")):
+            with path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                try:
+                    with self._errors("sending what an earlier run left"):
+                        self._send_lines(file.readlines())
+                except ServiceError as error:
+                    _log.warning("warning: %s. It stays in %s", error, path)
+                    continue
+                path.unlink(missing_ok=True)
+                _log.info("MLflow has what an earlier run left in %s", path)
+
+    def _send_lines(self, lines: list[str]) -> None:
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        values: dict[str, list[Metric]] = {}
+        ends: list[dict[str, Any]] = []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                # The process was killed while it wrote this line, its last.
+                continue
+            if "status" in entry:
+                ends.append(entry)
+            else:
+                metric = Metric(entry["name"], entry["value"], entry["time"], entry["step"])
+                values.setdefault(entry["run_id"], []).append(metric)
+        for run_id, metrics in values.items():
+            for chunk in _chunks(metrics):
+                self._client.log_batch(run_id, metrics=chunk)
+        for end in ends:
+            if end["run_id"] != self._run_id:
+                self._client.set_terminated(end["run_id"], end["status"], end["time"])
