@@ -27,7 +27,7 @@ from kubernetes import client, config, watch  # type: ignore[import-untyped]
 from kubernetes.client.exceptions import ApiException  # type: ignore[import-untyped]
 from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
 from pydantic import Field
-from urllib3.exceptions import HTTPError, LocationValueError, SSLError
+from urllib3.exceptions import HTTPError, LocationValueError
 
 from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
 from components.common.config import Count, Group
@@ -230,10 +230,6 @@ class _Api:
                     self._refuse(verb, resource, error)
                     raise
                 reason = f"{error.status} {_server_says(error)}"
-            except SSLError as error:
-                raise ServiceError(
-                    f"no trust in {self.host} ({_one_line(error)}): give its CA's certificate"
-                ) from error
             except (HTTPError, OSError) as error:
                 reason = _one_line(error)
             if time.monotonic() - started + wait > seconds:
@@ -250,6 +246,12 @@ class _Api:
     def _refuse(self, verb: str, resource: str, error: ApiException) -> None:
         """Raise what says what to do about a refusal; not found and conflict are the caller's."""
         says = _server_says(error)
+        if not error.status:
+            # The client's way to tell of TLS.
+            raise ServiceError(
+                f"{self.host} is not trusted or does not speak TLS ({says}): correct its address, or name the "
+                "certificate of its CA in the kubeconfig"
+            ) from error
         if error.status == 401:
             raise ServiceError(f"{self.host} does not know us ({says}): renew the token") from error
         if error.status == 403 and "admission webhook" not in says and "exceeded quota" not in says:
@@ -571,8 +573,8 @@ def _log_of_node_zero(api: _Api, name: str, log: Callable[[str], None]) -> Itera
     def follow() -> None:
         try:
             _follow(api, name, log, ended)
-        except BebyganError as error:
-            log(f"the log cannot be shown: {error}")
+        except (BebyganError, ApiException) as error:
+            log(f"the log cannot be shown: {_one_line(error)}")
 
     # A thread that hangs on a dead line must not keep the process.
     reader = threading.Thread(target=follow, name="log of node 0", daemon=True)

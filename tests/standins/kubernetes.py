@@ -9,6 +9,7 @@ import copy
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -125,7 +126,8 @@ class Fault:
 class ApiServer:
     """The server. Use it as a context manager; `kubeconfig` tells clients where it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: ssl.SSLContext | None = None) -> None:
+        self.certificate = certificate
         self.changed = threading.Condition(threading.RLock())
         self.trainjobs: dict[str, Object] = {}
         self.pods: list[Pod] = []
@@ -151,8 +153,8 @@ class ApiServer:
     def __exit__(self, *_: object) -> None:
         self.go_away()
 
-    def kubeconfig(self, path: Path) -> Path:
-        server = {"server": f"http://127.0.0.1:{self.port}"}
+    def kubeconfig(self, path: Path, scheme: str = "http") -> Path:
+        server = {"server": f"{scheme}://127.0.0.1:{self.port}"}
         content = {
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "clusters": [{"name": "c", "cluster": server}], "users": [{"name": "u", "user": {"token": TOKEN}}],
@@ -177,6 +179,8 @@ class ApiServer:
     def come_back(self) -> None:
         self._http = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
         self._http.daemon_threads = True
+        if self.certificate:
+            self._http.socket = self.certificate.wrap_socket(self._http.socket, server_side=True)
         self.port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -396,7 +400,8 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
         def _result(self, action: str, path: str, query: dict[str, str], body: Any) -> Any:
-            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+            if (scheme.lower(), token) != ("bearer", TOKEN):
                 raise Refused(401, "Unauthorized", "Unauthorized")
             if refused := server.fault(action, path):
                 raise refused

@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError
 from components.common import trainjob
 from components.common.config import from_yaml
 from components.common.trainjob import TrainJobSettings, TrainJobSpec, manifest, run_trainjob, trainjob_name
-from tests.standins.kubernetes import PODS, TRAINJOBS, ApiServer, Refused, faults_of
+from tests.standins.kubernetes import PODS, TOKEN, TRAINJOBS, ApiServer, Refused, faults_of
 from tests.standins.trainer import ROOT, RUNTIME, Controllers, job_of
 
 NAME = trainjob_name("a training")
@@ -257,6 +258,45 @@ def test_no_cluster_at_all_is_a_parameter_fault(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"no cluster to train on: .* set KUBECONFIG"):
         run_trainjob(spec(), print)
+
+
+def test_a_server_without_tls_is_told_from_one_that_is_away(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig", "https")))
+    with pytest.raises(ServiceError, match=r"https://127\.0\.0\.1:\d+ is not trusted or does not speak TLS"):
+        run_trainjob(spec(), print)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> ssl.SSLContext:
+    """A certificate for the loopback interface, in tmp_path / "ca.crt"."""
+    key, made = tmp_path / "key.pem", tmp_path / "ca.crt"
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
+    subprocess.run([*words.split(), *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    return context
+
+
+def test_in_a_pod_the_pods_own_cluster_account_and_namespace_are_used(
+    certificate: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, namespace = tmp_path / "token", tmp_path / "namespace"
+    token.write_text(TOKEN)
+    namespace.write_text("team\n")
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(trainjob, "_OWN_NAMESPACE", namespace)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
+    with ApiServer(certificate) as server, Controllers(server, tmp_path):
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        assert "in the cluster" in Watcher(spec("echo in the cluster")).finish()
+        token.write_text("a-token-that-has-expired")
+        with pytest.raises(ServiceError, match="renew the token"):
+            run_trainjob(spec(), print)
 
 
 def test_a_busy_api_server_is_asked_again(controllers: Controllers, server: ApiServer) -> None:
