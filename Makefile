@@ -6,13 +6,16 @@ ARGS ?=
 BASE ?= python:3.11-slim
 TAG ?= latest
 IMAGES := data torch
-# Torch is left out: its builds for CPU and CUDA have one version, many hashes, and other dependencies.
+LOCKS := $(IMAGES) tracker
 IMAGE_LOCK = $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-annotate --no-emit-index-url \
-	--no-emit-find-links --no-emit-trusted-host --constraint requirements.lock --unsafe-package torch
+	--no-emit-find-links --no-emit-trusted-host --constraint requirements.lock
+# Torch: its builds for CPU and CUDA have one version, but other hashes and dependencies. The others: 150 MB that MLflow needs
+# for estimators of scikit-learn alone.
+NOT_LOCKED = $(foreach package,torch scikit-learn scipy skops,--unsafe-package $(package))
 
 SBOM = $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible
 
-.PHONY: help setup run test test-fast lint bench repro images sbom clean lock
+.PHONY: help setup run test test-fast lint bench repro images tracker team-server sbom clean lock
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,9 +52,9 @@ repro: setup ## Run the same steps as DVC stages
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro $(ARGS)
 
 # What the images' Dockerfiles install, fetched by the pip of this machine, with its index, proxy and certificates.
-infra/images/wheels/fetched: $(IMAGES:%=infra/images/%.lock) .venv/installed
+infra/images/wheels/fetched: $(LOCKS:%=infra/images/%.lock) .venv/installed
 	rm -f infra/images/wheels/*
-	$(BIN)/pip download -qq --no-deps --require-hashes $(IMAGES:%=--requirement infra/images/%.lock) --dest $(@D)
+	$(BIN)/pip download -qq --no-deps --require-hashes $(LOCKS:%=--requirement infra/images/%.lock) --dest $(@D)
 	$(BIN)/pip download -qq --constraint requirements.lock --dest $(@D) torch "setuptools>=77,<82" wheel
 	touch $@
 
@@ -64,6 +67,14 @@ images: infra/images/wheels/fetched infra/images/weights/fetched ## Build the im
 		--build-arg BASE=$(BASE) --build-arg GIT_SHA=$$(git rev-parse HEAD || echo unknown) \
 		--build-arg GIT_DIRTY=$$(git diff --quiet HEAD && echo false || echo true) . || exit; done
 
+tracker: infra/images/wheels/fetched ## Build the image of the tracking server
+	docker build --tag bebygan-tracker:$(TAG) --file infra/images/tracker.Dockerfile --build-arg BASE=$(BASE) \
+		--build-arg GIT_SHA=$$(git rev-parse HEAD || echo unknown) .
+
+team-server: images tracker ## Build what infra/compose.yaml runs
+	docker build --tag bebygan-pipeline:$(TAG) --file infra/images/pipeline.Dockerfile \
+		--build-arg DATA=bebygan-data-python:$(TAG) --build-arg TORCH=bebygan-torch-python:$(TAG) .
+
 sbom: setup ## Write what the images hold to build/bebygan-*.cdx.json (CycloneDX)
 	mkdir -p build
 	grep '^torch==' requirements.lock | cat infra/images/torch.lock - | $(SBOM) --output-file build/bebygan-torch.cdx.json -
@@ -71,9 +82,10 @@ sbom: setup ## Write what the images hold to build/bebygan-*.cdx.json (CycloneDX
 
 lock: setup ## Write the lock files anew
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -P torch==2.13.0 --output-file requirements.lock pyproject.toml
-	$(IMAGE_LOCK) --extra data --extra pipeline --output-file infra/images/data.lock pyproject.toml
-	$(IMAGE_LOCK) --extra train --output-file infra/images/torch.lock pyproject.toml
-	sed -i '/^# WARNING/,$$d' infra/images/torch.lock
+	$(IMAGE_LOCK) --allow-unsafe --extra data --extra pipeline --output-file infra/images/data.lock pyproject.toml
+	$(IMAGE_LOCK) $(NOT_LOCKED) --extra train --output-file infra/images/torch.lock pyproject.toml
+	$(IMAGE_LOCK) $(NOT_LOCKED) --extra tracker --output-file infra/images/tracker.lock pyproject.toml
+	sed -i '/^# WARNING/,$$d' infra/images/torch.lock infra/images/tracker.lock
 	sed -n '/^kfp==/,/[^\\]$$/p' infra/images/data.lock >> infra/images/torch.lock
 
 clean: ## Remove what runs left behind, not the environment

@@ -22,8 +22,9 @@ dependencies)
     install --no-deps --require-hashes --requirement "$2"
     shift 2
     [ $# -eq 0 ] || install "$@"
-    # 250 MB: packages' own tests, and what C++ is compiled against.
-    find /opt/venv -type d \( -name tests -o -path '*/torch/test' -o -path '*/torch/include' \) -prune -exec rm -r {} +
+    # 250 MB: packages' own tests, what C++ is compiled against, and the pages of MLflow's server, but for what KEEP matches.
+    find /opt/venv -type d \( -name tests -o -path '*/torch/test' -o -path '*/torch/include' -o -path '*/mlflow/server/js' ! -path "${KEEP:-}" \) \
+        -prune -exec rm -r {} +
     find /opt/venv -path '*/torch/bin/*' -type f ! -name torch_shm_manager -delete
     echo /opt/bebygan > "$($python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bebygan.pth"
     compiled=/opt/venv

@@ -1,0 +1,13 @@
+# All steps in one image, for a machine that runs the whole pipeline by itself: `bebygan run`.
+# What the two images of the steps hold is pinned by one lock file, so that one lies over the other without conflict.
+ARG DATA=bebygan-data-python:latest
+ARG TORCH=bebygan-torch-python:latest
+
+FROM ${DATA} AS data
+
+FROM ${TORCH}
+COPY --from=data /opt/venv /opt/venv
+LABEL org.opencontainers.image.title="bebygan-pipeline" \
+      org.opencontainers.image.description="Runs the whole retraining pipeline on one machine"
+USER 1000:1000
+CMD ["bebygan", "--help"]
