@@ -11,6 +11,7 @@ from bebygan.losses.objective import Logits, Perceptual, generator_objective
 from bebygan.losses.region_aware import region_mask
 from bebygan.losses.relativistic import Mean, discriminator_loss
 from bebygan.networks.discriminator import Discriminator
+from bebygan.precision import at_least_float32
 from bebygan.settings import GanSettings, Optimisation
 from bebygan.training.loop import Step
 from bebygan.training.precision import autocast
@@ -60,7 +61,7 @@ def warmup_step(optimisation: Optimisation) -> Step:
 
 def _judgement(logits: Logits, loss: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Return what is logged of the discriminator: its loss, mean logits and verdicts, the share of pixels it sees."""
-    real, fake = logits.real.detach().float(), logits.fake.detach().float()
+    real, fake = at_least_float32(logits.real.detach()), at_least_float32(logits.fake.detach())
     return {
         "discriminator": loss.detach(),
         "logit_real": real.mean(),

@@ -2,23 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import yaml
 
+from bebygan.distributed import rank
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
-from bebygan.imaging.shards import read_patches
+from bebygan.imaging.shards import SPLITS, read_patches
 from bebygan.networks.naming import save_generator
 from bebygan.settings import Optimisation
-from bebygan.training.checkpoint import Job, rank
+from bebygan.training.checkpoint import Job
+from bebygan.training.distributed import joined
 from bebygan.training.loop import Step, fit
 from bebygan.training.state import TrainState
 from components.common.checkpoints import open_checkpoints
 from components.common.config import to_yaml
 from components.common.progress import progress_bar
 from components.common.provenance import code_hash, flatten
+from components.common.tracking import step_run
 
 Track = Callable[[int, Mapping[str, float]], None]
 """Takes an iteration's number and its logged values."""
@@ -63,6 +67,26 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
     }
 
 
+@contextmanager
+def tracked_training(step: str, params: Optimisation, data_version: str) -> Iterator[Track]:
+    """Join the processes that torchrun started, if it did, and track the first one's step in MLflow.
+
+    Args:
+        step: name of the step.
+        params: of the step.
+        data_version: of the photographs.
+
+    Raises:
+        ConfigError, ServiceError: see `bebygan.training.distributed.joined` and `step_run`.
+    """
+    with joined():
+        if rank() == 0:
+            with step_run(step, params, data_version) as track:
+                yield track
+        else:
+            yield lambda *_: None
+
+
 def train_generator(
     state: TrainState,
     patches: Path,
@@ -88,9 +112,11 @@ def train_generator(
         Preempted, StorageError, DataError, ConfigError: see `bebygan.training.loop.fit`.
         ServiceError: the bucket for the checkpoints is away, unknown or refuses.
     """
-    train = read_patches(patches, "train")
+    # The splits lie in the same files: to compare them with their checksums once is enough.
+    train, validation = (read_patches(patches, split, verify=split == "train") for split in SPLITS)
     done = 0
-    with progress_bar(job["step"], "iterations", optimisation.iterations) as advance:
+    first = rank() == 0
+    with progress_bar(job["step"], "iterations", optimisation.iterations) if first else nullcontext(int) as advance:
 
         def watch(iteration: int, logged: Mapping[str, float] | None) -> None:
             nonlocal done
@@ -99,8 +125,18 @@ def train_generator(
             advance(iteration - done)
             done = iteration
 
-        with open_checkpoints(str(checkpoints), job, first=rank() == 0) as (folder, saved):
-            fit(state, train, optimisation, step, checkpoints=folder, job=job, watch=watch, saved=saved)
+        with open_checkpoints(str(checkpoints), job, first=first) as (folder, saved):
+            fit(
+                state,
+                train,
+                optimisation,
+                step,
+                checkpoints=folder,
+                job=job,
+                watch=watch,
+                saved=saved,
+                validation=validation,
+            )
 
 
 def write_generator(folder: Path, state: TrainState, params: Optimisation, job: Job) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from components.common.cli import add_training_arguments, run_step, step_parser
 from components.common.config import Params
-from components.common.tracking import step_run
-from components.common.training import photographs_version
+from components.common.training import photographs_version, tracked_training
 from components.train.step import train
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
-    with step_run("train", params.train, photographs_version(options.patches)) as track:
+    with tracked_training("train", params.train, photographs_version(options.patches)) as track:
         train(options.patches, options.warmup, options.output, options.checkpoints, params=params.train, track=track)
     print(f"{options.output}: challenger")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from bebygan.distributed import rank
 from bebygan.files import sha256_of, whole_folder
 from bebygan.losses.objective import Perceptual
 from bebygan.networks.discriminator import Discriminator
@@ -56,6 +57,8 @@ def train(
     job = job_of("train", params, patches, {"start": sha256_of(start)})
     step = gan_step(params, _perceptual(params, device))
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
+    if rank():
+        return
     with whole_folder(output) as folder:
         write_generator(folder, state, params, job)
         if discriminator is not None:

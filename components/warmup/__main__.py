@@ -5,13 +5,12 @@ import sys
 
 from components.common.cli import add_training_arguments, run_step, step_parser
 from components.common.config import Params
-from components.common.tracking import step_run
-from components.common.training import photographs_version
+from components.common.training import photographs_version, tracked_training
 from components.warmup.step import warm_up
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
-    with step_run("warmup", params.warmup, photographs_version(options.patches)) as track:
+    with tracked_training("warmup", params.warmup, photographs_version(options.patches)) as track:
         warm_up(options.patches, options.output, options.checkpoints, params=params.warmup, track=track)
     print(f"{options.output}: warm-up generator")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from bebygan.distributed import rank
 from bebygan.errors import WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.networks.generator import Generator
@@ -50,5 +51,7 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
     if params.iterations:
         step = warmup_step(params)
         train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
+    if rank():
+        return
     with whole_folder(output) as folder:
         write_generator(folder, state, params, job)

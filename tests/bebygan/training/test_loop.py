@@ -68,7 +68,12 @@ def make_patches(folder: Path) -> Path:
     random = np.random.default_rng(1)
     lr = random.integers(0, 256, (24, 24, 3), np.uint8)
     windows = np.array([(top, left) for top in (0, 24, 48) for left in (0, 24, 48)])
-    write_shards(folder, [Photograph(lr.repeat(SCALE, 0).repeat(SCALE, 1), lr, "train", windows)], 48, 10**9, {})
+    hr = lr.repeat(SCALE, 0).repeat(SCALE, 1)
+    photographs = [
+        Photograph(hr, lr, "train", windows),
+        Photograph(hr[:48, 4:], lr[:12, 1:], "validation", windows[:2]),
+    ]
+    write_shards(folder, photographs, 48, 10**9, {})
     return folder
 
 
