@@ -16,6 +16,7 @@ from components.common.tracking import WORKSPACE, tracking_uri
 from components.detect.step import decide
 from components.preflight.__main__ import add_arguments as add_preflight_arguments
 from components.preflight.__main__ import run as run_preflight
+from pipelines import cluster_cli
 from pipelines.manifests import pinned_manifests
 
 
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     manifests = commands.add_parser("manifests", help="build a cluster's manifests; every image needs a digest")
     manifests.add_argument("overlay", type=Path, help="e.g. infra/kubernetes/overlays/production")
     manifests.set_defaults(run=_manifests)
+    cluster_cli.add_commands(commands)
     return parser
 
 

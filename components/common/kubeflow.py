@@ -8,6 +8,7 @@ Every request is answered or given up within a minute. kfp takes seconds to impo
 """
 
 import json
+import logging
 import os
 import time
 import warnings
@@ -107,12 +108,16 @@ def _said(body: str | bytes | None) -> str:
     return _one_line(next((told[key] for key in ("message", "error_message", "error") if told.get(key)), text))
 
 
-def _is_about_certificates(error: BaseException | None) -> bool:
-    while error is not None:
-        if "SSL" in type(error).__name__ or "certificate" in str(error).lower():
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _reason(error: BaseException) -> str:
+    """Say the operating system's reason, if there is one behind an error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return _one_line(cause.strerror)
+        if isinstance(cause, TimeoutError):
+            return "no answer in time"
+        cause = cause.__cause__ or cause.__context__
+    return _one_line(error)
 
 
 @contextmanager
@@ -128,12 +133,13 @@ def _errors(doing: str, host: str) -> Iterator[None]:
             f"{doing} failed at Kubeflow's {host} ({error.status} {_said(error.body) or error.reason}): {advice}"
         ) from error
     except (HTTPError, OSError) as error:
+        reason = _reason(error)
         advice = (
             "its certificate is not trusted: name its authority by SSL_CERT_FILE"
-            if _is_about_certificates(error)
+            if "certificate" in reason.lower()
             else "see that it runs and can be reached, or correct KFP_HOST"
         )
-        raise ServiceError(f"{doing} failed at Kubeflow's {host} ({_one_line(error)}): {advice}") from error
+        raise ServiceError(f"{doing} failed at Kubeflow's {host} ({reason}): {advice}") from error
 
 
 def _status(error: ServiceError) -> int:
@@ -525,6 +531,8 @@ def connect() -> Kubeflow:
     if not token and "KF_PIPELINES_SA_TOKEN_PATH" in os.environ and not file.is_file():
         raise ConfigError(f"there is no token in {file}, which KF_PIPELINES_SA_TOKEN_PATH names")
     credentials = ServiceAccountTokenVolumeCredentials(str(file)) if not token and file.is_file() else None
+    # It warns of each attempt, and in the end we say the same in one line.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # That it speaks to servers from 2.0 on.
         warnings.simplefilter("ignore", FutureWarning)
