@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from bebygan.distributed import processes, rank
 from bebygan.errors import BebyganError, ConfigError, DataError, StorageError
 from bebygan.files import storage_errors, whole_file
 from bebygan.settings import Retention
@@ -194,15 +195,6 @@ def _on_host(value: Any, before: Any) -> Any:
     return value
 
 
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def rank() -> int:
-    """Return the number of this process among those that train together."""
-    return distributed.get_rank() if _processes() > 1 else 0
-
-
 class Checkpoints:
     """The checkpoints of one job in one folder, at most one being written at a time.
 
@@ -252,7 +244,7 @@ class Checkpoints:
                 found = [self._newest()]
             except BebyganError as error:
                 found = [error]
-        if _processes() > 1:
+        if processes() > 1:
             # The error travels too: without it the others would wait for the first until they are killed.
             distributed.broadcast_object_list(found)
         [state] = found
@@ -295,8 +287,8 @@ class Checkpoints:
             state: containers, numbers, text and tensors, as `TrainState.state_dict` returns; "history" must be in it.
         """
         generators = [_random_states()]
-        if _processes() > 1:
-            generators = [{}] * _processes()
+        if processes() > 1:
+            generators = [{}] * processes()
             distributed.all_gather_object(generators, _random_states())
         if rank():
             return

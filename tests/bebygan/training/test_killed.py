@@ -21,7 +21,7 @@ from bebygan.errors import BebyganError
 from bebygan.imaging.shards import read_patches
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
-from bebygan.settings import GeneratorShape
+from bebygan.settings import GeneratorShape, Retention
 from bebygan.training.checkpoint import Checkpoints, checkpoints_in
 from bebygan.training.loop import Step, fit
 from bebygan.training.state import TrainState, new_state
@@ -32,7 +32,16 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 JOB = {"step": "train"}
 ITERATIONS = 60
-KINDS: dict[str, dict[str, Any]] = {"fp32": {}}
+KINDS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "fp16, accumulated, clipped, validated": {
+        "precision": "fp16",
+        "accumulate": 2,
+        "clip_norm": 1.0,
+        "validate_every": 4,
+        "keep": Retention(newest=2, every=0, best="validation.psnr_y", best_is="highest"),
+    },
+}
 
 
 def noisy(step: Step) -> Step:
@@ -61,6 +70,7 @@ def train(patches: Path, checkpoints: Path, kind: str) -> None:
         checkpoints=checkpoints,
         job=JOB,
         watch=lambda iteration, _: print(iteration, flush=True),
+        validation=read_patches(patches, "validation"),
     )
 
 
