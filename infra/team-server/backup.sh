@@ -10,6 +10,7 @@ set -eu
 [ $# -eq 1 ] || { echo "usage: backup.sh FOLDER" >&2; exit 2; }
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
+# shellcheck source=where.sh
 . "$(dirname "$0")/where.sh"
 
 umask 077

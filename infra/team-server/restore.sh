@@ -9,6 +9,7 @@ set -eu
     { echo "usage: restore.sh FOLDER/<time>, a folder that backup.sh made" >&2; exit 2; }
 backup=$(cd "$1" && pwd)
 folder=$(dirname "$backup")
+# shellcheck source=where.sh
 . "$(dirname "$0")/where.sh"
 
 in_tracker python "$scripts/buckets.py" restore "$folder" "$backup/objects.jsonl"

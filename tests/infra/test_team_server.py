@@ -1,0 +1,260 @@
+"""What infra/compose.yaml and the scripts beside it promise, as far as that shows without the servers."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.servers import INFRA, SCRIPTS, new_secrets, services
+
+SECRETS = new_secrets()
+SERVERS = ("postgres", "seaweedfs", "mlflow", "pipeline")
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, dict[str, Any]]:
+    return services(SECRETS)
+
+
+def test_every_password_is_long_random_and_its_own() -> None:
+    passwords = [value for name, value in SECRETS.items() if name != "COMPOSE_PROJECT_NAME"]
+    assert len(passwords) == 12
+    assert all(re.fullmatch(r"[A-Za-z0-9]{32}", password) for password in passwords)
+    assert len({*passwords, *new_secrets().values()}) == 25
+
+
+def test_no_password_has_a_default_or_stands_in_the_file() -> None:
+    text = (INFRA / "compose.yaml").read_text()
+    asked = set(re.findall(r"\$\{(\w+):\?", text))
+    assert asked == SECRETS.keys() - {"COMPOSE_PROJECT_NAME"}
+    assert not re.search(r"(?i)(password|_key|secret\w*): (?!\$\{)\S", text)
+    assert not subprocess.run(["git", "check-ignore", "-q", INFRA / ".env"], check=False).returncode
+
+
+def test_docker_compose_accepts_the_file_and_names_a_missing_password(tmp_path: Path) -> None:
+    compose = shutil.which("docker-compose")
+    if not compose:
+        pytest.skip("docker-compose is not installed")
+    shutil.copy(INFRA / "compose.yaml", tmp_path)
+    missing = subprocess.run([compose, "config"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert missing.returncode
+    assert "run team-server/secrets.sh" in missing.stderr
+    lines = [f"{name}={value}\n" for name, value in SECRETS.items()]
+    (tmp_path / ".env").write_text("".join(lines))
+    accepted = subprocess.run([compose, "config"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert accepted.returncode == 0, accepted.stderr
+    assert yaml.safe_load(accepted.stdout)["services"].keys() == services(SECRETS).keys()
+
+
+def test_nothing_runs_as_root_or_writes_to_its_image(described: dict[str, dict[str, Any]]) -> None:
+    for name, service in described.items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not service.get("privileged")
+        assert (service["user"] == "0:0") == (name == "volumes")
+        assert service.get("cap_add", []) == (["CHOWN"] if name == "volumes" else [])
+    assert described["volumes"]["network_mode"] == "none"
+    assert "docker.sock" not in (INFRA / "compose.yaml").read_text()
+
+
+def test_servers_come_back_are_watched_and_have_a_limit(described: dict[str, dict[str, Any]]) -> None:
+    for name, service in described.items():
+        assert (service.get("restart") == "unless-stopped") == (name in SERVERS)
+        assert ("healthcheck" in service) == (name in SERVERS)
+        assert name == "volumes" or service["mem_limit"]
+
+
+def test_ports_are_published_on_loopback_alone(described: dict[str, dict[str, Any]]) -> None:
+    published = {name: service["ports"] for name, service in described.items() if "ports" in service}
+    assert published == {"seaweedfs": ["127.0.0.1:8333:8333"], "mlflow": ["127.0.0.1:5000:5000"]}
+
+
+def test_what_is_mounted_is_there(described: dict[str, dict[str, Any]]) -> None:
+    for service in described.values():
+        for mount in service.get("volumes", ()):
+            source, target, *mode = mount.split(":")
+            assert target.startswith("/")
+            if source.startswith("."):
+                assert (INFRA / source).exists()
+                assert mode == ["ro"]
+
+
+def test_each_server_has_the_keys_of_its_own_work_only(described: dict[str, dict[str, Any]]) -> None:
+    expected = {"mlflow": "MLFLOW", "setup": "ADMIN", "pipeline": "PIPELINE"}
+    for name, keys in expected.items():
+        variables = described[name]["environment"]
+        assert variables["AWS_ACCESS_KEY_ID"] == SECRETS[f"{keys}_KEY_ID"]
+        assert variables["AWS_SECRET_ACCESS_KEY"] == SECRETS[f"{keys}_KEY"]
+    assert SECRETS["MLFLOW_ADMIN_PASSWORD"] not in described["pipeline"]["environment"].values()
+    assert SECRETS["POSTGRES_PASSWORD"] not in described["pipeline"]["environment"].values()
+
+
+@pytest.fixture
+def timer(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts timer.sh with a command of the shell; LAST_RUN is `last`."""
+
+    def start(command: str, interval: str = "0.05") -> subprocess.Popen[str]:
+        variables = {"PATH": os.environ["PATH"], "INTERVAL": interval, "LAST_RUN": str(tmp_path / "last")}
+        return subprocess.Popen(
+            ["sh", SCRIPTS / "timer.sh", "sh", "-c", command],
+            cwd=tmp_path, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def healthy(described: dict[str, dict[str, Any]], last: Path) -> bool:
+    _, *test = described["pipeline"]["healthcheck"]["test"]
+    return not subprocess.run(test, env={"PATH": os.environ["PATH"], "LAST_RUN": str(last)}, check=False).returncode
+
+
+def test_the_timer_runs_again_and_again_says_what_failed_and_ends_when_asked(
+    timer: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = timer('n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) > count; [ "$n" -ne 1 ] || exit 3')
+    until(lambda: (tmp_path / "count").exists() and int((tmp_path / "count").read_text() or 0) >= 4)
+    process.terminate()
+    _, told = process.communicate(timeout=10)
+    assert process.returncode == 0
+    line = r"timer: the run of \S+ ended with exit code 3; the next begins in 0\.05 s"
+    assert re.fullmatch(line, told.splitlines()[0])
+    assert told.count("timer: ") == 1
+
+
+def test_the_container_is_unhealthy_from_a_failed_run_until_a_good_one(
+    timer: Callable[..., subprocess.Popen[str]], tmp_path: Path, described: dict[str, dict[str, Any]]
+) -> None:
+    last = tmp_path / "last"
+    assert healthy(described, last)
+    for code in (4, 0, 75):
+        process = timer(f"exit {code}", interval="60")
+        until(lambda code=code: last.exists() and last.read_text().startswith(f"{code} "))  # type: ignore[misc]
+        assert healthy(described, last) == (code == 0)
+        process.terminate()
+        process.communicate(timeout=10)
+        assert process.returncode == 0
+
+
+def test_a_stop_request_reaches_the_run_and_waits_for_it(
+    timer: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = timer("trap 'sleep 0.5; echo saved > state; exit 75' TERM; touch running; while :; do sleep 0.05; done")
+    until((tmp_path / "running").exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert (tmp_path / "state").read_text() == "saved\n"
+
+
+@pytest.fixture
+def buckets(s3: Any, bucket: str, s3_environment: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
+    """Runs buckets.py on a fresh bucket with a few objects."""
+    for key in ("a", "b/a", "sub/c d%+.png", "b/\u00fcber/"):
+        s3.put_object(Bucket=bucket, Key=key, Body=key.encode() * 1000)
+    s3.put_object(Bucket=bucket, Key="same", Body=b"a" * 1000)
+    s3.put_object(Bucket=bucket, Key="large", Body=bytes(20_000_000))
+
+    def run(what: str, time: str, into: str = bucket) -> subprocess.CompletedProcess[str]:
+        (tmp_path / time).mkdir(exist_ok=True)
+        command = [
+            sys.executable,
+            str(SCRIPTS / "buckets.py"),
+            what,
+            str(tmp_path),
+            str(tmp_path / time / "objects.jsonl"),
+        ]
+        environment = {"PATH": os.environ["PATH"], **s3_environment, "BUCKETS": into}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def emptied(s3: Any, bucket: str) -> dict[str, bytes]:
+    """Return a bucket's objects and take them away."""
+    found = {each["Key"] for each in s3.list_objects_v2(Bucket=bucket)["Contents"]}
+    contents = {key: s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in found}
+    for key in found:
+        s3.delete_object(Bucket=bucket, Key=key)
+    return contents
+
+
+def test_a_saved_bucket_comes_back_byte_for_byte_and_each_content_is_kept_once(
+    buckets: Callable[..., Any], s3: Any, bucket: str, tmp_path: Path
+) -> None:
+    first = buckets("save", "1")
+    assert first.stdout == "6 objects saved, 6 of them fetched\n", first.stderr
+    s3.put_object(Bucket=bucket, Key="new", Body=b"new")
+    assert buckets("save", "2").stdout == "7 objects saved, 1 of them fetched\n"
+    assert len([path for path in (tmp_path / "objects").rglob("*") if path.is_file()]) == 6
+    contents = emptied(s3, bucket)
+    assert buckets("restore", "1").stdout == "6 objects put back\n"
+    assert emptied(s3, bucket) == {key: value for key, value in contents.items() if key != "new"}
+    assert buckets("restore", "2").stdout == "7 objects put back\n"
+    assert emptied(s3, bucket) == contents
+
+
+def test_a_bucket_that_holds_something_is_not_restored_into(buckets: Callable[..., Any], bucket: str) -> None:
+    buckets("save", "1")
+    refused = buckets("restore", "1")
+    assert refused.returncode == 1
+    assert refused.stderr == f"restore: the bucket {bucket} is not empty: empty or remove it first\n"
+
+
+@pytest.mark.parametrize("damage", ["damaged", "missing"])
+def test_a_damaged_backup_is_not_passed_off_as_whole(
+    damage: str, buckets: Callable[..., Any], s3: Any, bucket: str, tmp_path: Path
+) -> None:
+    buckets("save", "1")
+    emptied(s3, bucket)
+    entries = [json.loads(line) for line in (tmp_path / "1" / "objects.jsonl").read_text().splitlines()]
+    [digest] = [entry["sha256"] for entry in entries if entry["key"] == "b/a"]
+    path = tmp_path / "objects" / digest[:2] / digest
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes().replace(b"b/a", b"b/c", 1))
+    refused = buckets("restore", "1")
+    assert refused.returncode == 1
+    assert refused.stderr == f"restore: {path} is {damage}: {bucket}/b/a cannot be put back\n"
+
+
+def test_saving_what_is_not_there_leaves_no_listing(buckets: Callable[..., Any], tmp_path: Path) -> None:
+    refused = buckets("save", "1", into="no-such-bucket")
+    assert refused.returncode == 1
+    assert "NoSuchBucket" in refused.stderr
+    assert not (tmp_path / "1" / "objects.jsonl").exists()
+
+
+@pytest.mark.parametrize("script", ["backup.sh", "restore.sh"])
+def test_a_script_without_its_folder_says_how_it_is_used(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(["sh", SCRIPTS / script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: {script} FOLDER")
+
+
+def test_the_scripts_are_sound_to_shellcheck() -> None:
+    shellcheck = shutil.which("shellcheck")
+    if not shellcheck:
+        pytest.skip("shellcheck is not installed")
+    # where.sh is checked with those that source it.
+    scripts = [path for path in SCRIPTS.glob("*.sh") if path.name != "where.sh"]
+    done = subprocess.run([shellcheck, "-x", *scripts], cwd=SCRIPTS, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode()
