@@ -140,13 +140,15 @@ def client(described: Described, store: str, secret: str) -> Any:
     )
 
 
-def ask(address: str, path: str, login: str = "", host: str = "mlflow:5000", body: object = None) -> tuple[int, bytes]:
+def ask(
+    address: str, path: str, login: str = "", host: str = "mlflow:5000", *, body: object = None, method: str = ""
+) -> tuple[int, bytes]:
     """Status and text of the answer; a body makes it a POST of JSON, bytes a PUT."""
     headers = {"Host": host, "Content-Type": "application/json"}
     if login:
         headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
     connection = HTTPConnection(address.removeprefix("http://"), timeout=60)
-    method = "GET" if body is None else "PUT" if isinstance(body, bytes) else "POST"
+    method = method or ("GET" if body is None else "PUT" if isinstance(body, bytes) else "POST")
     sent = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     with closing(connection):
         connection.request(method, path, sent, headers)
@@ -170,6 +172,7 @@ def test_each_key_opens_its_own_buckets_only(described: Described, store: str) -
         return found
 
     assert may("bebygan-s3") == {"list photographs", "list bebygan", "write bebygan"}
+    assert may("photographer") == {"list photographs", "write photographs"}
     assert may("mlflow-server") == {"list mlflow", "write mlflow"}
     assert may("backup") == {"list photographs", "list bebygan", "list mlflow", "list backup", "write backup"}
 
@@ -188,8 +191,13 @@ def test_the_tracking_server_answers_to_its_names_and_accounts(described: Descri
     assert ask(tracker, search, retrain, "elsewhere.example:5000")[0] == 403
     assert ask(tracker, "/api/2.0/mlflow/experiments/create", retrain, body={"name": "bebygan"})[0] == 200
     assert ask(tracker, users, retrain, body={"username": "x", "password": "long enough, surely"})[0] == 403
-    assert ask(tracker, "/metrics", retrain)[0] == 403
-    status, metrics = ask(tracker, "/metrics", admin)
+    # MLflow shows its metrics to administrators only, so Prometheus' account is made one.
+    name, password = described.values("Secret", "mlflow-metrics").values()
+    assert ask(tracker, users, admin, body={"username": name, "password": password})[0] == 200
+    assert ask(tracker, "/metrics", f"{name}:{password}")[0] == 403
+    promotion = {"username": name, "is_admin": True}
+    assert ask(tracker, "/api/2.0/mlflow/users/update-admin", admin, body=promotion, method="PATCH")[0] == 200
+    status, metrics = ask(tracker, "/metrics", f"{name}:{password}")
     assert status == 200
     assert b"mlflow_http_request_total" in metrics
 

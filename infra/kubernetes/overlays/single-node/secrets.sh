@@ -11,6 +11,7 @@ random() {
 steps_id=$(random) steps_key=$(random)
 tracker_id=$(random) tracker_key=$(random)
 backup_id=$(random) backup_key=$(random)
+photographer_id=$(random) photographer_key=$(random)
 
 cat <<EOF
 # Steps: read photographs; read and write data versions, the ledger and what preflight tries.
@@ -60,6 +61,15 @@ stringData:
   username: prometheus
   password: $(random)
 ---
+# For whoever puts photographs into their bucket; no pod has it.
+apiVersion: v1
+kind: Secret
+metadata:
+  name: photographer
+stringData:
+  AWS_ACCESS_KEY_ID: $photographer_id
+  AWS_SECRET_ACCESS_KEY: $photographer_key
+---
 # What the S3 store lets each of them do.
 apiVersion: v1
 kind: Secret
@@ -71,6 +81,8 @@ stringData:
       {"name": "steps", "credentials": [{"accessKey": "$steps_id", "secretKey": "$steps_key"}],
        "actions": ["Read:photographs", "List:photographs",
                    "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan"]},
+      {"name": "photographer", "credentials": [{"accessKey": "$photographer_id", "secretKey": "$photographer_key"}],
+       "actions": ["Read:photographs", "List:photographs", "Write:photographs", "Tagging:photographs"]},
       {"name": "mlflow", "credentials": [{"accessKey": "$tracker_id", "secretKey": "$tracker_key"}],
        "actions": ["Read:mlflow", "List:mlflow", "Write:mlflow", "Tagging:mlflow"]},
       {"name": "backup", "credentials": [{"accessKey": "$backup_id", "secretKey": "$backup_key"}],
