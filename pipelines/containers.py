@@ -151,7 +151,9 @@ def _run_to_its_end(client: "DockerClient", image: str, command: list[str], **ar
         ServiceError: the engine is away or refuses.
     """
     with _engine_errors():
-        container = client.containers.run(image, command, detach=True, **arguments)
+        facts = {"BEBYGAN_IMAGE": client.images.get(image).id}
+        environment = {**arguments.pop("environment", {}), **facts}
+        container = client.containers.run(image, command, detach=True, environment=environment, **arguments)
         try:
             for text in codecs.iterdecode(container.logs(stream=True), "utf-8", errors="replace"):
                 print(text, end="")
