@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -238,10 +238,10 @@ def retrain_inputs(schedule: Schedule, params: Params) -> dict[str, str]:
     return places | inputs_of(params)
 
 
-def _wanted(schedule: Schedule, retrain: Package, detect: Package | None) -> Wanted:
-    inputs = retrain_inputs(schedule, load_params(schedule.params, schedule.set))
+def _wanted(schedule: Schedule, inputs: Mapping[str, str], retrain: Package, detect: Package | None) -> Wanted:
     if detect:
-        inputs |= {
+        inputs = {
+            **inputs,
             "experiment": schedule.experiment,
             # Its code is the detector's own: another one would be found changed again and again.
             "version": retrain.version,
@@ -264,12 +264,11 @@ def _wanted(schedule: Schedule, retrain: Package, detect: Package | None) -> Wan
     )
 
 
-def _require_digests(cluster: Path) -> None:
-    images = load_cluster(cluster).images
-    if not images.pinned:
+def _require_digests(path: Path, cluster: Cluster) -> None:
+    if not cluster.images.pinned:
         raise ConfigError(
-            f"{cluster} names an image without a digest ({images.version}), which may be another one tomorrow: name it "
-            "as name@sha256:..., or set require_digests to false"
+            f"{path} names an image without a digest ({cluster.images.version}), which may be another one tomorrow: "
+            "name it as name@sha256:..., or set require_digests to false"
         )
 
 
@@ -280,20 +279,31 @@ def wanted_of(schedules: Schedules) -> list[Wanted]:
         ConfigError: parameters or the cluster's settings are wrong, or an image has no digest and must have one; says
             in which schedule.
     """
-    retrain = cache(lambda path: retrain_package(load_cluster(path)))
-    detect = cache(lambda path: detect_package(load_cluster(path)))
-    found = []
+    paths = {each.name: each.cluster or schedules.cluster for each in schedules.schedules}
+    clusters: dict[Path, Cluster] = {}
+    inputs = {}
     for schedule in schedules.schedules:
-        cluster = schedule.cluster or schedules.cluster
+        path = paths[schedule.name]
         try:
+            clusters.setdefault(path, load_cluster(path))
             if schedules.require_digests:
-                _require_digests(cluster)
-            found.append(
-                _wanted(schedule, retrain(cluster), detect(cluster) if schedule.pipeline == "detect" else None)
-            )
+                _require_digests(path, clusters[path])
+            inputs[schedule.name] = retrain_inputs(schedule, load_params(schedule.params, schedule.set))
         except ConfigError as error:
             raise ConfigError(f"schedule {schedule.name}: {error}") from error
-    return found
+    # A detector needs the pipeline that it starts.
+    retrain = {path: retrain_package(cluster) for path, cluster in clusters.items()}
+    detecting = {paths[each.name] for each in schedules.schedules if each.pipeline == "detect"}
+    detect = {path: detect_package(clusters[path]) for path in detecting}
+    return [
+        _wanted(
+            each,
+            inputs[each.name],
+            retrain[paths[each.name]],
+            detect[paths[each.name]] if each.pipeline == "detect" else None,
+        )
+        for each in schedules.schedules
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

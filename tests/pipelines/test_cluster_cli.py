@@ -1,0 +1,319 @@
+"""The commands that speak to a cluster, with the real pipelines, against a stand-in server."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.common import kubeflow
+from components.common.config import load_params, to_yaml
+from components.common.job import inputs_of
+from pipelines import cli, runs, schedules
+from pipelines.cluster import Cluster
+from pipelines.schedules import Package
+from tests.standins.kubeflow import Standin, standin
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "@sha256:" + "0" * 64
+
+
+@pytest.fixture(scope="module")
+def compile_once() -> Callable[..., Callable[[Cluster], Package]]:
+    """Compiling takes a second, and gives the same for the same."""
+    packages: dict[str, Package] = {}
+
+    def wrapped(compile_: Callable[[Cluster], Package]) -> Callable[[Cluster], Package]:
+        def once(cluster: Cluster) -> Package:
+            key = f"{compile_.__name__}\n{to_yaml(cluster)}"
+            if key not in packages:
+                packages[key] = compile_(cluster)
+            return packages[key]
+
+        return once
+
+    return wrapped
+
+
+@pytest.fixture
+def server(
+    monkeypatch: pytest.MonkeyPatch, compile_once: Callable[..., Callable[[Cluster], Package]]
+) -> Iterator[Standin]:
+    retrain = compile_once(schedules.retrain_package)
+    monkeypatch.setattr(schedules, "detect_package", compile_once(schedules.detect_package))
+    monkeypatch.setattr(schedules, "retrain_package", retrain)
+    monkeypatch.setattr(runs, "retrain_package", retrain)
+    for name in [name for name in os.environ if name.startswith(("KFP_", "KF_", "BEBYGAN_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(kubeflow, "_PAUSES", (0.01,))
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.chdir(ROOT)
+    with standin() as server:
+        monkeypatch.setenv("KFP_HOST", server.url)
+        yield server
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., str]:
+    """Writes a file of schedules: one that detects and one that trains, with changes to either."""
+
+    def write(detect: dict[str, Any] | None = None, weekly: dict[str, Any] | None = None, **outer: Any) -> str:
+        declared = [
+            {"name": "detect", "pipeline": "detect", "cron": "0 */15 * * * *", "source": "s3://photographs"},
+            {"name": "weekly", "pipeline": "retrain", "cron": "0 0 2 * * sun", "source": "s3://photographs"},
+        ]
+        changed = [each | change for each, change in zip(declared, (detect or {}, weekly or {}), strict=True)]
+        path = tmp_path / "schedules.yaml"
+        path.write_text(yaml.safe_dump({"owner": "us", "cluster": "infra/cluster.yaml", "schedules": changed} | outer))
+        return str(path)
+
+    return write
+
+
+def test_the_file_in_the_project_is_planned_applied_and_listed(
+    server: Standin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["schedule", "plan"]) == 0
+    planned = capsys.readouterr().out
+    assert "create detect: bebygan-detect, 0 */15 * * * *\n" in planned
+    assert not [request for request in server.requests if not request.startswith("GET")]
+    assert cli.main(["schedule", "apply"]) == 0
+    assert capsys.readouterr().out == "create detect\ncreate weekly\nenable detect\nunchanged: 0 of 2\n"
+    assert cli.main(["schedule", "apply"]) == 0
+    assert capsys.readouterr().out == "unchanged: 2 of 2\n"
+    assert cli.main(["schedule", "list"]) == 0
+    heading, detect, weekly = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["NAME", "WHEN", "STATE", "AGE", "ID"]
+    assert re.match(r"detect +0 \*/15 \* \* \* \* +enabled", detect)
+    assert re.match(r"weekly +0 0 2 \* \* sun +disabled", weekly)
+
+
+def test_a_detector_starts_the_very_version_that_was_compiled_with_it(
+    server: Standin, file: Callable[..., str]
+) -> None:
+    cli.main(["schedule", "apply", "--file", file()])
+    [detect] = server.schedules()["detect"]
+    [weekly] = server.schedules()["weekly"]
+    versions = {row["pipeline_version_id"]: row["display_name"] for row in server.tables["pipeline_versions"].values()}
+    assert (
+        detect["runtime_config"]["parameters"]["version"]
+        == versions[weekly["pipeline_version_reference"]["pipeline_version_id"]]
+    )
+    assert detect["runtime_config"]["parameters"]["service_account"] == weekly["service_account"] == "bebygan-retrain"
+    assert detect["service_account"] == "bebygan-detect"
+    assert inputs_of(load_params()).items() <= weekly["runtime_config"]["parameters"].items()
+
+
+def test_a_plan_names_what_changed(
+    server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["schedule", "apply", "--file", file()])
+    server.tick()
+    capsys.readouterr()
+    changed = file(detect={"every": "1 h", "cron": None}, weekly={"set": ["train.seed=7"]})
+    assert cli.main(["schedule", "plan", "--file", changed]) == 0
+    told = capsys.readouterr().out
+    assert "create detect anew: 0 */15 * * * * -> every 3600 s\n" in told
+    assert "create weekly anew: train.seed 1 -> 7\n" in told
+    assert cli.main(["schedule", "apply", "--file", changed]) == 0
+    assert "goes on, a later apply removes it: detect, weekly\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"weekly": {"cron": "0 0 25 * * *"}}, "schedule weekly: parameter cron: hour: '25' is not within 0-23"),
+        ({"weekly": {"set": ["train.sead=7"]}}, "schedule weekly: there is no parameter train.sead; did you mean"),
+        ({"weekly": {"set": ["train.seed=x"]}}, "schedule weekly: parameter train.seed"),
+        ({"weekly": {"params": "params/nowhere.yaml"}}, "schedule weekly: cannot read the parameters"),
+        ({"weekly": {"name": "detect"}}, "schedule detect: there are two of this name"),
+        ({"weekly": {"cluster": "infra/nowhere.yaml"}}, "schedule weekly: cannot read the cluster's settings"),
+        ({"require_digests": True}, "schedule detect: infra/cluster.yaml names an image without a digest"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_any_request(
+    server: Standin,
+    file: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    told: str,
+) -> None:
+    assert cli.main(["schedule", "apply", "--file", file(**changes)]) == 2
+    assert told in capsys.readouterr().err
+    assert server.requests == []
+
+
+def test_images_by_digest_are_taken_where_they_are_required(
+    server: Standin, file: Callable[..., str], tmp_path: Path
+) -> None:
+    cluster = tmp_path / "cluster.yaml"
+    text = (ROOT / "infra" / "cluster.yaml").read_text()
+    cluster.write_text(text.replace(":latest", f":1{DIGEST}"))
+    assert cli.main(["schedule", "apply", "--file", file(require_digests=True, cluster=str(cluster))]) == 0
+    assert len(server.schedules()) == 2
+
+
+def test_a_server_that_dies_amid_apply_is_told_and_a_second_apply_completes_the_first(
+    server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.dies_at = 8
+    assert cli.main(["schedule", "apply", "--file", file()]) == 4
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    server.dies_at = None
+    assert cli.main(["schedule", "apply", "--file", file()]) == 0
+    assert [each["mode"] for found in server.schedules().values() for each in found] == ["ENABLE", "ENABLE"]
+
+
+def test_a_schedule_is_paused_and_resumed_by_its_name(
+    server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file()
+    cli.main(["schedule", "apply", "--file", path])
+    assert cli.main(["schedule", "pause", "weekly", "--file", path]) == 0
+    cli.main(["schedule", "apply", "--file", path])
+    capsys.readouterr()
+    cli.main(["schedule", "list", "--file", path])
+    assert "paused by hand" in capsys.readouterr().out
+    assert server.schedules()["weekly"][0]["mode"] == "DISABLE"
+    assert cli.main(["schedule", "resume", "weekly", "--file", path]) == 0
+    assert server.schedules()["weekly"][0]["mode"] == "ENABLE"
+    assert cli.main(["schedule", "resume", "weekly", "--file", path]) == 2
+
+
+def details(state: str, error: str = "") -> dict[str, Any]:
+    """Tasks as the server tells them: nodes of Argo, whose pods have longer names than the nodes."""
+    node = "bebygan-retrain-x7k2p"
+    executor = {"task_id": "3", "display_name": "executor", "pod_name": f"{node}-2757091352", "state": state}
+    return {
+        "task_details": [
+            {"task_id": "0", "display_name": node, "state": state, "child_tasks": [{"pod_name": f"{node}-1"}]},
+            {"task_id": "1", "display_name": "train-driver", "pod_name": f"{node}-1", "state": "SUCCEEDED"},
+            {
+                "task_id": "2",
+                "display_name": "train",
+                "state": state,
+                "child_tasks": [{"pod_name": f"{node}-2757091352"}],
+                **({"error": {"message": error}} if error else {}),
+            },
+            executor,
+        ]
+    }
+
+
+def submitted(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
+    """Submit; return the exit code, the run's id and what a person was told."""
+    code = cli.main(["submit", "--source", "s3://photographs", *options])
+    told = capsys.readouterr()
+    return code, told.out.strip(), told.err
+
+
+def test_a_run_is_submitted_with_its_parameters(server: Standin, capsys: pytest.CaptureFixture[str]) -> None:
+    code, run, told = submitted(capsys, "--set", "train.seed=7", "--force", "--reason", "to try it")
+    assert code == 0
+    assert f"{server.url}/#/runs/details/{run}" in told
+    parameters = server.tables["runs"][run]["runtime_config"]["parameters"]
+    assert parameters["force"] == "always"
+    assert parameters["reason"] == "to try it"
+    assert yaml.safe_load(parameters["train_params"])["seed"] == 7
+    code, again, _ = submitted(capsys, "--set", "train.seed=8")
+    assert (code, again != run) == (0, True)
+    # Parameters are inputs: they make no new version.
+    assert len(server.tables["pipeline_versions"]) == 1
+
+
+@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 4), ("CANCELED", 4)])
+def test_waiting_for_a_run_ends_as_the_run_does(
+    server: Standin, capsys: pytest.CaptureFixture[str], state: str, code: int
+) -> None:
+    looks = []
+
+    def go_on(request: str) -> None:
+        if re.match(r"GET /apis/v2beta1/runs/", request):
+            looks.append(request)
+            [run] = server.runs()
+            run["run_details"] = details("RUNNING" if len(looks) < 3 else state, "exit code 3" if code else "")
+            run["state"] = "RUNNING" if len(looks) < 3 else state
+
+    server.before = go_on
+    found, run, told = submitted(capsys, "--wait")
+    assert (found, len(looks)) == (code, 3)
+    assert told.count("train running\n") == 1
+    assert "driver" not in told
+    if code:
+        assert f"error: the run {run} ended {state.lower()}" in told
+        assert f"`bebygan logs {run}`" in told
+    if state == "FAILED":
+        assert "(train: exit code 3)" in told
+
+
+def test_runs_are_listed_newest_first(server: Standin, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs"]) == 0
+    assert capsys.readouterr().out == "there are no runs\n"
+    server.now = 1_700_000_000
+    _, first, _ = submitted(capsys)
+    server.now += 86400
+    _, second, _ = submitted(capsys)
+    server.finish(first)
+    assert cli.main(["runs"]) == 0
+    _, newest, oldest = capsys.readouterr().out.splitlines()
+    assert newest.split()[0] == second
+    assert oldest.split()[0] == first
+    assert "succeeded" in oldest
+    cli.main(["runs", "--number", "1"])
+    assert first not in capsys.readouterr().out
+
+
+def test_the_logs_of_a_runs_tasks_are_shown(server: Standin, capsys: pytest.CaptureFixture[str]) -> None:
+    _, run, _ = submitted(capsys)
+    server.tables["runs"][run]["run_details"] = details("FAILED", "exit code 3")
+    assert cli.main(["logs", run, "--task", "train"]) == 0
+    assert capsys.readouterr().out == "== train (failed): exit code 3\n"
+    server.logs["bebygan-retrain-x7k2p-system-container-impl-2757091352"] = "train ...\nerror: train: no patches\n"
+    assert cli.main(["logs", run, "--task", "train"]) == 0
+    assert capsys.readouterr().out == "== train (failed): exit code 3\ntrain ...\nerror: train: no patches\n"
+    # Older versions of Argo call the pod like the node.
+    server.logs = {"bebygan-retrain-x7k2p-2757091352": "as before\n"}
+    assert cli.main(["logs", run]) == 0
+    assert "== train (failed): exit code 3\nas before\n" in capsys.readouterr().out
+    assert cli.main(["logs", run, "--task", "trian"]) == 2
+    assert "has no task trian; it has" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("server")
+def test_logs_that_are_gone_are_told_with_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    _, run, _ = submitted(capsys)
+    assert cli.main(["logs", run]) == 4
+    assert f"kubectl logs --selector pipeline/runid={run} --container main" in capsys.readouterr().err
+
+
+def test_a_training_that_is_retried_shows_the_logs_of_all_attempts(
+    server: Standin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run, _ = submitted(capsys)
+    told = details("SUCCEEDED")
+    attempts = [f"bebygan-retrain-x7k2p-{number}" for number in (11, 12)]
+    told["task_details"][-1]["child_tasks"] = [{"pod_name": node} for node in attempts]
+    server.tables["runs"][run]["run_details"] = told
+    for node, text in zip(attempts, ("lost\n", "went on\n"), strict=True):
+        workflow, _, number = node.rpartition("-")
+        server.logs[f"{workflow}-system-container-impl-{number}"] = text
+    assert cli.main(["logs", run, "--task", "train"]) == 0
+    assert capsys.readouterr().out == "== train (succeeded)\nlost\nwent on\n"
+
+
+def test_help_does_not_wait_for_kubeflow(capsys: pytest.CaptureFixture[str]) -> None:
+    probe = (
+        "import sys; from pipelines import cli; cli._parser(); print([m for m in ('kfp', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    with pytest.raises(SystemExit):
+        cli.main(["schedule", "--help"])
+    assert "KFP_HOST" in capsys.readouterr().out
