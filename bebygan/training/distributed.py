@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from bebygan.distributed import processes
-from bebygan.errors import BebyganError, ConfigError, ServiceError
+from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
 
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT = timedelta(minutes=10)
@@ -45,7 +45,8 @@ def joined() -> Iterator[None]:
 
     Raises:
         ConfigError: this machine has fewer GPUs than processes.
-        ServiceError: the processes do not find each other, or one of them ended or lost its network.
+        ServiceError: the processes do not find each other.
+        Preempted: one of them ended or lost its network; its own error, if it could tell one, is the cause.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -67,7 +68,8 @@ def joined() -> Iterator[None]:
         # Of gloo's errors only the text says that they are.
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        raise ServiceError(
+        # Not this process's fault: a machine that vanishes, as spot machines do, shows itself to the others like this.
+        raise Preempted(
             f"another process of the training ended or lost its network ({_first_line(error)}): its own messages say "
             "why; started again, training goes on from the last checkpoint"
         ) from error

@@ -5,25 +5,41 @@ to go on, from a parameter that will never do. The arguments are torchrun's, whi
 variables: `-m components.train --patches ...`.
 """
 
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from bebygan.errors import Preempted
 
+SECONDS_FOR_OTHERS = 30.0
+"""For another machine to tell why it ended; ours would seem to be the first to end otherwise."""
+
+
+def _code_of(failures: Collection[ProcessFailure]) -> int:
+    """Return the exit code of the first failure that is not the echo of another."""
+    own = [failure for failure in failures if failure.exitcode != Preempted.exit_code]
+    code = min(own or failures, key=lambda failure: failure.timestamp).exitcode
+    # A negative one names the signal.
+    return code if code >= 0 else 128 - code
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Run torchrun and return the exit code."""
+    """Run torchrun and return the exit code: 75 after SIGTERM, and where a process elsewhere was lost."""
     try:
         run.main(list(arguments))
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        # A negative one names the signal.
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        code = _code_of(error.failures.values())
+        if code == Preempted.exit_code and int(os.environ.get("PET_NNODES", "1")) > 1:
+            # torchrun's handler is still there, and would raise.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+            time.sleep(SECONDS_FOR_OTHERS)
+        return code
     except SignalException as error:
         # It has passed the signal on and waited until its processes had saved.
         return Preempted.exit_code if error.sigval == signal.SIGTERM else 128 + int(error.sigval)

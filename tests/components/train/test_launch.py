@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from bebygan.errors import ConfigError, DataError, WeightsError
 from bebygan.settings import GanSettings
@@ -23,6 +25,7 @@ from components.train.launch import launch
 from components.train.launch_component import train_on_nodes
 from components.train.step import train
 from tests.components.trained import contents, ignore
+from tests.conftest import free_ports
 from tests.standins.kubernetes import ApiServer
 from tests.standins.trainer import ROOT, Controllers
 
@@ -233,32 +236,73 @@ CHILD = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 print("begin", flush=True)
-rank, plan = int(os.environ["RANK"]), sys.argv[1]
-if plan == "wait":
-    time.sleep(60)
-if rank == 1:
-    sys.exit(int(plan))
-time.sleep(60 if plan != "0" else 0)
+codes = sys.argv[1].split(",")
+code = codes[int(os.environ["RANK"])]
+time.sleep(60) if code == "wait" else sys.exit(int(code))
 """
 
 
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Starts torchrun as a pod does, with processes that end with the codes that are given."""
+    (tmp_path / "child.py").write_text(CHILD)
+
+    def run(codes: str, *options: str, **variables: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "components.train.torchrun", *options, str(tmp_path / "child.py"), codes],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", **variables},
+        )  # fmt: skip
+
+    return run
+
+
 @pytest.mark.slow
-def test_torchruns_exit_code_is_that_of_the_process_that_failed_first(tmp_path: Path) -> None:
-    script = tmp_path / "child.py"
-    script.write_text(CHILD)
-    torchrun = [sys.executable, "-m", "components.train.torchrun", "--nproc-per-node", "2", str(script)]
-    running = {
-        plan: subprocess.Popen(
-            [*torchrun, plan], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for plan in ("0", "3", "wait")
-    }  # fmt: skip
-    waiting = running["wait"].stdout
+def test_torchruns_exit_code_is_that_of_the_process_that_failed_first(
+    torchrun: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    # 75 beside another code is the echo of a process that met another's end.
+    plans = ("0,0", "wait,3", "75,5", "wait,wait")
+    running = {codes: torchrun(codes, "--nproc-per-node", "2") for codes in plans}
+    waiting = running["wait,wait"].stdout
     assert waiting
     assert [waiting.readline(), waiting.readline()] == ["begin\n", "begin\n"]
-    time.sleep(0.2)
-    running["wait"].send_signal(signal.SIGTERM)
+    running["wait,wait"].send_signal(signal.SIGTERM)
     for process in running.values():
         process.communicate(timeout=120)
-    assert {plan: process.returncode for plan, process in running.items()} == {"0": 0, "3": 3, "wait": 75}
+    codes = {codes: process.returncode for codes, process in running.items()}
+    assert codes == {"0,0": 0, "wait,3": 3, "75,5": 5, "wait,wait": 75}
+
+
+@pytest.mark.slow
+def test_a_machine_that_lost_another_lets_that_one_tell_why_first(
+    torchrun: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    places = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_ports(1)[0])}
+    here, there = (torchrun("75,wait", PET_NODE_RANK=str(rank), **places) for rank in (0, 1))
+    assert here.stdout
+    assert here.stderr
+    assert here.stdout.readline() == "begin\n"
+    # torchrun has seen its process end.
+    assert any("exitcode: 75" in line for line in iter(here.stderr.readline, ""))
+    time.sleep(2)
+    assert here.poll() is None
+    for process in (here, there):
+        process.terminate()
+    assert here.wait(timeout=20) == 75
+    there.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_two_machines_train_together(
+    start: Callable[..., list[str]], cluster: Controllers, warmup: Path, tmp_path: Path
+) -> None:
+    lines = start("challenger", nodes=2)
+    assert cluster.starts == 1
+    assert set(contents(tmp_path / "challenger")) >= {"generator.safetensors", "discriminator.safetensors"}
+    changed = load_file(tmp_path / "challenger" / "generator.safetensors")["conv_last.weight"]
+    assert not torch.equal(changed, load_file(warmup / "generator.safetensors")["conv_last.weight"])
+    assert len([line for line in lines if line.startswith("log of pod")]) == 1
+    client = mlflow_client()
+    [run] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert (run.info.status, run.data.tags["step"]) == ("FINISHED", "train")
