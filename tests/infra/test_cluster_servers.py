@@ -117,19 +117,26 @@ def store(described: Described, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="module")
-def tracker(described: Described, store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database(described: Described) -> Iterator[dict[str, str]]:
+    """PostgreSQL: the variables by which it is reached, and a PATH with its programs."""
+    container = described.container("StatefulSet postgres", "postgres")
+    with postgres({"environment": described.environment(container), "command": container["args"]}) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="module")
+def tracker(
+    described: Described, store: str, database: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The tracking server on PostgreSQL."""
-    database = described.container("StatefulSet postgres", "postgres")
     server = described.container("Deployment mlflow", "mlflow")
     service = {
         "command": [str(PROGRAMS / "mlflow"), *described.command(server)[1:]],
         "environment": described.environment(server),
         "volumes": ["kubernetes/base/basic_auth.ini:/etc/mlflow/basic_auth.ini"],
     }
-    with (
-        postgres({"environment": described.environment(database), "command": database["args"]}) as variables,
-        mlflow_server(service, variables, store, tmp_path_factory.mktemp("mlflow"), free_ports(1)[0]) as address,
-    ):
+    folder = tmp_path_factory.mktemp("mlflow")
+    with mlflow_server(service, database, store, folder, free_ports(1)[0]) as address:
         yield address
 
 
@@ -211,15 +218,26 @@ def test_an_artifact_goes_through_the_tracking_server_into_its_bucket(
     assert found["Body"].read() == b"weights"
 
 
-def back_up(described: Described, store: str, dump: Path, *flags: str, **changes: str) -> Any:
-    container = described.container("CronJob backup", "buckets")
-    script = next(each for name, each in described.objects.items() if name.startswith("ConfigMap backup-scripts"))
-    (dump.parent / "backup.py").write_text(script["data"]["backup.py"])
-    environment = {"PATH": os.environ["PATH"], **described.environment(container), "AWS_ENDPOINT_URL": store, **changes}
-    return subprocess.run(
-        [sys.executable, dump.parent / "backup.py", dump, *flags],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def run_container(described: Described, workload: str, name: str, folder: Path, **changes: str) -> Any:
+    """Run what a Job runs, with its mounted folders in `folder`."""
+    container = described.container(workload, name)
+    (folder / "backup.py").write_text(described.values("ConfigMap", "backup-scripts")["backup.py"])
+    environment = {"PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", **described.environment(container), **changes}
+    command = [
+        re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], word)
+        .replace("/dump/", f"{folder}/")
+        .replace("/scripts/", f"{folder}/")
+        for word in [*container["command"], *container.get("args", [])]
+    ]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def back_up(described: Described, store: str, folder: Path, **changes: str) -> Any:
+    return run_container(described, "CronJob backup", "buckets", folder, AWS_ENDPOINT_URL=store, **changes)
+
+
+def restore(described: Described, store: str, folder: Path, **changes: str) -> Any:
+    return run_container(described, "CronJob restore", "buckets", folder, AWS_ENDPOINT_URL=store, **changes)
 
 
 def test_a_backup_holds_everything_and_puts_back_what_is_lost(described: Described, store: str, tmp_path: Path) -> None:
@@ -234,21 +252,21 @@ def test_a_backup_holds_everything_and_puts_back_what_is_lost(described: Describ
     put("ledger/bebygan/000001.json", b"first")
     put("dvc/files/md5/ab/cd", b"photograph")
     dump.write_bytes(b"database")
-    first = back_up(described, store, dump)
+    first = back_up(described, store, tmp_path)
     assert first.returncode == 0, first.stderr
     put("ledger/bebygan/000002.json", b"second")
     # Of the same size, within the same second.
     put("dvc/files/md5/ab/cd", b"photoGRAPH")
-    assert back_up(described, store, dump).returncode == 0
+    assert back_up(described, store, tmp_path).returncode == 0
 
     steps.delete_object(Bucket="bebygan", Key="dvc/files/md5/ab/cd")
     put("ledger/bebygan/000002.json", b"newer than the backup")
     dump.unlink()
-    refused = back_up(described, store, dump, "--restore")
+    refused = restore(described, store, tmp_path)
     assert refused.returncode == 1
     assert "AccessDenied" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
-    restored = back_up(described, store, dump, "--restore", **RESTORER)
+    restored = restore(described, store, tmp_path, **RESTORER)
     assert restored.returncode == 0, restored.stderr
     assert dump.read_bytes() == b"database"
     assert get("dvc/files/md5/ab/cd") == b"photoGRAPH"
@@ -256,8 +274,8 @@ def test_a_backup_holds_everything_and_puts_back_what_is_lost(described: Describ
 
     # What did not change is not copied again, once the second in which it was copied is over.
     time.sleep(1.1)
-    assert back_up(described, store, dump).returncode == 0
-    assert "bebygan: 0 objects copied" in back_up(described, store, dump).stdout
+    assert back_up(described, store, tmp_path).returncode == 0
+    assert "bebygan: 0 objects copied" in back_up(described, store, tmp_path).stdout
 
 
 def test_dumps_beyond_those_to_keep_are_removed(described: Described, store: str, tmp_path: Path) -> None:
@@ -266,18 +284,47 @@ def test_dumps_beyond_those_to_keep_are_removed(described: Described, store: str
     s3 = client(described, store, "backup")
     for year in (2001, 2002, 2003):
         s3.put_object(Bucket="backup", Key=f"database/{year}0101T000000Z.dump", Body=b"old")
-    assert back_up(described, store, dump, BUCKETS="", DUMPS_KEPT="2").returncode == 0
+    assert back_up(described, store, tmp_path, BUCKETS="", DUMPS_KEPT="2").returncode == 0
     kept = [each["Key"] for each in s3.list_objects_v2(Bucket="backup", Prefix="database/")["Contents"]]
     assert len(kept) == 2
     assert not [key for key in kept if key.startswith(("database/2001", "database/2002"))]
 
 
 def test_an_empty_backup_and_a_missing_bucket_are_named(described: Described, store: str, tmp_path: Path) -> None:
-    nothing = back_up(described, store, tmp_path / "dump", "--restore", TARGET="photographs", **RESTORER)
+    nothing = restore(described, store, tmp_path, TARGET="photographs", **RESTORER)
     assert nothing.returncode == 1
     assert nothing.stderr.startswith("backup: s3://photographs/database/ holds no dump")
-    (tmp_path / "dump").write_bytes(b"database")
-    missing = back_up(described, store, tmp_path / "dump", TARGET="nowhere")
+    (tmp_path / "mlflow.dump").write_bytes(b"database")
+    missing = back_up(described, store, tmp_path, TARGET="nowhere")
     assert missing.returncode == 1
     assert "nowhere" in missing.stderr
     assert len(missing.stderr.splitlines()) == 1
+
+
+def test_the_database_is_saved_restored_and_upgraded(
+    described: Described, database: dict[str, str], tracker: str, tmp_path: Path
+) -> None:
+    def rows(name: str) -> str:
+        query = "select (select count(*) from experiments), (select string_agg(username, ',' order by id) from users)"
+        command = ["psql", "--no-align", "--tuples-only", f"--command={query}"]
+        return subprocess.run(
+            command, env=database | {"PGDATABASE": name}, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert ask(tracker, "/health")[0] == 200
+    saved = run_container(described, "CronJob backup", "database", tmp_path, **database)
+    assert saved.returncode == 0, saved.stderr
+    subprocess.run(["createdb", "empty"], env=database, check=True)
+    elsewhere = database | {"PGDATABASE": "empty"}
+    restored = run_container(described, "CronJob restore", "database", tmp_path, **elsewhere)
+    assert restored.returncode == 0, restored.stderr
+    assert "admin" in rows("empty")
+    assert rows("empty") == rows(database["PGDATABASE"])
+    # Nothing is changed in a database that is not empty.
+    assert run_container(described, "CronJob restore", "database", tmp_path, **elsewhere).returncode != 0
+    assert rows("empty") == rows(database["PGDATABASE"])
+    with_mlflow = elsewhere | {"PATH": f"{PROGRAMS}{os.pathsep}{database['PATH']}"}
+    for container in ("tracking", "login"):
+        upgraded = run_container(described, "CronJob upgrade-database", container, tmp_path, **with_mlflow)
+        assert upgraded.returncode == 0, upgraded.stderr
+    assert rows("empty") == rows(database["PGDATABASE"])
