@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,8 +35,8 @@ from components.common.provenance import flatten
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RESOURCE = f"{PLURAL}.{GROUP}"
-SPECIFICATION = "bebygan/specification"
-"""Annotation of a TrainJob: what it was asked for, as JSON."""
+ASKED = "bebygan/asked"
+"""Annotation of a TrainJob: what was asked for, as JSON."""
 CONTAINER = "node"
 """Name that Trainer gives to the job, and we to its container, that trains."""
 
@@ -51,7 +51,9 @@ _SECONDS_OF_SILENCE = 60.0
 """A log that says nothing for so long is asked for again: its connection may be dead."""
 _SECONDS_READ_AGAIN = 5
 """Lines of both output streams are not stored strictly in the order of their times."""
-_LINES_REMEMBERED = 200
+_SECONDS_WITHOUT_A_POD = 120.0
+_LAST_LINES = 200
+"""Of a log, in which the error line of a training is looked for: torchrun says more after it."""
 _TRIES_AT_THE_END = 5
 """For the rest of the log of a training that has ended."""
 _BUSY = {408, 429, 500, 502, 503, 504}
@@ -139,13 +141,12 @@ def _references(settings: TrainJobSettings) -> Iterator[dict[str, Any]]:
                 yield {"name": name, "valueFrom": {kind: {"name": source, "key": name, "optional": True}}}
 
 
-def _body(spec: TrainJobSpec, *, lineage: bool) -> dict[str, Any]:
-    """Return the specification of a TrainJob, with or without what differs between runs."""
+def _body(spec: TrainJobSpec) -> dict[str, Any]:
     settings = spec.settings
     resources: dict[str, str | int] = {"cpu": settings.cpu, "memory": settings.memory}
     if settings.gpus:
         resources[settings.gpu_type] = settings.gpus
-    values = {**spec.environment, **(spec.lineage if lineage else {})}
+    values = {**spec.environment, **spec.lineage}
     environment = [{"name": name, "value": value} for name, value in sorted(values.items())]
     pod: dict[str, Any] = {
         "serviceAccountName": settings.service_account,
@@ -180,15 +181,17 @@ def _body(spec: TrainJobSpec, *, lineage: bool) -> dict[str, Any]:
 
 def manifest(spec: TrainJobSpec) -> dict[str, Any]:
     """Return the TrainJob as the API server takes it."""
+    # Not the lineage: runs that differ in nothing else share a training.
+    asked = {**spec.settings.model_dump(mode="json"), "command": spec.command, "environment": dict(spec.environment)}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
         "metadata": {
             "name": spec.name,
             "labels": {"app.kubernetes.io/part-of": "bebygan", "app.kubernetes.io/name": "bebygan-training"},
-            "annotations": {SPECIFICATION: json.dumps(_body(spec, lineage=False), sort_keys=True)},
+            "annotations": {ASKED: json.dumps(asked, sort_keys=True)},
         },
-        "spec": _body(spec, lineage=True),
+        "spec": _body(spec),
     }
 
 
@@ -227,7 +230,7 @@ class _Api:
                 return call()
             except ApiException as error:
                 if error.status not in _BUSY:
-                    self._refuse(verb, resource, error)
+                    self.refuse(verb, resource, error)
                     raise
                 reason = f"{error.status} {_server_says(error)}"
             except (HTTPError, OSError) as error:
@@ -243,7 +246,7 @@ class _Api:
             time.sleep(wait)
             wait = min(2 * wait, 15.0)
 
-    def _refuse(self, verb: str, resource: str, error: ApiException) -> None:
+    def refuse(self, verb: str, resource: str, error: ApiException) -> None:
         """Raise what says what to do about a refusal; not found and conflict are the caller's."""
         says = _server_says(error)
         if not error.status:
@@ -344,7 +347,7 @@ class _Api:
             ):
                 yield None if event["type"] == "DELETED" else event["object"]
         except ApiException as error:
-            self._refuse("watch", RESOURCE, error)
+            self.refuse("watch", RESOURCE, error)
         except (HTTPError, OSError, ValueError):
             return
 
@@ -360,8 +363,8 @@ class _Api:
         )
         return sorted(found.items, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
 
-    def log(self, pod: str, since: datetime | None, *, follow: bool) -> Iterator[str]:
-        """Yield the lines of a pod's log, each after its time, until the log or the line ends.
+    def log(self, pod: str, since: datetime | None, *, follow: bool, last: int | None = None) -> Iterator[str]:
+        """Yield the lines of a pod's log, or the last ones, each after its time, until the log or the line ends.
 
         Raises:
             ApiException: the pod is gone, or has not started.
@@ -371,6 +374,8 @@ class _Api:
         if since is not None:
             # The generated method knows only how many seconds ago, by a clock that need not be the node's.
             query.append(("sinceTime", since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")))
+        if last is not None:
+            query.append(("tailLines", str(last)))
         answer, *_ = self.core.api_client.call_api(
             f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log",
             "GET",
@@ -433,14 +438,10 @@ def _time_of(line: str) -> datetime | None:
 
 
 def _differences(asked: str, exists: str) -> str:
-    """Say in what two specifications differ."""
-    sides: list[dict[str, str]] = []
-    for text in (asked, exists):
-        body = json.loads(text)
-        body["trainer"]["env"] = {each.pop("name"): each for each in body["trainer"]["env"]}
-        sides.append({name: str(value) for name, value in flatten(body)})
-    names = sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
-    return "; ".join(f"{name} is {sides[1].get(name, 'not set')}, not {sides[0].get(name, 'set')}" for name in names)
+    """Say in what two trainings that were asked for differ."""
+    new, old = (dict(flatten(json.loads(text))) for text in (asked, exists))
+    names = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
+    return ", ".join(f"{name} is {old.get(name, 'not set')}, not {new.get(name, 'unset')}" for name in names)
 
 
 def _start(api: _Api, spec: TrainJobSpec, log: Callable[[str], None]) -> str:
@@ -464,7 +465,7 @@ def _start(api: _Api, spec: TrainJobSpec, log: Callable[[str], None]) -> str:
             log(f"an earlier {named} {how}; starting it again")
             api.delete(spec.name, uid)
             continue
-        asked, exists = (each["metadata"].get("annotations", {}).get(SPECIFICATION) for each in (body, found))
+        asked, exists = (each["metadata"].get("annotations", {}).get(ASKED) for each in (body, found))
         if exists is None:
             raise ConfigError(f"{named} exists and is not of this pipeline: delete it, or choose another namespace")
         if asked != exists:
@@ -513,10 +514,9 @@ def _copy_log(api: _Api, pod: str, read: _Read, log: Callable[[str], None], *, f
     except (HTTPError, OSError):
         return False
     except ApiException as error:
-        if error.status == 403:
-            # Training goes on without a word of it; that is better than none.
-            log(f"the log cannot be shown: may not get pods/log in namespace {api.namespace} ({_server_says(error)})")
-        return error.status in (403, 404)
+        if error.status in (401, 403):
+            api.refuse("get", "pods/log", error)
+        return bool(error.status == 404)
     return True
 
 
@@ -537,12 +537,16 @@ def _follow(api: _Api, name: str, log: Callable[[str], None], ended: threading.E
     reads: dict[str, _Read] = {}
     done: set[str] = set()
     told: dict[str, str] = {}
-    tries = _TRIES_AT_THE_END
+    tries, started = _TRIES_AT_THE_END, time.monotonic()
     while tries:
         # Before the look: what ended by now has written all that it will.
         last = ended.is_set()
         unread = False
-        for pod in api.pods(name, 0):
+        pods = api.pods(name, 0)
+        if not pods and time.monotonic() - started > _SECONDS_WITHOUT_A_POD and not told:
+            told[name] = f"no pod yet: kubectl -n {api.namespace} describe trainjob,jobset {name} says why"
+            log(told[name])
+        for pod in pods:
             key, pod_name, phase = pod.metadata.uid, pod.metadata.name, pod.status.phase
             if key in done:
                 continue
@@ -574,6 +578,7 @@ def _log_of_node_zero(api: _Api, name: str, log: Callable[[str], None]) -> Itera
         try:
             _follow(api, name, log, ended)
         except (BebyganError, ApiException) as error:
+            # Training goes on without a word of it; that is better than none.
             log(f"the log cannot be shown: {_one_line(error)}")
 
     # A thread that hangs on a dead line must not keep the process.
@@ -599,18 +604,28 @@ def _wait(api: _Api, name: str, uid: str, log: Callable[[str], None]) -> Mapping
 
 
 def _failed_container(pods: list[client.V1Pod]) -> tuple[str, int, str] | None:
-    """Return pod, exit code and reason of the container that failed first."""
+    """Return pod, exit code and reason of the container that failed first, and not as the echo of another."""
     failed = [
-        (end.finished_at, pod.metadata.name, end.exit_code, end.reason or "Error")
+        (end.exit_code == Preempted.exit_code, end.finished_at, pod.metadata.name, end.exit_code, end.reason or "Error")
         for pod in pods
         for status in pod.status.container_statuses or ()
         if status.name == CONTAINER and (end := status.state and status.state.terminated) and end.exit_code
     ]
-    return min(failed)[1:] if failed else None
+    return min(failed)[2:] if failed else None
 
 
-def _failure(api: _Api, name: str, ended: Mapping[str, str], lines: deque[str]) -> Exception:
-    """Return what a failed TrainJob means, with what its container said last."""
+def _last_words(api: _Api, pod: str) -> str:
+    """Return the error line of a pod's log, or its last line."""
+    try:
+        lines = [line.partition(" ")[2] for line in api.log(pod, None, follow=False, last=_LAST_LINES)]
+    except (ApiException, HTTPError, OSError) as error:
+        return f"its log cannot be read ({_one_line(error)})"
+    said = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()] or [""]
+    return _one_line(said[-1].removeprefix("error: "))
+
+
+def _failure(api: _Api, name: str, ended: Mapping[str, str]) -> Exception:
+    """Return what a failed TrainJob means, with what the container that failed said last."""
     hint = f"kubectl -n {api.namespace} describe trainjob {name}"
     what = f"TrainJob {api.namespace}/{name} failed ({ended['reason']}: {_one_line(ended['message'])})"
     if ended["reason"] == "DeadlineExceeded":
@@ -619,9 +634,7 @@ def _failure(api: _Api, name: str, ended: Mapping[str, str], lines: deque[str]) 
     if container is None:
         return ServiceError(f"{what}; {hint} says more")
     pod, code, reason = container
-    said = next((line for line in reversed(lines) if line.startswith("error: ")), None)
-    said = said or next((line for line in reversed(lines) if line.strip()), "")
-    what = f"{what}; pod {pod} ended with exit code {code}: {_one_line(said.removeprefix('error: '))}; {hint} says more"
+    what = f"{what}; pod {pod} ended with exit code {code}: {_last_words(api, pod)}; {hint} says more"
     if reason == "OOMKilled" or code == _OUT_OF_MEMORY:
         return ConfigError(f"{what}; it took more memory than it may: allow more, or lower train.batch")
     kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}
@@ -664,16 +677,10 @@ def run_trainjob(spec: TrainJobSpec, log: Callable[[str], None]) -> None:
         RuntimeError: the training met a bug; its traceback is in the log.
     """
     api = _connect(spec.settings.namespace)
-    lines: deque[str] = deque(maxlen=_LINES_REMEMBERED)
-
-    def hand_on(line: str) -> None:
-        lines.append(line)
-        log(line)
-
     with _stop_requests(spec.name):
         uid = _start(api, spec, log)
-        with _log_of_node_zero(api, spec.name, hand_on):
+        with _log_of_node_zero(api, spec.name, log):
             ended = _wait(api, spec.name, uid, log)
         if ended["type"] == "Failed":
-            raise _failure(api, spec.name, ended, lines)
+            raise _failure(api, spec.name, ended)
     log(f"TrainJob {api.namespace}/{spec.name} is complete")

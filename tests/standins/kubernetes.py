@@ -323,7 +323,7 @@ class ApiServer:
 
     def log(self, pod: Pod, query: dict[str, str]) -> Iterator[str]:
         """The lines of a log; called without the lock."""
-        breaks, sent = self._breaks, 0
+        breaks, sent = self._breaks, max(0, len(pod.lines) - int(query.get("tailLines", 10**9)))
         since = query.get("sinceTime", "")
         while True:
             with self.changed:
@@ -430,7 +430,7 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                 ("trainjobs", 0): {"watch", "fieldSelector", "resourceVersion", "timeoutSeconds"},
                 ("trainjobs", 1): set(),
                 ("pods", 0): {"labelSelector"},
-                ("pods", 2): {"container", "timestamps", "follow", "sinceTime"},
+                ("pods", 2): {"container", "timestamps", "follow", "sinceTime", "tailLines"},
             }
             unknown = query.keys() - known[kind, len(names)]
             if unknown:

@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError
+from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, WeightsError
 from components.common import trainjob
 from components.common.config import from_yaml
 from components.common.trainjob import TrainJobSettings, TrainJobSpec, manifest, run_trainjob, trainjob_name
@@ -347,14 +347,25 @@ def test_a_runtime_that_is_missing_is_named(server: ApiServer) -> None:
     assert not server.created
 
 
+@pytest.mark.parametrize(("path", "verb"), [(f"{PODS}/.*/log", "get pods/log"), (f"{PODS}$", "list pods")])
 def test_pods_or_logs_that_may_not_be_read_hide_the_log_and_not_the_result(
-    controllers: Controllers, server: ApiServer
+    path: str, verb: str, controllers: Controllers, server: ApiServer
 ) -> None:
-    server.fail("GET", f"{PODS}/.*/log", forbidden("get", "pods/log"))
-    lines = Watcher(spec("echo hidden")).finish()
+    server.fail("GET", path, forbidden(*verb.split(" ")))
+    lines = Watcher(spec("sleep 0.5; echo hidden")).finish()
     assert controllers.starts == 1
-    assert any("may not get pods/log in namespace team" in line for line in lines)
+    assert len([line for line in lines if f"may not {verb} in namespace team" in line]) == 1
+    assert "hidden" not in lines
     assert lines[-1] == f"TrainJob team/{NAME} is complete"
+
+
+def test_a_training_that_gets_no_pod_says_so_once(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainjob, "_SECONDS_WITHOUT_A_POD", 0.1)
+    watcher = Watcher(spec())
+    watcher.until(lambda: len(watcher.lines) == 2)
+    time.sleep(0.3)
+    server.end(NAME, "Complete", "AllJobsCompleted", "done")
+    assert watcher.finish()[1:-1] == [f"no pod yet: kubectl -n team describe trainjob,jobset {NAME} says why"]
 
 
 def test_watches_that_are_refused_or_outdated_are_made_up_for_by_looking(server: ApiServer) -> None:
@@ -432,8 +443,10 @@ def test_another_run_that_asks_for_the_same_training_shares_it(server: ApiServer
 def test_the_same_training_with_other_settings_is_refused_while_it_runs(server: ApiServer) -> None:
     Watcher(spec())
     server.wait_until(lambda: server.created)
-    with pytest.raises(ConfigError, match=r"otherwise: trainer\.numNodes is 1, not 2; wait for its end"):
-        run_trainjob(spec(nodes=2), print)
+    with pytest.raises(
+        ConfigError, match=r"otherwise: node_selector\.pool is not set, not spot, nodes is 1, not 2; wait"
+    ):
+        run_trainjob(spec(nodes=2, node_selector={"pool": "spot"}), print)
     assert len(server.created) == 1
 
 
@@ -504,6 +517,16 @@ def test_a_real_failure_ends_a_training_with_its_own_error(
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
     assert controllers.starts == starts
+
+
+def test_the_error_of_another_node_than_the_first_is_told(controllers: Controllers) -> None:
+    # The others meet its end, and say so sooner.
+    script = (
+        "if [ $PET_NODE_RANK = 1 ]; then echo 'error: no such weights'; exit 5; else trap 'exit 75' TERM; sleep 9; fi"
+    )
+    with pytest.raises(WeightsError, match=rf"pod {NAME}-node-0-1-\w+ ended with exit code 5: no such weights"):
+        Watcher(spec(script, nodes=2)).finish()
+    assert controllers.starts == 1
 
 
 def test_a_training_that_failed_is_started_again_by_whoever_asks_next(
