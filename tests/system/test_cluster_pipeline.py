@@ -1,0 +1,174 @@
+"""The pipeline for a cluster, really run: its tasks as processes, with a real tracker and a real webhook."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import local
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from components.common.config import from_yaml, load_params
+from components.common.job import inputs_of
+from components.common.progress import WATCHER
+from pipelines.cluster import Cluster
+from pipelines.retrain import retrain_on
+
+pytestmark = [
+    pytest.mark.slow,
+    # The local runner says of each task that it takes no notice of the machine.
+    pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner:UserWarning"),
+]
+ROOT = Path(__file__).parents[2]
+STEPS = ["ingest", "patches", "warmup", "train", "evaluate", "register"]
+
+
+@dataclass
+class Place:
+    """A project, the environment that a cluster gives its tasks, and what they told."""
+
+    project: Path
+    client: MlflowClient
+    posted: list[dict[str, str]]
+    environment: pytest.MonkeyPatch
+
+    def run(self, kubeflow_run: str, *overrides: str, source: str = "data/sample", **inputs: str) -> tuple[bool, str]:
+        """Run the pipeline; return whether it went well and what its tasks told."""
+        watched = self.project / f"{kubeflow_run}.log"
+        watched.touch()
+        self.environment.setenv("KFP_RUN_ID", kubeflow_run)
+        self.environment.setenv(WATCHER, str(watched))
+        params = load_params(self.project / "params.yaml", overrides)
+        values = yaml.safe_load((ROOT / "infra/cluster.yaml").read_text())
+        # The runner waits between attempts as long as a cluster does.
+        values["steps"] = {name: step | {"retries": 0} for name, step in values["steps"].items()}
+        pipeline = retrain_on(from_yaml(Cluster, yaml.safe_dump(values)))
+        given = {
+            "source": str(self.project / source),
+            "remote": str(self.project / "remote"),
+            "ledger": str(self.project / "ledger"),
+            "checkpoints": str(self.project / "checkpoints"),
+        }
+        local.init(
+            local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(self.project / "pipeline"),
+            workspace_root=None,
+            enable_caching=False,
+        )
+        try:
+            pipeline(**given, **inputs_of(params), **inputs)
+        except RuntimeError:
+            return False, watched.read_text()
+        return True, watched.read_text()
+
+    def runs(self, kubeflow_run: str) -> dict[str, Run]:
+        """Return the runs in MLflow that belong to a run of the pipeline, by step."""
+        experiments = [each.experiment_id for each in self.client.search_experiments()]
+        found = self.client.search_runs(experiments, f"tags.kfp_run_id = '{kubeflow_run}'")
+        return {run.data.tags["step"]: run for run in found}
+
+
+@pytest.fixture(scope="module")
+def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A real webhook, and what it was told."""
+    posted: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", posted
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def place(new_project: Callable[[str], Path], webhook: tuple[str, list[dict[str, str]]]) -> Iterator[Place]:
+    project = new_project("cluster")
+    uri = f"sqlite:///{project / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.chdir(project)
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "BEBYGAN_PARENT_RUN"):
+            environment.delenv(name, raising=False)
+        environment.setenv("MLFLOW_TRACKING_URI", uri)
+        environment.setenv("BEBYGAN_WEBHOOK_URL", webhook[0])
+        environment.setenv("BEBYGAN_CONSOLE", "https://kubeflow.invalid")
+        yield Place(project, MlflowClient(tracking_uri=uri, registry_uri=uri), webhook[1], environment)
+
+
+def stepped(told: str) -> list[str]:
+    return re.findall(r"^(\w+) done in \d+ s$", told, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def first(place: Place) -> str:
+    well, told = place.run("kubeflow-1", reason="it was uploaded")
+    assert well, told
+    return told
+
+
+def test_the_first_run_tries_looks_decides_trains_and_promotes(place: Place, first: str) -> None:
+    assert stepped(first) == ["preflight", "look", "decide", *STEPS, "notify"]
+    assert "training: there is no champion yet; started because it was uploaded\n" in first
+    version = place.client.get_model_version_by_alias("bebygan", "champion")
+    runs = place.runs("kubeflow-1")
+    assert set(runs) == {"retrain", *STEPS[2:]}
+    parent = runs["retrain"]
+    assert version.tags["parent_run"] == parent.info.run_id
+    assert version.run_id == runs["register"].info.run_id
+    for step in STEPS[2:]:
+        assert runs[step].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert runs[step].data.tags["kfp_run_id"] == "kubeflow-1"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["reason"] == "there is no champion yet; started because it was uploaded"
+    assert parent.data.tags["console"] == "https://kubeflow.invalid/#/runs/details/kubeflow-1"
+    assert len(list((place.project / "ledger").rglob("*.json"))) == 1
+    [message] = [each for each in place.posted if each["kfp_run_id"] == "kubeflow-1"]
+    assert (message["status"], message["champion"], message["mlflow_run"]) == ("FINISHED", "1", parent.info.run_id)
+
+
+def test_the_same_again_is_skipped_with_the_reason(place: Place, first: str) -> None:
+    assert first
+    before = place.runs("kubeflow-1")["retrain"].info.run_id
+    well, told = place.run("kubeflow-2")
+    assert well
+    assert f"nothing to do: photographs, parameters and code are those of the finished run {before}\n" in told
+    assert stepped(told) == ["preflight", "look", "decide", "notify"]
+    assert not place.runs("kubeflow-2")
+    assert str(place.client.get_model_version_by_alias("bebygan", "champion").version) == "1"
+    assert [each["status"] for each in place.posted if each["kfp_run_id"] == "kubeflow-2"] == ["FINISHED"]
+
+
+def test_a_step_that_fails_ends_the_run_as_failed_and_is_told(place: Place, first: str) -> None:
+    assert first
+    well, told = place.run("kubeflow-3", "ingest.test_share=0.0", "ingest.validation_share=0.0")
+    assert not well
+    assert "training: parameters changed (ingest.test_share 0.3 -> 0.0" in told
+    assert stepped(told) == ["preflight", "look", "decide", "notify"]
+    parent = place.runs("kubeflow-3")["retrain"]
+    assert parent.info.status == "FAILED"
+    [message] = [each for each in place.posted if each["kfp_run_id"] == "kubeflow-3"]
+    assert (message["state"], message["status"], message["champion"]) == ("FAILED", "FAILED", "1")
+    assert message["console"] == "https://kubeflow.invalid/#/runs/details/kubeflow-3"
+
+
+def test_what_preflight_misses_stops_the_run_before_anything_else(place: Place, first: str) -> None:
+    assert first
+    well, told = place.run("kubeflow-4", source="nowhere")
+    assert not well
+    assert stepped(told) == ["notify"]
+    assert f"photographs in {place.project / 'nowhere'}: FAILED" in told
+    assert [each["status"] for each in place.posted if each["kfp_run_id"] == "kubeflow-4"] == ["FAILED"]
