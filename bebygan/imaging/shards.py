@@ -162,13 +162,24 @@ def read_patches(folder: Path, split: str, verify: bool = True) -> Patches:
         raise DataError(f"{error.filename} is missing: make the patches again") from error
     except (ValueError, KeyError, EOFError) as error:
         raise DataError(f"{folder} holds no readable patches ({error}): make them again") from error
+    for name, array in files.items():
+        # Bytes cannot be infinite or no number: a shard of floats could.
+        if name.startswith("shard-") and array.dtype != np.uint8:
+            raise DataError(f"{folder / name} holds {array.dtype} and not bytes: make the patches again")
     hr, lr = [], []
     for record in files["photographs.npy"]:
+        name = f"shard-{record['shard']:03d}.npy"
         height, width = int(record["height"]), int(record["width"])
-        pixels = files[f"shard-{record['shard']:03d}.npy"]
         small = (height // SCALE, width // SCALE, 3)
-        hr.append(pixels[record["hr"] : record["hr"] + height * width * 3].reshape(height, width, 3))
-        lr.append(pixels[record["lr"] : record["lr"] + small[0] * small[1] * 3].reshape(small))
+        try:
+            pixels = files[name]
+            hr.append(pixels[record["hr"] : record["hr"] + height * width * 3].reshape(height, width, 3))
+            lr.append(pixels[record["lr"] : record["lr"] + small[0] * small[1] * 3].reshape(small))
+        except (ValueError, KeyError) as error:
+            raise DataError(
+                f"{folder / name} does not hold a photograph of {width} x {height} and its LR at 1/{SCALE} that "
+                "photographs.npy names: make the patches again"
+            ) from error
     table = files["windows.npy"]
     windows = table[table["split"] == SPLITS.index(split)]
     return Patches(hr, lr, np.array(windows), about["size"], about["made_from"])

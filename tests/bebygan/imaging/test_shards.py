@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bebygan import SCALE
 from bebygan.errors import DataError
+from bebygan.files import sha256_of
 from bebygan.imaging.shards import Photograph, read_patches, write_shards
 
 Image = npt.NDArray[np.uint8]
@@ -116,4 +117,37 @@ def test_a_cut_off_index_is_refused(patches: Path) -> None:
     (patches / "patches.json").write_text((patches / "patches.json").read_text()[:40])
 
     with pytest.raises(DataError, match="no readable patches"):
+        read_patches(patches, "train")
+
+
+def replaced(patches: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change a file, and its checksum along with it: as who made the patches wrongly would have."""
+    np.save(patches / name, change(np.load(patches / name)))
+    about = json.loads((patches / "patches.json").read_text())
+    about["sha256"][name] = sha256_of(patches / name)
+    (patches / "patches.json").write_text(json.dumps(about))
+
+
+def test_a_shard_of_floats_which_might_hold_nan_is_refused(patches: Path) -> None:
+    replaced(patches, "shard-000.npy", lambda pixels: np.where(pixels == 0, np.nan, pixels / 255).astype(np.float32))
+
+    with pytest.raises(DataError, match=r"shard-000\.npy holds float32 and not bytes: make the patches again"):
+        read_patches(patches, "train")
+
+
+def test_a_shard_that_lacks_pixels_or_holds_lr_of_another_scale_is_refused(patches: Path) -> None:
+    replaced(patches, "shard-001.npy", lambda pixels: pixels[: len(pixels) // 2])
+
+    with pytest.raises(DataError, match=r"shard-001\.npy does not hold a photograph of \d+ x \d+ and its LR at 1/4"):
+        read_patches(patches, "train")
+
+
+def test_a_photograph_in_a_shard_that_is_not_there_is_refused(patches: Path) -> None:
+    def elsewhere(table: np.ndarray) -> np.ndarray:
+        table["shard"][0] = 9
+        return table
+
+    replaced(patches, "photographs.npy", elsewhere)
+
+    with pytest.raises(DataError, match=r"shard-009\.npy does not hold"):
         read_patches(patches, "train")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bebygan.errors import StorageError, WeightsError
 from bebygan.networks.generator import Generator
@@ -164,3 +164,39 @@ def test_nothing_is_left_where_weights_cannot_be_written(tmp_path: Path, monkeyp
     with pytest.raises(StorageError, match="the disk is full"):
         save_generator(Generator(SHAPE), tmp_path / "generator.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def public_layout(naming: Naming, shape: GeneratorShape) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes as other projects' RRDBNet x4 has them, written out from their definition."""
+    features, growth = shape.features, shape.growth
+    trunk = {"esrgan": "RRDB_trunk", "basicsr": "body", "old-esrgan": "model.1.sub"}[naming]
+    dense = "rdb" if naming == "basicsr" else "RDB"
+    end = ".0" if naming == "old-esrgan" else ""
+    convolutions = {
+        f"{trunk}.{block}.{dense}{part}.conv{number}{end}": (
+            features if number == 5 else growth,
+            features + (number - 1) * growth,
+        )
+        for block in range(shape.blocks)
+        for part in (1, 2, 3)
+        for number in (1, 2, 3, 4, 5)
+    }
+    outer = {
+        "esrgan": ("conv_first", "trunk_conv", "upconv1", "upconv2", "HRconv", "conv_last"),
+        "basicsr": ("conv_first", "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"),
+        "old-esrgan": ("model.0", f"model.1.sub.{shape.blocks}", "model.3", "model.6", "model.8", "model.10"),
+    }[naming]
+    convolutions |= dict.fromkeys(outer, (features, features))
+    convolutions |= {outer[0]: (features, 3), outer[-1]: (3, features)}
+    weights = {f"{name}.weight": (outputs, inputs, 3, 3) for name, (outputs, inputs) in convolutions.items()}
+    return weights | {f"{name}.bias": (outputs,) for name, (outputs, _) in convolutions.items()}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_saved_weights_have_the_keys_and_shapes_that_public_loaders_look_for(naming: Naming, tmp_path: Path) -> None:
+    shape = GeneratorShape(blocks=3, features=8, growth=4)
+    path = tmp_path / "generator.safetensors"
+    save_generator(Generator(shape).to(memory_format=torch.channels_last), path, naming)
+    state = load_file(path)
+    assert {key: tuple(value.shape) for key, value in state.items()} == public_layout(naming, shape)
+    assert all(value.dtype == torch.float32 and value.is_contiguous() for value in state.values())
