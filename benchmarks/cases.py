@@ -405,6 +405,45 @@ def outside_the_step(setup: Setup, iterations: int) -> list[Figure]:
     return [limited(name, float(100 * between / (between + inside)), "%", 3)]
 
 
+def checkpointing(setup: Setup, times: int) -> list[Figure]:
+    """What a checkpoint costs training, beside an iteration of the same run, and how long a stop takes in all.
+
+    The cost is the time between two iterations, and by how much the next one takes longer while it is being written.
+    """
+    settings = replace(setup.settings, iterations=3 * times + 2, checkpoint_every=3, log_every=10**6)
+    patches = read_patches(setup.crops.patches, "train", verify=False)
+    state = new_state(*setup.networks(), settings, CPU)
+    measured = gan_step(settings, setup.perceptual())
+    began: list[float] = []
+    ended: list[float] = []
+
+    def step(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
+        began.append(time.perf_counter())
+        losses = measured(state, lr, hr)
+        ended.append(time.perf_counter())
+        return losses
+
+    job = {"step": "benchmark"}
+    with TemporaryDirectory() as name:
+        fit(state, patches, settings, step, checkpoints=Path(name) / "fit", job=job, watch=lambda *_: None)
+        started = time.perf_counter()
+        measured(state, *setup.crops.read())
+        with checkpoint.Checkpoints(Path(name) / "stop", job, settings.keep) as checkpoints:
+            checkpoints.save(settings.iterations, state.state_dict())
+            checkpoints.wait()
+        stopping = time.perf_counter() - started
+    inside, between = np.subtract(ended, began), np.subtract(began[1:], ended[:-1])
+    after = np.arange(3, len(inside), 3)
+    # Two iterations on, the checkpoint is written; the first iteration of all warms up.
+    undisturbed = float(np.median(inside[2::3]) + np.median(between[1::3]))
+    cost = float(np.max(between[after - 1] + inside[after]) - undisturbed)
+    name = f"checkpoint, {setup.shape}"
+    return [
+        limited(f"{name}: time it costs training", 100 * cost / undisturbed, "% of an iteration", 100),
+        limited(f"{name}: a last iteration, and until it is written", stopping, "s", 25),
+    ]
+
+
 def _ours_loading(crops: Crops) -> Work:
     patches = read_patches(crops.patches, "train", verify=False)
     firsts = count(0, crops.count)
@@ -474,6 +513,11 @@ def cases(params: Params) -> dict[str, Case]:
         setup = Setup(crops=crops, vgg=vgg, generator=params.warmup.generator, settings=laptop)
         return outside_the_step(setup, 8 * rounds.least)
 
+    def checkpoints(patches: Path, vgg: Path, rounds: Rounds) -> list[Figure]:
+        settings = replace(laptop, crop=192, batch=2)
+        setup = Setup(crops=Crops(patches, 192, 2), vgg=vgg, generator=large, settings=settings)
+        return checkpointing(setup, rounds.least)
+
     small, large = (GeneratorShape(blocks=4, features=32, growth=16), GeneratorShape(blocks=23, features=64, growth=32))
     return {
         "best-buddy": lambda patches, _, rounds: best_buddy(Crops(patches, 192, 8), laptop.best_buddy, rounds),
@@ -484,5 +528,6 @@ def cases(params: Params) -> dict[str, Case]:
         "iteration-4x32-192": iterations(small, 192, {"fp32": 1.7, "bf16": 2.5}),
         "iteration-23x64-192": iterations(large, 192, {"fp32": 1.2, "bf16": 2.2}),
         "loop": outside,
+        "checkpoint": checkpoints,
         "loading": lambda patches, _, rounds: loading(Crops(patches, laptop.crop, laptop.batch), rounds),
     }

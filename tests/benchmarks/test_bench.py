@@ -167,6 +167,14 @@ def test_time_outside_the_step_is_a_small_share(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_is_measured_in_iterations_of_the_same_run(setup: cases.Setup) -> None:
+    cost, stop = cases.checkpointing(setup, 2)
+    assert cost.name.startswith("checkpoint, 1 x 4, 2 x 48: ")
+    assert (cost.unit, cost.target) == ("% of an iteration", "ours <= 100")
+    assert (stop.unit, stop.target) == ("s", "ours <= 25")
+    assert 0 < stop.ours < 25
+
+
 def test_the_search_is_judged_in_float64(patches: Path) -> None:
     (found,) = cases.search(cases.Crops(patches, 48, 2), PARAMS.train.best_buddy)
     assert found.unit == f"of {2 * 16 * 16}"
