@@ -16,6 +16,7 @@ CLUSTER_WIDE = {"Namespace"}
 # Pods that others make in our namespace.
 FOREIGN_PODS = [
     ({"pipelines.kubeflow.org/v2_component": "true", "workflows.argoproj.io/workflow": "bebygan-retrain-x7k2p"}, None),
+    ({"app": "ml-pipeline-ui-artifact"}, None),
     ({"jobset.sigs.k8s.io/replicatedjob-name": "node", "app.kubernetes.io/name": "bebygan-training"}, None),
 ]
 # Secrets whose absence is allowed, or that Kubeflow brings.
