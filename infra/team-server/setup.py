@@ -1,7 +1,8 @@
 """Makes what a new team server lacks: the buckets, and accounts of the tracking server. Again, it changes nothing.
 
-`setup.py` makes the buckets BUCKETS and the account `retrain` with PIPELINE_PASSWORD. `setup.py --account NAME` makes
-one more account, which may read all runs and models; its password is read from standard input.
+`setup.py` makes the buckets BUCKETS and the account `retrain`, whose password is PIPELINE_PASSWORD from then on.
+`setup.py --account NAME` makes one more account, which may read all runs and models, or gives an account a new
+password; the password is read from standard input.
 """
 
 import argparse
@@ -26,21 +27,31 @@ def make_bucket(name: str) -> None:
     print(f"bucket {name}: made")
 
 
-def make_account(name: str, password: str) -> None:
-    """Make an account of the tracking server unless it is there; an existing one keeps its password."""
+def _ask(method: str, what: str, name: str, password: str) -> str:
+    """Ask the tracking server for something about an account; return what it said against it, or nothing."""
     login = f"{os.environ['MLFLOW_TRACKING_USERNAME']}:{os.environ['MLFLOW_TRACKING_PASSWORD']}"
     request = urllib.request.Request(  # noqa: S310 - the address is the administrator's
-        f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/users/create",
+        f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/users/{what}",
         json.dumps({"username": name, "password": password}).encode(),
         {"Content-Type": "application/json", "Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"},
+        method=method,
     )
     try:
         with urllib.request.urlopen(request, timeout=60):  # noqa: S310
-            print(f"account {name}: made")
+            return ""
     except urllib.error.HTTPError as error:
-        answer = error.read().decode(errors="replace")
-        if "RESOURCE_ALREADY_EXISTS" not in answer:
-            sys.exit(f"setup: the tracking server refuses the account {name}: {error.code} {answer[:300]}")
+        return f"{error.code} {error.read().decode(errors='replace')[:300]}"
+
+
+def make_account(name: str, password: str) -> bool:
+    """Make an account of the tracking server, or give it this password; whether it was made."""
+    refused = _ask("POST", "create", name, password)
+    made = not refused
+    if "RESOURCE_ALREADY_EXISTS" in refused:
+        refused = _ask("PATCH", "update-password", name, password)
+    if refused:
+        sys.exit(f"setup: the tracking server refuses the account {name}: {refused}")
+    return made
 
 
 def main() -> None:
@@ -50,11 +61,13 @@ def main() -> None:
     account = parser.parse_args().account
     try:
         if account:
-            make_account(account, sys.stdin.readline().rstrip("\n"))
+            made = make_account(account, sys.stdin.readline().rstrip("\n"))
+            print(f"account {account}: {'made' if made else 'has the new password'}")
             return
         for bucket in os.environ["BUCKETS"].split():
             make_bucket(bucket)
-        make_account("retrain", os.environ["PIPELINE_PASSWORD"])
+        if make_account("retrain", os.environ["PIPELINE_PASSWORD"]):
+            print("account retrain: made")
     except (BotoCoreError, ClientError, OSError) as error:
         sys.exit(f"setup: {error}; see that the servers run and that the passwords are those of their first start")
 
