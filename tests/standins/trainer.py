@@ -71,6 +71,7 @@ class Controllers:
         """What config maps and secrets hold, by their names."""
         self.starts = 0
         """How often all nodes of a training were started."""
+        self.closing = False
         self.threads: list[threading.Thread] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -80,6 +81,7 @@ class Controllers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing = True
         self._stop("")
         for thread in self.threads:
             thread.join()
@@ -107,7 +109,7 @@ class Controllers:
         while True:
             self.starts += 1
             failure = self._run_job(name, job)
-            if self.server.trainjobs.get(name, {}).get("metadata", {}).get("uid") != uid:
+            if self.closing or self.server.trainjobs.get(name, {}).get("metadata", {}).get("uid") != uid:
                 return
             if failure is None:
                 self.server.end(name, "Complete", "AllJobsCompleted", "jobset completed successfully")
@@ -145,6 +147,8 @@ class Controllers:
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             self.processes[pod.name] = process
+            if self.closing:
+                process.terminate()
             pod.run()
             readers.append(threading.Thread(target=self._watch, args=(pod, process)))
             readers[-1].start()

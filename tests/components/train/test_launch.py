@@ -1,5 +1,6 @@
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from kfp import dsl
 from safetensors.torch import load_file
 
 from bebygan.errors import ConfigError, DataError, WeightsError
@@ -227,8 +229,24 @@ def test_the_launcher_takes_and_leaves_what_the_training_step_does() -> None:
     assert list(inspect.signature(train_on_nodes.python_func).parameters)[-1] == "challenger"
 
 
+def test_a_task_of_kubeflow_ends_with_the_launchers_error_and_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {name: dsl.Dataset(uri=str(tmp_path / name)) for name in ("patches", "warmup", "challenger")}
+    with pytest.raises(SystemExit) as ended:
+        train_on_nodes.python_func(
+            data_version="1234.dir", checkpoints="s3://b/c", params=to_yaml(tiny()), trainjob=yaml.safe_dump(SETTINGS),
+            **places,
+        )  # fmt: skip
+    assert ended.value.code == 3
+    assert re.fullmatch(
+        r"train \.\.\.\nphotographs 1234\.dir\nerror: train: .*patches holds no patches\.json: run patches first\n",
+        capsys.readouterr().err,
+    )
+
+
 def test_the_launcher_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import components.train.launch, components.train.launch_component"
+    code = "import sys; sys.modules['torch'] = None; import components.train.launch"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
