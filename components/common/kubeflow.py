@@ -521,6 +521,8 @@ def connect() -> Kubeflow:
         ConfigError: the server has several users and none was named.
         ServiceError: it cannot be reached, or does not let us in.
     """
+    # First, or inside a task, where kfp imports less by itself, its client's imports go round in a circle.
+    import kfp.dsl.component_factory  # noqa: F401, PLC0415
     from kfp.client import Client  # noqa: PLC0415
     from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials  # noqa: PLC0415
 

@@ -3,6 +3,7 @@
 import os
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -397,3 +398,13 @@ def test_the_stand_in_refuses_what_the_models_do_not_know(job: dict[str, Any]) -
         connected.create_run(**(job | {"parameters": {}}))
     with pytest.raises(ServiceError, match="no inputs"):
         connected.create_run(**(job | {"parameters": {"name": "Ada", "nmae": "Bob"}}))
+
+
+def test_a_task_of_a_pipeline_can_connect(server: Standin) -> None:
+    """There kfp leaves out a part of itself."""
+    probe = "import kfp.dsl.executor_main; from components.common.kubeflow import connect; print(connect().host)"
+    inside = os.environ | {"_KFP_RUNTIME": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", probe], env=inside, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout == f"{server.url}\n", done.stderr
