@@ -34,7 +34,7 @@ from bebygan.training.loop import fit
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState, new_state, place
 from bebygan.training.step import gan_step
-from benchmarks import plain
+from benchmarks import pipeline, plain
 from benchmarks.figures import Figure, compared, limited, no_worse
 from benchmarks.measuring import Measured, Outputs, Prepare, Rounds, Work, difference, in_turn
 from components.common.config import Params, PatchesParams
@@ -530,4 +530,6 @@ def cases(params: Params) -> dict[str, Case]:
         "loop": outside,
         "checkpoint": checkpoints,
         "loading": lambda patches, _, rounds: loading(Crops(patches, laptop.crop, laptop.batch), rounds),
+        "overhead": lambda *_: pipeline.overhead(),
+        "compile": lambda _, __, rounds: pipeline.compiling(rounds),
     }
