@@ -12,7 +12,7 @@ from components.common.config import Params
 from components.common.progress import say
 from components.common.storage import check_writable, is_bucket, open_prefix
 
-_SECONDS_FOR_A_SERVICE = 30.0
+_SECONDS_FOR_A_SERVICE = 40.0
 _SECONDS_FOR_WEIGHTS = 600.0
 """Longer, because they are fetched here where they are not there yet; a source that is away says so sooner."""
 
@@ -120,6 +120,7 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
         params: of the run: they name the model and the weights.
         gpus: that the place where this runs must have.
     """
+    _imported()
     service = _SECONDS_FOR_A_SERVICE
     found = [Check(f"photographs in {places.source}", lambda: _photographs(places.source), service)]
     for what, place in (
@@ -141,6 +142,14 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
     if gpus:
         found.append(Check("GPUs", lambda: _gpus(gpus), service))
     return found
+
+
+def _imported() -> None:
+    """Import what the checks need: it takes seconds that no service is to blame for."""
+    import components.common.weights  # noqa: F401, PLC0415
+    from components.common.tracking import mlflow_client  # noqa: PLC0415
+
+    mlflow_client()
 
 
 def _attempted(check: Check, started: float, outcomes: dict[str, str | Exception]) -> None:

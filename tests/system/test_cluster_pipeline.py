@@ -14,6 +14,7 @@ import yaml
 from kfp import local
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from components.common.config import from_yaml, load_params
 from components.common.job import inputs_of
@@ -99,6 +100,8 @@ def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
 def place(new_project: Callable[[str], Path], webhook: tuple[str, list[dict[str, str]]]) -> Iterator[Place]:
     project = new_project("cluster")
     uri = f"sqlite:///{project / 'mlflow.db'}"
+    # Making its tables takes longer than preflight gives a server, on a busy machine.
+    SqlAlchemyStore(uri, (project / "mlartifacts").as_uri())
     with pytest.MonkeyPatch.context() as environment:
         environment.chdir(project)
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "BEBYGAN_PARENT_RUN"):
