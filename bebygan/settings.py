@@ -158,6 +158,8 @@ class Optimisation(Settings):
     keep: Retention
     log_every: int
     """Iterations between two logged values."""
+    picture_every: int
+    """Iterations between two pictures of what the averaged generator makes of a few patches; 0 is never."""
 
     def __post_init__(self) -> None:
         require(self.iterations >= 0, f"iterations must not be negative, got {self.iterations}")
@@ -168,7 +170,8 @@ class Optimisation(Settings):
             f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}",
         )
         require(self.clip_norm >= 0, f"clip_norm must not be negative, got {self.clip_norm}")
-        require(self.validate_every >= 0, f"validate_every must not be negative, got {self.validate_every}")
+        for name in ("validate_every", "picture_every"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         require(
             self.crop >= 12 * SCALE and self.crop % SCALE == 0,
             f"crop must be a multiple of {SCALE} and at least {12 * SCALE}, got {self.crop}",

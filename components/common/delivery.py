@@ -1,23 +1,27 @@
-"""Values on their way to MLflow: sent by a thread of their own, and late where the server was away.
+"""Values and pictures on their way to MLflow: sent by a thread of their own, and late where the server was away.
 
 What the server does not take is kept in memory, and in a file (one JSON object a line) in case the process ends before
-the server is back. Files that earlier processes left in the same folder are sent first. The server takes a value that
-it has already for the same one, so that sending twice does no harm.
+the server is back; pictures wait as files in a folder beside it. What earlier processes left in the same folder is sent
+first. The server takes a value that it has already for the same one, so that sending twice does no harm.
 """
 
 import fcntl
 import json
 import logging
 import math
+import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bebygan.errors import ServiceError
+from bebygan.imaging import Image
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,8 +47,24 @@ def _chunks(metrics: "list[Metric]") -> "Iterable[list[Metric]]":
     return (metrics[first : first + _MOST_AT_ONCE] for first in range(0, len(metrics), _MOST_AT_ONCE))
 
 
+def _pictures_of(spool: Path) -> Path:
+    """Return the folder in which the pictures wait that belong to a file of values."""
+    return spool.with_suffix(".pictures")
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    name: str
+    image: Image
+
+
+def _send_picture(client: "MlflowClient", run_id: str, path: Path) -> None:
+    client.log_artifact(run_id, str(path), "pictures")
+    path.unlink()
+
+
 class Delivery:
-    """Sends the values of one run, and at the end how it ended.
+    """Sends the values and pictures of one run, and at the end how it ended.
 
     Args:
         client: of the server.
@@ -64,11 +84,14 @@ class Delivery:
         self._run_id = run_id
         self._spool = spool
         self._errors = errors
-        self._new: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
+        self._new: queue.SimpleQueue[list[Metric] | _Picture | None] = queue.SimpleQueue()
         self._unsent: list[Metric] = []
         self._in_file = 0
         """How many of the unsent are in the file."""
         self._file: TextIO | None = None
+        self._pictures: list[Path] = []
+        self._folder: int | None = None
+        """Descriptor of the folder with the pictures that wait, while there is one."""
         self._status: str | None = None
         self._ended = False
         self._given_up = False
@@ -83,6 +106,10 @@ class Delivery:
         """Send values soon; returns at once."""
         self._new.put(metrics)
 
+    def put_picture(self, name: str, image: Image) -> None:
+        """Send a picture (H, W, 3) soon, as an artifact below `pictures`; returns at once."""
+        self._new.put(_Picture(name, image))
+
     def close(self, status: str, seconds: float) -> None:
         """Send what is unsent and end the run, for so long at most; what is left is in the file then."""
         self._status = status
@@ -93,17 +120,19 @@ class Delivery:
         with self._changing:
             self._given_up = True
             while not self._new.empty():
-                self._unsent += self._new.get() or []
+                self._take(self._new.get())
             self._keep()
             self._write([{"run_id": self._run_id, "status": status, "time": time.time_ns() // 1_000_000}])
             if self._file is not None:
                 self._file.close()
+            if self._folder is not None:
+                os.close(self._folder)
         _log.warning("warning: MLflow lacks the end of this run. It is in %s; the next run here sends it", self._spool)
 
     def _run(self) -> None:
         self._send_leftovers()
         while not self._collect():
-            if self._unsent and time.monotonic() >= self._silent_until:
+            if self._waits() and time.monotonic() >= self._silent_until:
                 self._send()
             with self._changing:
                 if self._given_up:
@@ -111,24 +140,63 @@ class Delivery:
                 self._keep()
         # Once more, however short ago the last try was.
         self._send()
-        if not self._unsent and not self._given_up:
+        if not self._waits() and not self._given_up:
             self._ended = self._attempt("ending the run", self._terminate)
+
+    def _waits(self) -> bool:
+        return bool(self._unsent or self._pictures)
+
+    def _take(self, new: "list[Metric] | _Picture | None") -> None:
+        """Take values over, or bring a picture to the disk."""
+        if not isinstance(new, _Picture):
+            self._unsent += new or []
+            return
+        from PIL import Image as PillowImage  # noqa: PLC0415
+
+        folder = _pictures_of(self._spool)
+        try:
+            if self._folder is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._folder = os.open(folder, os.O_RDONLY)
+                # As for the file of values.
+                fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A reader must not find half a picture.
+            PillowImage.fromarray(new.image).save(folder / "part", "PNG")
+            (folder / "part").rename(folder / new.name)
+        except OSError as error:
+            _log.warning("warning: the picture %s cannot be kept in %s: %s", new.name, folder, error.strerror)
+        else:
+            self._pictures.append(folder / new.name)
 
     def _collect(self) -> bool:
         """Wait for values, or for the time of the next try; returns whether there will be no more."""
-        waiting = max(self._silent_until - time.monotonic(), 0) if self._unsent else None
+        waiting = max(self._silent_until - time.monotonic(), 0) if self._waits() else None
         try:
-            metrics = self._new.get(timeout=waiting)
-            while metrics is not None:
+            new = self._new.get(timeout=waiting)
+            while new is not None:
                 with self._changing:
-                    self._unsent += metrics
-                metrics = self._new.get_nowait()
+                    self._take(new)
+                new = self._new.get_nowait()
         except queue.Empty:
             return False
         return True
 
     def _terminate(self) -> None:
         self._client.set_terminated(self._run_id, self._status)
+
+    def _send_pictures(self) -> bool:
+        """Send the pictures that wait; returns whether none is left."""
+        while self._pictures:
+            path = self._pictures[0]
+            if not self._attempt("storing a picture", lambda: _send_picture(self._client, self._run_id, path)):  # noqa: B023
+                return False
+            del self._pictures[0]
+        with self._changing:
+            if self._folder is not None and not self._given_up:
+                _pictures_of(self._spool).rmdir()
+                os.close(self._folder)
+                self._folder = None
+        return True
 
     def _send(self) -> None:
         """Send all that is unsent, oldest first, and remove the file once nothing is left."""
@@ -141,6 +209,9 @@ class Delivery:
                     return
                 del self._unsent[: len(chunk)]
                 self._in_file = max(self._in_file - len(chunk), 0)
+        if not self._send_pictures():
+            self._silent_until = time.monotonic() + SECONDS_BETWEEN_TRIES
+            return
         if self._warned:
             _log.info("MLflow has all values again")
         self._warned = False
@@ -180,20 +251,30 @@ class Delivery:
             _log.warning("warning: values cannot be kept in %s: %s", self._spool, error.strerror)
 
     def _send_leftovers(self) -> None:
-        for path in sorted(self._spool.parent.glob("*.jsonl")):
-            with path.open() as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                try:
-                    with self._errors("sending what an earlier run left"):
-                        self._send_lines(file.readlines())
-                except ServiceError as error:
-                    _log.warning("warning: %s. It stays in %s", error, path)
-                    continue
-                path.unlink(missing_ok=True)
+        """Send what processes left that live no more: those that live hold a lock."""
+        folder = self._spool.parent
+        for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.pictures")]):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with self._errors("sending what an earlier run left"):
+                    self._send_leftover(path)
                 _log.info("MLflow has what an earlier run left in %s", path)
+            except BlockingIOError:
+                continue
+            except ServiceError as error:
+                _log.warning("warning: %s. It stays in %s", error, path)
+            finally:
+                os.close(descriptor)
+
+    def _send_leftover(self, path: Path) -> None:
+        if path.suffix == ".pictures":
+            for picture in sorted(path.glob("*.png")):
+                _send_picture(self._client, path.stem, picture)
+            shutil.rmtree(path)
+        else:
+            self._send_lines(path.read_text().splitlines())
+            path.unlink()
 
     def _send_lines(self, lines: list[str]) -> None:
         from mlflow.entities import Metric  # noqa: PLC0415

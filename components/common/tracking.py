@@ -10,16 +10,19 @@ mlflow takes seconds to import, and reads its environment while it does: import 
 """
 
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from bebygan.errors import Preempted, ServiceError
+from bebygan.imaging import Image
 from components.common.config import to_yaml
 from components.common.delivery import Delivery
 from components.common.provenance import flatten, provenance
@@ -32,6 +35,7 @@ PIPELINE = "retrain"
 """Tag `step` of a run of the whole pipeline, whose children are the runs of its steps."""
 PARENT = "mlflow.parentRunId"
 WORKSPACE = Path("workspace")
+_SECONDS_BETWEEN_MACHINE_READINGS = 10.0
 _SECONDS_TO_FINISH = 60.0
 _SECONDS_WHEN_STOPPED = 5.0
 """Of the 25 to 30 seconds that are given to a process that is asked to stop."""
@@ -102,24 +106,66 @@ def service_errors(doing: str) -> Iterator[None]:
         ) from error
 
 
+def _machine(run_id: str) -> Callable[[], dict[str, float]]:
+    """Return what reads the machine's load, memory and GPUs since the last reading."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: PLC0415
+
+    # Not started: its own thread would stop for good when the server is away once.
+    monitor: Any = SystemMetricsMonitor(run_id)  # type: ignore[no-untyped-call]
+
+    def read() -> dict[str, float]:
+        monitor.collect_metrics()
+        found = {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+        for each in monitor.monitors:
+            each.clear_metrics()
+        return found
+
+    return read
+
+
 class StepRun:
-    """A run under way. Call it with an iteration and its values; they are sent from a thread of their own.
+    """A run under way. Call it with an iteration and its values or pictures; a thread of its own sends them.
 
     A server that goes away later never stops the step: see `Delivery`.
+
+    Args:
+        client: of the server.
+        run_id: of the run.
+        spool: see `Delivery`.
+        pipeline_run: id of the run of the whole pipeline.
+        machine: whether load and memory of the machine, and of its GPUs, come along with the values, as `system/...`.
     """
 
-    def __init__(self, client: "MlflowClient", run_id: str, spool: Path, pipeline_run: str | None = None) -> None:
+    def __init__(
+        self,
+        client: "MlflowClient",
+        run_id: str,
+        spool: Path,
+        pipeline_run: str | None = None,
+        *,
+        machine: bool = False,
+    ) -> None:
         self.run_id = run_id
         self.pipeline_run = pipeline_run
         self.client = client
         self._delivery = Delivery(client, run_id, spool, service_errors)
+        self._machine = _machine(run_id) if machine else None
+        self._machine_read = -math.inf
 
-    def __call__(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log values of an iteration; returns at once."""
+    def __call__(self, iteration: int, values: Mapping[str, float | Image]) -> None:
+        """Log values, and pictures (H, W, 3), of an iteration; returns at once."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
         now = time.time_ns() // 1_000_000
-        self._delivery.put([Metric(name, float(value), now, iteration) for name, value in values.items()])
+        numbers = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+        due = time.monotonic() - self._machine_read >= _SECONDS_BETWEEN_MACHINE_READINGS
+        if self._machine and numbers and due:
+            self._machine_read = time.monotonic()
+            numbers |= self._machine()
+        self._delivery.put([Metric(name, float(value), now, iteration) for name, value in numbers.items()])
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                self._delivery.put_picture(f"{name}-{iteration:08d}.png", value)
 
     def artifacts(self, folder: Path, under: str) -> None:
         """Store the files of a folder with the run, below `under`; a server that does not take them is only told of."""
@@ -249,7 +295,12 @@ def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
 
 @contextmanager
 def step_run(
-    step: str, params: object, data_version: str | None = None, tags: Mapping[str, str] | None = None
+    step: str,
+    params: object,
+    data_version: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    *,
+    machine: bool = False,
 ) -> Iterator[StepRun]:
     """Track a step: its run ends FINISHED, FAILED, or KILLED when it was asked to stop.
 
@@ -258,6 +309,7 @@ def step_run(
         params: what the step was given; logged, and hashed into the provenance.
         data_version: of the photographs.
         tags: more facts.
+        machine: see `StepRun`.
 
     Raises:
         ServiceError: at the start, when the server is away or refuses. Later nothing of it stops the step.
@@ -266,7 +318,7 @@ def step_run(
     facts = {"step": step, **provenance(params, data_version), **(tags or {})}
     with service_errors("starting a run"):
         run_id, parent = _begin(client, step, params, facts)
-    run = StepRun(client, run_id, WORKSPACE / "untracked" / f"{run_id}.jsonl", parent)
+    run = StepRun(client, run_id, WORKSPACE / "untracked" / f"{run_id}.jsonl", parent, machine=machine)
     status, seconds = "FAILED", _SECONDS_TO_FINISH
     try:
         yield run

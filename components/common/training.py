@@ -11,12 +11,15 @@ import yaml
 from bebygan.distributed import rank
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
+from bebygan.imaging import Image
 from bebygan.imaging.shards import SPLITS, read_patches
 from bebygan.networks.naming import save_generator
 from bebygan.settings import Optimisation
 from bebygan.training.checkpoint import Job
 from bebygan.training.distributed import joined
 from bebygan.training.loop import Step, fit
+from bebygan.training.pictures import picture_grid
+from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState
 from components.common.checkpoints import open_checkpoints
 from components.common.config import to_yaml
@@ -24,8 +27,10 @@ from components.common.progress import progress_bar
 from components.common.provenance import code_hash, flatten
 from components.common.tracking import step_run
 
-Track = Callable[[int, Mapping[str, float]], None]
-"""Takes an iteration's number and its logged values."""
+Track = Callable[[int, Mapping[str, float | Image]], None]
+"""Takes an iteration's number and what is logged of it: values, and pictures."""
+_PICTURED = 3
+"""Patches that a picture of training shows."""
 
 
 def _about(patches: Path) -> Path:
@@ -81,7 +86,7 @@ def tracked_training(step: str, params: Optimisation, data_version: str) -> Iter
     """
     with joined():
         if rank() == 0:
-            with step_run(step, params, data_version) as track:
+            with step_run(step, params, data_version, machine=True) as track:
                 yield track
         else:
             yield lambda *_: None
@@ -106,7 +111,7 @@ def train_generator(
         step: one iteration.
         checkpoints: folder or s3:// prefix under which each job has its own place; see `open_checkpoints`.
         job: see `job_of`.
-        track: is given the logged values.
+        track: is given the logged values and pictures.
 
     Raises:
         Preempted, StorageError, DataError, ConfigError: see `bebygan.training.loop.fit`.
@@ -114,6 +119,7 @@ def train_generator(
     """
     # The splits lie in the same files: to compare them with their checksums once is enough.
     train, validation = (read_patches(patches, split, verify=split == "train") for split in SPLITS)
+    device = next(state.generator.parameters()).device
     done = 0
     first = rank() == 0
     with progress_bar(job["step"], "iterations", optimisation.iterations) if first else nullcontext(int) as advance:
@@ -122,6 +128,9 @@ def train_generator(
             nonlocal done
             if logged is not None:
                 track(iteration, logged)
+            if optimisation.picture_every and iteration % optimisation.picture_every == 0:
+                pair = batch(validation or train, 0, 0, _PICTURED, crop=optimisation.crop, device=device)
+                track(iteration, {"samples": picture_grid(state.average, *pair, optimisation)})
             advance(iteration - done)
             done = iteration
 

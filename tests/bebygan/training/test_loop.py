@@ -50,6 +50,7 @@ SETTINGS = GanSettings(
     skip_limit=2,
     seed=3,
     validate_every=0,
+    picture_every=0,
     validate_patches=4,
     checkpoint_every=2,
     keep=Retention(newest=2, every=0, best=None, best_is="highest"),

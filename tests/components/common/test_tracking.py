@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bebygan.errors import Preempted, ServiceError
 from components.common.config import Params, load_params
@@ -314,3 +316,41 @@ def test_a_process_that_is_asked_to_stop_does_not_wait_for_a_server_that_hangs(
     assert [line.get("step") for line in lines] == [1, 2, None]
     assert lines[-1]["status"] == "KILLED"
     assert mlflow_store
+
+
+def pictures(run: StepRun) -> list[str]:
+    return sorted(file.path for file in run.client.list_artifacts(run.run_id, "pictures"))
+
+
+def test_pictures_become_artifacts_and_the_machine_is_watched(params: Params, tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    with step_run("train", params.train, machine=True) as run:
+        run(3, {"best_buddy": 0.5})
+        run(3, {"samples": picture})
+    assert pictures(run) == ["pictures/samples-00000003.png"]
+    found = run.client.download_artifacts(run.run_id, "pictures/samples-00000003.png", str(tmp_path))
+    assert np.array_equal(np.asarray(Image.open(found)), picture)
+    metrics = run.client.get_run(run.run_id).data.metrics
+    assert metrics["best_buddy"] == 0.5
+    assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    assert "system/cpu_utilization_percentage" in metrics
+    assert not (tmp_path / "workspace" / "untracked").exists() or not list(
+        (tmp_path / "workspace" / "untracked").iterdir()
+    )
+
+
+@pytest.mark.slow
+def test_pictures_wait_for_a_server_that_is_away_and_are_sent_by_the_next_run(
+    server: Server, params: Params, tmp_path: Path
+) -> None:
+    spools = tmp_path / "workspace" / "untracked"
+    with step_run("train", params.train) as first:
+        server.stop()
+        first(1, {"samples": np.zeros((8, 8, 3), np.uint8)})
+    assert [path.name for path in (spools / f"{first.run_id}.pictures").iterdir()] == ["samples-00000001.png"]
+    server.start()
+    with step_run("train", params.train) as second:
+        second(2, {"best_buddy": 1.0})
+    assert pictures(first) == ["pictures/samples-00000001.png"]
+    assert pictures(second) == []
+    assert not list(spools.iterdir())
