@@ -26,9 +26,9 @@ from bebygan.files import whole_folder
 from components.common.config import IngestParams
 from components.common.data_version import data_version, push
 from components.common.progress import progress
+from components.common.source import SourceFile, list_source
 from components.common.storage import CONNECTIONS, is_bucket
 from components.ingest.photograph import Photograph, Reason, Refusal, examine
-from components.common.source import SourceFile, list_source
 from components.ingest.splits import SPLITS, Hashes, Split, near_duplicates, nearest, split_of
 
 if TYPE_CHECKING:
