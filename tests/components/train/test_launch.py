@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,32 +98,51 @@ def start(patches: Path, warmup: Path, tmp_path: Path) -> Callable[..., list[str
     return run
 
 
+@pytest.fixture
+def reclaimed(cluster: Controllers, tmp_path: Path) -> Iterator[threading.Thread]:
+    """Takes the machine away from the first training as soon as it has written a checkpoint."""
+
+    def reclaim() -> None:
+        while not list((tmp_path / "volume" / "checkpoints").glob("train-*/*.checkpoint")):
+            time.sleep(0.005)
+        cluster.evict(cluster.server.pods[0])
+
+    thread = threading.Thread(target=reclaim, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(10)
+
+
 @pytest.mark.slow
-def test_a_training_on_other_machines_gives_the_challenger_that_one_here_gives(  # noqa: PLR0917
-    start: Callable[..., list[str]], cluster: Controllers, warmup: Path, patches: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_training_on_machines_that_are_taken_away_gives_the_challenger_that_one_here_gives(  # noqa: PLR0917
+    start: Callable[..., list[str]], cluster: Controllers, reclaimed: threading.Thread, warmup: Path, patches: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     client = mlflow_client()
     parent = client.create_run(client.create_experiment("bebygan"), run_name="retrain").info.run_id
     monkeypatch.setenv("BEBYGAN_PARENT_RUN", parent)
     monkeypatch.setenv("KFP_RUN_ID", "a-run-of-kubeflow")
-    lines = start("challenger")
-    train(patches, warmup, tmp_path / "here", tmp_path / "checkpoints", params=tiny(), track=ignore)
+    lines = start("challenger", "iterations=60")
+    assert not reclaimed.is_alive()
+    assert cluster.starts == 2, lines
+    assert [line for line in lines if line.startswith("error: stopped on request after iteration")]
+    assert [line for line in lines if line.endswith(": challenger")]
+    train(
+        patches, warmup, tmp_path / "here", tmp_path / "checkpoints", params=tiny("iterations=60"), track=ignore
+    )  # fmt: skip
     assert contents(tmp_path / "challenger") == contents(tmp_path / "here")
-    assert any(line.endswith(": challenger") for line in lines), lines
 
-    [run] = [run for run in client.search_runs(["1"]) if run.info.run_id != parent]
-    assert run.info.status == "FINISHED"
-    tags = run.data.tags
-    assert (tags["mlflow.parentRunId"], tags["kfp_run_id"]) == (parent, "a-run-of-kubeflow")
-    assert tags["image_digest"] == SETTINGS["image"]
-    assert run.data.params["iterations"] == "4"
+    runs = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent}'", order_by=["start_time ASC"])
+    assert [run.info.status for run in runs] == ["KILLED", "FINISHED"]
+    tags = runs[1].data.tags
+    assert (tags["kfp_run_id"], tags["image_digest"]) == ("a-run-of-kubeflow", SETTINGS["image"])
+    assert runs[1].data.params["iterations"] == "60"
 
     # The same training again, by another run: its challenger is taken from the volume.
-    again = start("again")
+    again = start("again", "iterations=60")
     assert again[0].endswith("is there already: nothing to train")
     assert contents(tmp_path / "again") == contents(tmp_path / "challenger")
-    assert len(cluster.server.created) == cluster.starts == 1
+    assert len(cluster.server.created) == 1
 
 
 @pytest.mark.slow
