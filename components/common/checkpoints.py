@@ -143,7 +143,7 @@ def open_checkpoints(root: str, job: Job, *, first: bool) -> Iterator[tuple[Path
     """Yield the folder of a job's checkpoints, and what is to be told of each one that is written.
 
     Args:
-        root: folder or s3://bucket/prefix for the checkpoints of all jobs.
+        root: folder or s3://bucket/prefix for the checkpoints of all jobs; or the folder of one job.
         job: what the run is made of.
         first: whether this process is the one that reads and writes checkpoints.
 
@@ -151,9 +151,11 @@ def open_checkpoints(root: str, job: Job, *, first: bool) -> Iterator[tuple[Path
         ServiceError: at the start, when the bucket is away, unknown or refuses. Later that is only said.
     """
     if not is_bucket(root):
-        folder = Path(root) / place_of(job)
+        chosen = Path(root)
+        # Whoever names the place of one job means that one: where it is another's, `Checkpoints` says what differs.
+        folder = chosen if checkpoints_in(chosen) else chosen / place_of(job)
         if first and not checkpoints_in(folder):
-            _tell_of_others(Path(root), job)
+            _tell_of_others(chosen, job)
         yield folder, None
         return
     folder = Path(tempfile.gettempdir()) / f"bebygan-{os.getuid()}" / "checkpoints" / place_of(job)

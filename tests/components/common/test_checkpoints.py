@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bebygan.errors import Preempted, ServiceError
+from bebygan.errors import ConfigError, Preempted, ServiceError
 from bebygan.settings import Retention
 from bebygan.training.checkpoint import Checkpoints, checkpoints_in, name_of
 from components.common.checkpoints import open_checkpoints, place_of
@@ -78,6 +78,13 @@ def test_a_folder_is_written_to_directly(tmp_path: Path) -> None:
     save(str(tmp_path / "volume"), 1, 2)
     assert list(checkpoints_in(tmp_path / "volume" / place_of(JOB))) == [1, 2]
     assert resumed_from(str(tmp_path / "volume")) == 2
+
+
+def test_another_jobs_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
+    folder = save(str(tmp_path), 1, job=JOB | {"params.iterations": "8"})
+    with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations is 8 there and 6 here; choose"):
+        resumed_from(str(folder))
+    assert resumed_from(str(save(str(tmp_path), 3))) == 3
 
 
 def test_beginning_anew_says_what_differs_from_the_newest_job_that_is_there(
