@@ -138,7 +138,9 @@ def run(
 
     workspace = workspace.resolve()
     remote, ledger = _absolute(remote), _absolute(ledger)
-    log = workspace / "run.log"
+    log, outputs_of_tasks = workspace / "run.log", workspace / "pipeline"
+    # A Docker engine would make it root's.
+    outputs_of_tasks.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as scratch,
         _watcher(Path(scratch), containers=containers) as watcher,
@@ -161,7 +163,7 @@ def run(
         ):
             local.init(
                 runner,
-                pipeline_root=str(workspace / "pipeline"),
+                pipeline_root=str(outputs_of_tasks),
                 workspace_root=None,
                 enable_caching=True,
                 cache_root=str(workspace / "cache"),
