@@ -58,6 +58,8 @@ _TRIES_AT_THE_END = 5
 """For the rest of the log of a training that has ended."""
 _BUSY = {408, 429, 500, 502, 503, 504}
 _OUT_OF_MEMORY = 137
+_ECHOES = (Preempted.exit_code, 128 + signal.SIGTERM)
+"""Exit codes of nodes that were stopped because another had failed."""
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|[KMGT]i?)?$")]
@@ -606,7 +608,7 @@ def _wait(api: _Api, name: str, uid: str, log: Callable[[str], None]) -> Mapping
 def _failed_container(pods: list[client.V1Pod]) -> tuple[str, int, str] | None:
     """Return pod, exit code and reason of the container that failed first, and not as the echo of another."""
     failed = [
-        (end.exit_code == Preempted.exit_code, end.finished_at, pod.metadata.name, end.exit_code, end.reason or "Error")
+        (end.exit_code in _ECHOES, end.finished_at, pod.metadata.name, end.exit_code, end.reason or "Error")
         for pod in pods
         for status in pod.status.container_statuses or ()
         if status.name == CONTAINER and (end := status.state and status.state.terminated) and end.exit_code

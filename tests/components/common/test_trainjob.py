@@ -121,6 +121,7 @@ def test_a_trainjob_is_what_trainer_and_kubernetes_take(changes: dict[str, Any])
     [container] = pod["containers"]
     assert container["resources"]["requests"] == container["resources"]["limits"]
     assert container["resources"]["limits"].get("nvidia.com/gpu") == changes.get("gpus")
+    assert pod.get("nodeSelector") == changes.get("node_selector")
     assert pod.get("tolerations", []) == changes.get("tolerations", [])
     assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
     assert {"name": "volume", "persistentVolumeClaim": {"claimName": "bebygan-volume"}} in pod["volumes"]
@@ -519,14 +520,18 @@ def test_a_real_failure_ends_a_training_with_its_own_error(
     assert controllers.starts == starts
 
 
-def test_the_error_of_another_node_than_the_first_is_told(controllers: Controllers) -> None:
-    # The others meet its end, and say so sooner.
-    script = (
-        "if [ $PET_NODE_RANK = 1 ]; then echo 'error: no such weights'; exit 5; else trap 'exit 75' TERM; sleep 9; fi"
-    )
-    with pytest.raises(WeightsError, match=rf"pod {NAME}-node-0-1-\w+ ended with exit code 5: no such weights"):
-        Watcher(spec(script, nodes=2)).finish()
-    assert controllers.starts == 1
+@pytest.mark.parametrize("echo", [75, 143])
+def test_the_error_of_the_node_that_failed_is_told_and_not_its_echo(echo: int, server: ApiServer) -> None:
+    watcher = Watcher(spec(nodes=2))
+    server.wait_until(lambda: server.created)
+    for index, code in enumerate((echo, 5)):
+        pod = server.add_pod(NAME, index)
+        pod.run()
+        pod.say(f"error: of node {index}")
+        pod.end(code)
+    server.end(NAME, "Failed", "FailJobSetAction", "failed")
+    with pytest.raises(WeightsError, match=rf"pod {NAME}-node-0-1-\w+ ended with exit code 5: of node 1; kubectl"):
+        watcher.finish()
 
 
 def test_a_training_that_failed_is_started_again_by_whoever_asks_next(
