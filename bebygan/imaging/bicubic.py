@@ -6,12 +6,15 @@ and differs only at borders, where it renormalises and MATLAB mirrors.
 """
 
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bebygan.imaging.bicubic_uint8 import taps
+from bebygan.precision import full_precision
 
 
 @lru_cache(maxsize=8)
@@ -23,6 +26,23 @@ def _weights(inputs: int, outputs: int, scale: float, dtype: torch.dtype, device
         matrix = torch.zeros(outputs, inputs, dtype=torch.float64)
         matrix.scatter_add_(1, torch.from_numpy(positions), torch.from_numpy(weights))
         return matrix.to(device, dtype)
+
+
+class _Product(torch.autograd.Function):
+    """rows @ images @ columns.T, exact backward too: autograd would run that in whatever precision training allows."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        with full_precision(images.device):
+            return rows @ (images @ columns.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = ctx.saved_tensors
+        with full_precision(gradient.device):
+            return rows.T @ gradient @ columns, None, None
 
 
 def resize(images: Tensor, height: int, width: int, scale: float | None = None) -> Tensor:
@@ -40,7 +60,7 @@ def resize(images: Tensor, height: int, width: int, scale: float | None = None) 
     like = images.dtype, images.device
     rows = _weights(images.shape[-2], height, scale or height / images.shape[-2], *like)
     columns = _weights(images.shape[-1], width, scale or width / images.shape[-1], *like)
-    return rows @ (images @ columns.T)
+    return cast(Tensor, _Product.apply(images, rows, columns))  # type: ignore[no-untyped-call]
 
 
 def downscale(images: Tensor, factor: int) -> Tensor:

@@ -114,7 +114,9 @@ def test_training_from_scratch_lowers_the_loss(patches: Path, tmp_path: Path) ->
     losses = [values["pixel"] for _, values in logged]
     assert len(losses) == 40
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
-    assert history(tmp_path / "out") == [{"iteration": iteration, **values} for iteration, values in logged]
+    assert [(entry["iteration"], entry["pixel"]) for entry in history(tmp_path / "out")] == [
+        (iteration, values["pixel"]) for iteration, values in logged
+    ]
 
 
 def test_the_average_and_the_last_weights_are_both_kept(undisturbed: Path) -> None:
