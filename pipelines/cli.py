@@ -20,6 +20,13 @@ from pipelines import cluster_cli
 from pipelines.manifests import pinned_manifests
 
 
+def _where_runs_are_shown(uri: str) -> str:
+    """Return the address of a server, or the command that shows the embedded store."""
+    if uri.startswith("http"):
+        return uri
+    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+
+
 def _champion_line(model: str, version: str | None) -> str:
     return f"champion: {f'{model} version {version}' if version else 'none yet'}"
 
@@ -80,7 +87,7 @@ def _run(options: argparse.Namespace) -> None:
     print(f"verdict:  {registration['verdict']}")
     print(_champion_line(model, registration["champion"]))
     print(f"report:   {report}")
-    print(f"runs:     {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {tracking_uri()}")
+    print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
 
 
 def _parser() -> argparse.ArgumentParser:

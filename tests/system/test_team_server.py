@@ -140,6 +140,7 @@ def test_the_first_run_leaves_everything_with_the_servers(
     team: TeamServer, project: Path, first: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "\nchampion: bebygan version 1\n" in first.out
+    assert f"\nruns:     {team.tracker}\n" in first.out
     for name, value in team.environment("pipeline").items():
         monkeypatch.setenv(name, value)
     [dataset] = (project / "workspace" / "pipeline").glob("*/ingest/dataset")
@@ -209,6 +210,21 @@ def test_a_wrong_password_and_a_server_that_is_away_end_with_one_line(
     away = retrain(team, project, AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_ports(1)[0]}")
     assert away.code == 4
     assert re.fullmatch(r"error: .* does not answer for s3://photographs: .*\n", away.err), away.err
+
+
+def test_preflight_finds_everything_and_names_what_an_account_may_not(
+    team: TeamServer, project: Path, first: Finished
+) -> None:
+    assert first.code == 0
+    places = [each for each in team.services["pipeline"]["command"] if re.match("--(source|remote|ledger)=", each)]
+    command = ("pipelines.cli", "preflight", *places)
+    well = run(project, *command, environment=team.environment("pipeline"))
+    assert well.code == 0, well.err
+    print(f"preflight with every server up: {well.seconds:.1f} s")
+    assert ".preflight-" not in " ".join(keys(team, "bebygan"))
+    reader = run(project, *command, environment=team.environment("pipeline", **READER))
+    assert reader.code == 4
+    assert re.search(r"^error: 1 of \d+ checks failed: model registry: .*Permission denied", reader.err, re.MULTILINE)
 
 
 def test_after_everything_is_lost_a_backup_brings_back_the_same_champion(
