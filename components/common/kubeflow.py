@@ -116,7 +116,11 @@ def _reason(error: BaseException) -> str:
             return _one_line(cause.strerror)
         if isinstance(cause, TimeoutError):
             return "no answer in time"
-        cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, ConnectionError):
+            return _one_line(cause)
+        # urllib3 keeps some causes among the arguments.
+        inner = next((each for each in cause.args if isinstance(each, BaseException)), None)
+        cause = cause.__cause__ or cause.__context__ or inner
     return _one_line(error)
 
 

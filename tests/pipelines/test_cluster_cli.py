@@ -14,6 +14,7 @@ import yaml
 from components.common import kubeflow
 from components.common.config import load_params, to_yaml
 from components.common.job import inputs_of
+from components.start.step import identity
 from pipelines import cli, runs, schedules
 from pipelines.cluster import Cluster
 from pipelines.schedules import Package
@@ -107,6 +108,22 @@ def test_a_detector_starts_the_very_version_that_was_compiled_with_it(
     assert detect["runtime_config"]["parameters"]["service_account"] == weekly["service_account"] == "bebygan-retrain"
     assert detect["service_account"] == "bebygan-detect"
     assert inputs_of(load_params()).items() <= weekly["runtime_config"]["parameters"].items()
+
+
+def test_a_run_is_known_as_the_same_whoever_started_it(
+    server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The detector starts none beside one of the same inputs, which it would have started itself."""
+    cli.main(["schedule", "apply", "--file", file()])
+    capsys.readouterr()
+    _, run, _ = submitted(capsys)
+    parameters = [
+        server.tables["runs"][run]["runtime_config"]["parameters"],
+        server.schedules()["weekly"][0]["runtime_config"]["parameters"],
+    ]
+    detect = server.schedules()["detect"][0]["runtime_config"]["parameters"]
+    parameters.append({name: detect[name] for name in detect if name in parameters[1]})
+    assert len({identity(each) for each in parameters}) == 1
 
 
 def test_a_plan_names_what_changed(

@@ -352,6 +352,8 @@ def test_two_who_apply_at_once_duplicate_nothing(server: Standin, wanted: Callab
         for person in people:
             person.join()
         assert failed == []
+        # Both made both.
+        assert server.requests.count("POST /apis/v2beta1/recurringruns") == 4 * (change + 1)
         assert state(server) == declared(schedules)
 
 
@@ -360,7 +362,7 @@ FILES = st.dictionaries(st.sampled_from(NAMES), st.tuples(st.integers(0, 2), st.
 STEPS = st.lists(st.tuples(FILES, st.booleans(), st.booleans()), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
 def test_whatever_is_edited_what_is_declared_is_there_once_and_no_run_is_killed(
     server: Standin,

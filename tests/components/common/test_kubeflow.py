@@ -300,7 +300,9 @@ def test_a_server_that_never_answers_is_given_up_within_a_minute(
 def test_a_server_that_cuts_every_connection_is_told(server: Standin) -> None:
     connected = connect()
     server.dies_at = 0
-    with pytest.raises(ServiceError, match=r"listing the schedules failed at .* see that it runs"):
+    with pytest.raises(
+        ServiceError, match=r"listing the schedules failed at .* \(Remote end closed .* response\): see that it runs"
+    ):
         connected.recurring_runs()
 
 
