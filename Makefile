@@ -6,6 +6,7 @@ ARGS ?=
 BASE ?= python:3.11-slim
 TAG ?= latest
 IMAGES := data torch
+BILLS ?= build
 LOCKS := $(IMAGES) tracker
 IMAGE_LOCK = $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host --constraint requirements.lock
@@ -75,10 +76,10 @@ team-server: images tracker ## Build what infra/compose.yaml runs
 	docker build --tag bebygan-pipeline:$(TAG) --file infra/images/pipeline.Dockerfile \
 		--build-arg DATA=bebygan-data-python:$(TAG) --build-arg TORCH=bebygan-torch-python:$(TAG) .
 
-sbom: setup ## Write what the images hold to build/bebygan-*.cdx.json (CycloneDX)
-	mkdir -p build
-	grep '^torch==' requirements.lock | cat infra/images/torch.lock - | $(SBOM) --output-file build/bebygan-torch.cdx.json -
-	$(SBOM) --output-file build/bebygan-data.cdx.json infra/images/data.lock
+sbom: setup ## Write what the images hold to $(BILLS)/bebygan-*.cdx.json (CycloneDX)
+	mkdir -p $(BILLS)
+	grep '^torch==' requirements.lock | cat infra/images/torch.lock - | $(SBOM) --output-file $(BILLS)/bebygan-torch.cdx.json -
+	$(SBOM) --output-file $(BILLS)/bebygan-data.cdx.json infra/images/data.lock
 
 lock: setup ## Write the lock files anew
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -P torch==2.13.0 --output-file requirements.lock pyproject.toml

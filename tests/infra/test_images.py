@@ -1,0 +1,305 @@
+"""The images as a Docker engine builds them, and the whole pipeline in containers of them."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from mlflow import MlflowClient
+
+from components.common.provenance import code_hash
+from pipelines.containers import _run_to_its_end
+from tests.infra.conftest import ROOT
+from tests.system.conftest import Finished, new_project, run, start  # noqa: F401 - a fixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+STEPS = ("ingest", "patches", "warmup", "train", "evaluate", "register")
+LIMITS = {"data": 900e6, "torch": 1.6e9}
+# Built with what no image may keep: names of indexes, and where this machine's certificates lie.
+OF_THIS_MACHINE = ("PIP_", "index-url", "find-links", "AWS_", "MLFLOW_TRACKING_PASSWORD", "_CA_BUNDLE")
+
+
+@pytest.fixture(scope="session")
+def engine(images: dict[str, str]) -> Iterator[docker.DockerClient]:  # noqa: ARG001
+    """A client of the engine, when it has the images."""
+    client = docker.from_env()
+    yield client
+    client.close()
+
+
+def said(engine: docker.DockerClient, image: str, *command: str) -> str:
+    """Return what a command prints in a container like a task's, but for its folders."""
+    printed = engine.containers.run(
+        image, list(command), remove=True, read_only=True, network_mode="none", cap_drop=["ALL"]
+    )
+    return str(printed.decode().strip())
+
+
+@contextmanager
+def containers_seen(engine: docker.DockerClient) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield what the engine says of each container that starts meanwhile, by the step that it runs."""
+    seen: dict[str, dict[str, Any]] = {}
+    events = engine.events(decode=True, filters={"type": "container", "event": "start"})
+
+    def note() -> None:
+        for event in events:
+            with contextlib.suppress(docker.errors.NotFound):
+                attributes = engine.api.inspect_container(event["id"])
+                if (command := attributes["Config"]["Cmd"]).count("--function_to_execute"):
+                    seen[command[command.index("--function_to_execute") + 1]] = attributes
+
+    watcher = threading.Thread(target=note)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        events.close()
+        watcher.join(10)
+
+
+@pytest.fixture(scope="module")
+def project(new_project: Callable[[str], Path]) -> Path:  # noqa: F811
+    """A project in which the pipeline runs in containers."""
+    return new_project("containers")
+
+
+@pytest.fixture(scope="module")
+def seen(project: Path, engine: docker.DockerClient) -> dict[str, dict[str, Any]]:
+    """The first run's containers, by step."""
+    with containers_seen(engine) as containers:
+        done = run(project, "pipelines.cli", "run", "--containers")
+    assert done.code == 0, done.err + (project / "workspace" / "run.log").read_text()[-4000:]
+    assert "champion: bebygan version 1\n" in done.out
+    return containers
+
+
+def in_containers(project: Path, *arguments: str) -> Finished:
+    return run(project, "pipelines.cli", "run", "--containers", *arguments)
+
+
+@pytest.mark.parametrize("step", LIMITS)
+def test_an_image_is_no_larger_than_promised(step: str, engine: docker.DockerClient, images: dict[str, str]) -> None:
+    assert engine.images.get(images[step]).attrs["Size"] <= LIMITS[step]
+
+
+@pytest.mark.parametrize("step", LIMITS)
+def test_an_image_holds_this_code_and_says_where_it_comes_from(
+    step: str, engine: docker.DockerClient, images: dict[str, str]
+) -> None:
+    program = "from components.common.provenance import *; print(code_hash()); print(BUILD_INFO.read_text())"
+    inside, built = said(engine, images[step], "python3", "-c", program).split("\n", 1)
+    assert inside == code_hash()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=False, capture_output=True, text=True)
+    lock = subprocess.run(
+        ["sha256sum", f"infra/images/{step}.lock"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    facts = json.loads(built)
+    assert facts.keys() == {"git_sha", "git_dirty", "lock_sha256"}
+    assert facts["git_sha"] == (head.stdout.strip() or "unknown")
+    assert facts["git_dirty"] in {"true", "false"}
+    assert facts["lock_sha256"] == lock.stdout.split()[0]
+    labels = engine.images.get(images[step]).labels
+    assert labels["org.opencontainers.image.revision"] == facts["git_sha"]
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize("step", LIMITS)
+def test_an_image_runs_as_nobody_special_and_starts_no_program_of_its_own(
+    step: str, engine: docker.DockerClient, images: dict[str, str]
+) -> None:
+    config = engine.images.get(images[step]).attrs["Config"]
+    assert config["User"] == "1000:1000"
+    assert not config["Entrypoint"]
+    assert config["WorkingDir"] == "/app"
+    assert said(engine, images[step], "sh", "-c", "id -u; ls /app") == "1000\ndata\nparams\nparams.yaml"
+    writable = said(engine, images[step], "sh", "-c", "find /opt /app /etc -writable ! -type l 2>/dev/null; true")
+    assert writable == ""
+
+
+@pytest.mark.parametrize("step", LIMITS)
+def test_nothing_of_the_machine_that_built_an_image_stays_in_it(
+    step: str, engine: docker.DockerClient, images: dict[str, str]
+) -> None:
+    image = engine.images.get(images[step])
+    told = json.dumps([image.attrs["Config"], image.history()])
+    assert not [word for word in OF_THIS_MACHINE if word in told]
+    assert str(ROOT) not in told
+    look = "ls -d /wheels /build /etc/pip.conf /opt/venv/pip.conf /root/.cache /opt/venv/bin/pip 2>/dev/null; true"
+    assert said(engine, images[step], "sh", "-c", look) == ""
+
+
+@pytest.mark.parametrize(
+    ("step", "there", "not_there"),
+    [
+        ("data", "dvc great_expectations boto3 kfp kubernetes kfp.client", "torch mlflow"),
+        ("torch", "torch mlflow boto3 kfp", "dvc great_expectations kubernetes kfp_server_api google.cloud"),
+    ],
+)
+def test_an_image_holds_what_its_steps_need_and_not_what_the_others_do(
+    step: str, there: str, not_there: str, engine: docker.DockerClient, images: dict[str, str]
+) -> None:
+    program = """
+import importlib.util, sys
+def found(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+print(*[name for name in sys.argv[1:] if found(name)])
+"""
+    found = said(engine, images[step], "python3", "-c", program, *there.split(), *not_there.split())
+    assert found.split() == there.split()
+
+
+def test_the_bill_of_materials_is_what_is_inside(
+    engine: docker.DockerClient, images: dict[str, str], tmp_path: Path
+) -> None:
+    binaries = os.path.relpath(Path(sys.executable).parent, ROOT)
+    subprocess.run(
+        ["make", "--silent", "--old-file=.venv/installed", f"BIN={binaries}", f"BILLS={tmp_path}", "sbom"],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    program = "from importlib.metadata import distributions as d; print(*{f'{x.name}=={x.version}' for x in d()})"
+    for step, image in images.items():
+        named = json.loads((tmp_path / f"bebygan-{step}.cdx.json").read_text())["components"]
+        inside = {
+            package.lower().replace("_", "-") for package in said(engine, image, "python3", "-c", program).split()
+        }
+        assert {f"{part['name']}=={part['version']}".lower().replace("_", "-").replace(".", "-") for part in named} == {
+            package.replace(".", "-") for package in inside if not package.startswith("bebygan==")
+        }
+
+
+def test_every_step_runs_in_a_container_of_its_own(seen: dict[str, dict[str, Any]], images: dict[str, str]) -> None:
+    used = {step: attributes["Config"]["Image"] for step, attributes in seen.items()}
+    assert used == {step: images["data" if step in {"ingest", "patches"} else "torch"] for step in STEPS}
+    assert len({attributes["Id"] for attributes in seen.values()}) == len(STEPS)
+
+
+def test_no_container_is_given_more_than_it_needs(seen: dict[str, dict[str, Any]], project: Path) -> None:
+    for attributes in seen.values():
+        host = attributes["HostConfig"]
+        assert attributes["Config"]["User"].split(":")[0] not in {"", "0", "root"}
+        assert host["ReadonlyRootfs"] is True
+        assert host["CapDrop"] == ["ALL"]
+        assert host["SecurityOpt"] == ["no-new-privileges"]
+        assert host["NetworkMode"] == "none"
+        assert host["Memory"] > 0
+        mounts = {mount["Destination"]: mount["RW"] for mount in attributes["Mounts"]}
+        assert mounts["/app/data/sample"] is False
+        writable = {Path(path) for path, written in mounts.items() if written}
+        workspace = project / "workspace"
+        assert len([path for path in writable if not path.is_relative_to(workspace)]) == 1, "the run's scratch folder"
+
+
+def test_what_containers_made_is_there_and_tracked(seen: dict[str, dict[str, Any]], project: Path) -> None:
+    assert len(seen) == len(STEPS)
+    uri = f"sqlite:///{project / 'workspace' / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    champion = client.get_model_version_by_alias("bebygan", "champion")
+    [weights] = (project / "workspace" / "pipeline").glob("*/train/challenger/generator.safetensors")
+    assert weights.stat().st_uid == 1000
+    tags = client.get_run(champion.run_id).data.tags
+    assert tags["image_digest"] == seen["register"]["Image"]
+    assert tags["code_hash"] == code_hash()
+    assert client.get_run(tags["mlflow.parentRunId"]).info.status == "FINISHED"
+
+
+def test_a_second_run_has_nothing_to_do(seen: dict[str, dict[str, Any]], project: Path) -> None:
+    assert len(seen) == len(STEPS)
+    done = in_containers(project)
+    assert done.code == 0, done.err
+    assert done.out.startswith("nothing to do")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "line"),
+    [
+        ("patches.texture_threshold=1.0", 3, "error: patches: no training patch"),
+        ("warmup.weights=params.yaml", 5, "error: warmup: "),
+    ],
+)
+def test_a_step_that_refuses_ends_the_run_with_its_line_and_its_code(
+    change: str, code: int, line: str, seen: dict[str, dict[str, Any]], project: Path
+) -> None:
+    assert len(seen) == len(STEPS)
+    done = in_containers(project, "--set", change)
+    assert done.code == code, done.err
+    assert line in done.err
+
+
+@pytest.mark.parametrize("step", LIMITS)
+def test_a_container_that_fails_at_once_is_never_taken_for_a_success(
+    step: str, engine: docker.DockerClient, images: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lets the engine remove containers, and asks late, finds none and no exit code."""
+    started = engine.containers.run
+    for late in (0.0, 0.0, 0.0, 1.0):
+
+        def run_and_wait(*arguments: Any, late: float = late, **named: Any) -> Any:
+            container = started(*arguments, **named)
+            time.sleep(late)
+            return container
+
+        monkeypatch.setattr(type(engine.containers), "run", staticmethod(run_and_wait))
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            code = _run_to_its_end(
+                engine, images[step], ["sh", "-c", "echo told; exit 3"], volumes={}, network_mode="none"
+            )
+        assert (code, printed.getvalue()) == (3, "told\n")
+    assert engine.containers.list(all=True) == []
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_training(
+    seen: dict[str, dict[str, Any]], project: Path, engine: docker.DockerClient
+) -> None:
+    assert len(seen) == len(STEPS)
+    checkpoints = project / "workspace" / "checkpoints"
+    before = set(checkpoints.glob("train-*"))
+    process = start(project, "pipelines.cli", "run", "--containers", "--set", "train.iterations=5000")
+    while not any(path.is_file() for new in set(checkpoints.glob("train-*")) - before for path in new.rglob("*")):
+        assert process.poll() is None, process.communicate()
+    process.terminate()
+    _, told = process.communicate()
+    assert process.returncode == 75, told
+    assert "error: train: stopped on request after iteration" in told
+    assert engine.containers.list(all=True) == []
+
+
+def test_images_of_other_sources_are_refused(
+    engine: docker.DockerClient,  # noqa: ARG001
+    new_project: Callable[[str], Path],  # noqa: F811
+) -> None:
+    project = new_project("changed")
+    with (project / "components" / "ingest" / "step.py").open("a") as file:
+        file.write("\n# Changed since.\n")
+    done = in_containers(project)
+    assert done.code == 2
+    assert "holds other sources than are here: build it anew by `make images`" in done.err
+    shutil.rmtree(project)
+
+
+def test_an_engine_that_is_away_and_an_image_that_is_missing_are_said(
+    docker_host: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEBYGAN_TORCH_IMAGE", "bebygan-nowhere:1")
+    done = in_containers(project, "--set", "train.seed=5")
+    assert done.code == 4, done.err
+    assert "bebygan-nowhere:1" in done.err
+    assert "make images" in done.err
+    monkeypatch.setenv("DOCKER_HOST", f"{docker_host}-gone")
+    done = in_containers(project, "--set", "train.seed=5")
+    assert done.code == 4, done.err
+    assert f"the Docker engine at {docker_host}-gone failed" in done.err
