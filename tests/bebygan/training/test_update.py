@@ -1,4 +1,6 @@
 import copy
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bebygan.errors import DataError
+from bebygan.errors import DataError, Preempted
 from bebygan.imaging.shards import Patches, read_patches
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
@@ -117,6 +119,29 @@ def test_too_many_of_them_in_a_row_stop_the_run_and_keep_what_was_at_fault(patch
     assert not kept["value.best_buddy"].isfinite()
     assert not kept["gradient.generator.conv_first.weight"].isfinite().all()
     assert kept["hr"].isfinite().all()
+
+
+def test_a_run_with_all_of_it_resumes_exactly(patches: Patches, tmp_path: Path) -> None:
+    """fp16's scale, skipped steps, parts, clipping, the discriminator's head start: stopped amid it and gone on."""
+    settings = replace(SETTINGS, precision="fp16", accumulate=2, clip_norm=0.5, discriminator_first=1, skip_limit=5)
+
+    def trained(name: str, stopped_after: int | None = None) -> TrainState:
+        def stop(iteration: int, _: Mapping[str, float] | None) -> None:
+            if iteration == stopped_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        state = new(settings)
+        step = poisoned(gan_step(settings, None), {1})
+        fit(state, patches, settings, step, checkpoints=tmp_path / name, job=JOB, watch=stop)
+        return state
+
+    whole = trained("whole")
+    with pytest.raises(Preempted):
+        trained("stopped", 3)
+    resumed = trained("stopped")
+    assert whole.guard.skipped >= 1
+    assert whole.guard.scale < FIRST_SCALE
+    assert_equal(resumed.state_dict(), whole.state_dict())
 
 
 def poisoned(step: Step, iterations: set[int]) -> Step:
