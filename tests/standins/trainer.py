@@ -71,6 +71,8 @@ class Controllers:
         """What config maps and secrets hold, by their names."""
         self.starts = 0
         """How often all nodes of a training were started."""
+        self.actions: list[str] = []
+        """What JobSet's failurePolicy did after each failure."""
         self.closing = False
         self.threads: list[threading.Thread] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -115,6 +117,7 @@ class Controllers:
                 self.server.end(name, "Complete", "AllJobsCompleted", "jobset completed successfully")
                 return
             action = self._action(policy, *failure)
+            self.actions.append(action)
             if action == "FailJobSet":
                 self.server.end(name, "Failed", "FailJobSetAction", f"first failed job: {name}-node-0")
                 return

@@ -503,6 +503,7 @@ def test_a_reclaimed_machine_is_made_up_for(
     controllers.evict(server.pods[1], sig)
     lines = watcher.finish()
     assert controllers.starts == 2
+    assert controllers.actions == ["RestartJobSetAndIgnoreMaxRestarts"]
     assert [line for line in lines if not line.startswith(("log of", "Train"))] == ["begin", "begin", "end"]
 
 
