@@ -7,6 +7,7 @@ instead of two distance matrices. Subtracting the mean candidate from both sides
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +39,12 @@ class BestBuddies:
             Scalars `own`, `full` (other patches of full size), `half` and `quarter`, which sum to 1.
         """
         own = (self.index == torch.arange(self.index.shape[1], device=self.index.device)).float().mean()
-        bounds = torch.tensor(self.level_sizes, device=self.index.device).cumsum(0)
-        levels = torch.bucketize(self.index, bounds, right=True)
-        full, half, quarter = ((levels == level).float().mean() for level in range(3))
+        # Bounds are numbers of the host: to bring them to a GPU as a tensor would wait for it at every step.
+        ends = tuple(accumulate(self.level_sizes))
+        full, half, quarter = (
+            ((self.index >= start) & (self.index < end)).float().mean()
+            for start, end in zip((0, *ends), ends, strict=False)
+        )
         return {"own": own, "full": full - own, "half": half, "quarter": quarter}
 
 

@@ -112,7 +112,10 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by those of the first process, in place."""
     if processes() > 1:
         for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+            # NCCL takes none in channels_last order.
+            whole = tensor.contiguous()
+            distributed.broadcast(whole, 0)
+            tensor.copy_(whole)
 
 
 def any_process(yes: bool) -> bool:

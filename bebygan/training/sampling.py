@@ -141,8 +141,11 @@ class Loader:
     def _read(self, iteration: int) -> tuple[Tensor, Tensor]:
         first = iteration * self._optimisation.batch + rank() * self._share
         lr, hr = batch_pixels(self._patches, self._optimisation.seed, first, self._share, self._optimisation.crop)
-        # Only page-locked memory is copied to a GPU while it computes.
-        return (lr.pin_memory(), hr.pin_memory()) if self._device.type == "cuda" else (lr, hr)
+        if self._device.type != "cuda":
+            return lr, hr
+        # Only page-locked memory is copied to a GPU while it computes. A new thread would do that with the first GPU.
+        with torch.cuda.device(self._device):
+            return lr.pin_memory(), hr.pin_memory()
 
     def load(self, iteration: int) -> tuple[Tensor, Tensor]:
         """Return LR and HR of an iteration, as `batch` does, and begin to read those of the next.
