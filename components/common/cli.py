@@ -62,7 +62,7 @@ def _log_to_stderr() -> None:
 
 @contextmanager
 def task(step: str) -> Iterator[None]:
-    """Frame the work of a Kubeflow task: tell that it begins and how long it took.
+    """Frame the work of a Kubeflow task, imports included: tell that it begins and how long it took.
 
     On an error that a user can act on, end the process with one line and the right exit code.
     """

@@ -9,9 +9,10 @@ from components.common.images import DATA_IMAGE, TORCH_IMAGE
 def look(source: str) -> str:
     """Return the version of what lies at a source, before it is taken in."""
     from components.common.cli import task
-    from components.common.source import source_version
 
     with task("look"):
+        from components.common.source import source_version
+
         return source_version(source)
 
 
@@ -32,10 +33,11 @@ def decide(
 ) -> str:
     """Return "train" or "skip"; a training can be opened as the run that its steps' runs belong to."""
     from components.common.cli import task
-    from components.common.job import Job, params_of
-    from components.detect.step import begin
 
     with task("decide"):
+        from components.common.job import Job, params_of
+        from components.detect.step import begin
+
         groups = {
             "ingest": ingest_params,
             "patches": patches_params,

@@ -15,14 +15,15 @@ def evaluate(
     evaluation: dsl.Output[dsl.Artifact],
 ) -> str:
     """Compare the challenger with the others; returns the verdict."""
-    from pathlib import Path
-
     from components.common.cli import task
-    from components.common.config import EvaluateParams, from_yaml
-    from components.common.tracking import step_run
-    from components.evaluate.step import evaluate as run
 
     with task("evaluate"):
+        from pathlib import Path
+
+        from components.common.config import EvaluateParams, from_yaml
+        from components.common.tracking import step_run
+        from components.evaluate.step import evaluate as run
+
         group = from_yaml(EvaluateParams, params)
         folders = (Path(folder.path) for folder in (dataset, warmup, challenger, evaluation))
         with step_run("evaluate", group, data_version) as tracked:

@@ -16,12 +16,13 @@ def ingest(
     docs: dsl.Output[dsl.Artifact],
 ) -> str:
     """Take photographs in; returns their data version. The versions are there for the cache, which must see them."""
-    from pathlib import Path
-
     from components.common.cli import task
-    from components.common.config import IngestParams, from_yaml
-    from components.ingest.step import ingest as run
 
     with task("ingest"):
+        from pathlib import Path
+
+        from components.common.config import IngestParams, from_yaml
+        from components.ingest.step import ingest as run
+
         group = from_yaml(IngestParams, params)
         return run(source, Path(dataset.path), Path(docs.path), group, remote or None).data_version

@@ -9,10 +9,11 @@ from components.common.images import TORCH_IMAGE
 def notify(evaluate_params: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """End the pipeline's run in MLflow and tell the webhook how it ended."""
     from components.common.cli import task
-    from components.common.config import EvaluateParams, from_yaml
-    from components.notify.step import Ending
-    from components.notify.step import notify as run
 
     with task("notify"):
+        from components.common.config import EvaluateParams, from_yaml
+        from components.notify.step import Ending
+        from components.notify.step import notify as run
+
         model = from_yaml(EvaluateParams, evaluate_params).model_name
         run(Ending(state=status.state, error=status.error_message or "", model=model))

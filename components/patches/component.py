@@ -10,11 +10,12 @@ def patches(
     data_version: str, code_version: str, params: str, dataset: dsl.Input[dsl.Dataset], shards: dsl.Output[dsl.Dataset]
 ) -> None:
     """Make training patches. The versions are there for the cache, which must see them."""
-    from pathlib import Path
-
     from components.common.cli import task
-    from components.common.config import PatchesParams, from_yaml
-    from components.patches.step import make_patches
 
     with task("patches"):
+        from pathlib import Path
+
+        from components.common.config import PatchesParams, from_yaml
+        from components.patches.step import make_patches
+
         make_patches(Path(dataset.path), Path(shards.path), from_yaml(PatchesParams, params))

@@ -21,11 +21,12 @@ def preflight(
 ) -> None:
     """Try what the run will need."""
     from components.common.cli import task
-    from components.common.job import params_of
-    from components.preflight.step import Places, checks
-    from components.preflight.step import preflight as run
 
     with task("preflight"):
+        from components.common.job import params_of
+        from components.preflight.step import Places, checks
+        from components.preflight.step import preflight as run
+
         groups = {
             "ingest": ingest_params,
             "patches": patches_params,

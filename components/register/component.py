@@ -15,13 +15,14 @@ def register(
     registration: dsl.Output[dsl.Artifact],
 ) -> None:
     """Register the challenger with its verdict, and make it champion when the verdict says so."""
-    from pathlib import Path
-
     from components.common.cli import task
-    from components.common.config import RegisterParams, from_yaml
-    from components.common.tracking import step_run
 
     with task("register"):
+        from pathlib import Path
+
+        from components.common.config import RegisterParams, from_yaml
+        from components.common.tracking import step_run
+
         group = from_yaml(RegisterParams, params)
         folders = (Path(folder.path) for folder in (challenger, evaluation, registration))
         with step_run("register", group, data_version) as tracked:

@@ -15,15 +15,16 @@ def train(
     challenger: dsl.Output[dsl.Model],
 ) -> None:
     """Train Beby-GAN from the warm-up generator."""
-    from pathlib import Path
-
-    from bebygan.settings import GanSettings
     from components.common.cli import task
-    from components.common.config import from_yaml
-    from components.common.tracking import step_run
-    from components.train.step import train as run
 
     with task("train"):
+        from pathlib import Path
+
+        from bebygan.settings import GanSettings
+        from components.common.config import from_yaml
+        from components.common.tracking import step_run
+        from components.train.step import train as run
+
         group = from_yaml(GanSettings, params)
         with step_run("train", group, data_version) as track:
             run(

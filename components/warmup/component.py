@@ -15,14 +15,15 @@ def warmup(
     generator: dsl.Output[dsl.Model],
 ) -> None:
     """Train or import the PSNR-oriented generator. `code_version` is there for the cache, which must see it."""
-    from pathlib import Path
-
     from components.common.cli import task
-    from components.common.config import WarmupParams, from_yaml
-    from components.common.tracking import step_run
-    from components.warmup.step import warm_up
 
     with task("warmup"):
+        from pathlib import Path
+
+        from components.common.config import WarmupParams, from_yaml
+        from components.common.tracking import step_run
+        from components.warmup.step import warm_up
+
         group = from_yaml(WarmupParams, params)
         with step_run("warmup", group, data_version) as track:
             warm_up(Path(patches.path), Path(generator.path), checkpoints, params=group, track=track)
