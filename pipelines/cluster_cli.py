@@ -14,7 +14,8 @@ from components.common.progress import say
 
 if TYPE_CHECKING:
     from components.common.kubeflow import RecurringRun
-    from pipelines.schedules import Action, Kept, Wanted
+    from pipelines.declared import Wanted
+    from pipelines.schedules import Action, Kept
 
 ENVIRONMENT = """environment:
   KFP_HOST                     address of Kubeflow Pipelines (else KF_PIPELINES_ENDPOINT, else that inside a cluster)
@@ -55,7 +56,8 @@ def _change(action: "Action", wanted: "dict[str, Wanted]", there: "dict[str, Rec
 
 def _plan(options: argparse.Namespace) -> None:
     from components.common.kubeflow import connect  # noqa: PLC0415
-    from pipelines.schedules import forecast, kept, load_schedules, wanted_of  # noqa: PLC0415
+    from pipelines.declared import load_schedules, wanted_of  # noqa: PLC0415
+    from pipelines.schedules import forecast, kept  # noqa: PLC0415
 
     schedules = load_schedules(options.file)
     wanted = wanted_of(schedules)
@@ -73,7 +75,8 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _apply(options: argparse.Namespace) -> None:
     from components.common.kubeflow import connect  # noqa: PLC0415
-    from pipelines.schedules import apply, load_schedules, wanted_of  # noqa: PLC0415
+    from pipelines.declared import load_schedules, wanted_of  # noqa: PLC0415
+    from pipelines.schedules import apply  # noqa: PLC0415
 
     schedules = load_schedules(options.file)
     wanted = wanted_of(schedules)
@@ -97,7 +100,8 @@ def _state(schedule: "Kept") -> str:
 
 def _list(options: argparse.Namespace) -> None:
     from components.common.kubeflow import connect  # noqa: PLC0415
-    from pipelines.schedules import kept, load_schedules  # noqa: PLC0415
+    from pipelines.declared import load_schedules  # noqa: PLC0415
+    from pipelines.schedules import kept  # noqa: PLC0415
 
     owner = load_schedules(options.file).owner
     recurring_runs = connect().recurring_runs()
@@ -109,7 +113,8 @@ def _list(options: argparse.Namespace) -> None:
 
 def _pause_or_resume(options: argparse.Namespace) -> None:
     from components.common.kubeflow import connect  # noqa: PLC0415
-    from pipelines.schedules import load_schedules, pause, resume  # noqa: PLC0415
+    from pipelines.declared import load_schedules  # noqa: PLC0415
+    from pipelines.schedules import pause, resume  # noqa: PLC0415
 
     act = pause if options.action == "pause" else resume
     act(connect(), load_schedules(options.file).owner, options.name)

@@ -9,7 +9,8 @@ from components.common.config import Params
 from components.common.job import inputs_of
 from components.common.kubeflow import Kubeflow, Run, Task
 from pipelines.cluster import load_cluster
-from pipelines.schedules import SERVICE_ACCOUNTS, retrain_package, upload
+from pipelines.declared import SERVICE_ACCOUNTS, retrain_package
+from pipelines.schedules import upload
 
 _SECONDS_BETWEEN_LOOKS = 10.0
 _DRIVER = "-driver"

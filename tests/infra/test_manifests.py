@@ -15,9 +15,9 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.cluster import TASKS, load_cluster
+from pipelines.declared import SERVICE_ACCOUNTS
 from pipelines.detect import GIVEN_ACCESS
 from pipelines.manifests import build, containers
-from pipelines.schedules import SERVICE_ACCOUNTS
 from tests.infra.manifest_checks import (
     Manifest,
     amount,

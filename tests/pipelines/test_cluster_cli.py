@@ -15,9 +15,9 @@ from components.common import kubeflow
 from components.common.config import load_params, to_yaml
 from components.common.job import inputs_of
 from components.start.step import identity
-from pipelines import cli, runs, schedules
+from pipelines import cli, declared, runs
 from pipelines.cluster import Cluster
-from pipelines.schedules import Package
+from pipelines.declared import Package
 from tests.standins.kubeflow import Standin, standin
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +45,9 @@ def compile_once() -> Callable[..., Callable[[Cluster], Package]]:
 def server(
     monkeypatch: pytest.MonkeyPatch, compile_once: Callable[..., Callable[[Cluster], Package]]
 ) -> Iterator[Standin]:
-    retrain = compile_once(schedules.retrain_package)
-    monkeypatch.setattr(schedules, "detect_package", compile_once(schedules.detect_package))
-    monkeypatch.setattr(schedules, "retrain_package", retrain)
+    retrain = compile_once(declared.retrain_package)
+    monkeypatch.setattr(declared, "detect_package", compile_once(declared.detect_package))
+    monkeypatch.setattr(declared, "retrain_package", retrain)
     monkeypatch.setattr(runs, "retrain_package", retrain)
     for name in [name for name in os.environ if name.startswith(("KFP_", "KF_", "BEBYGAN_"))]:
         monkeypatch.delenv(name)

@@ -6,8 +6,8 @@ import yaml
 
 from components.start.step import PIPELINE as STARTED
 from pipelines.cluster import Cluster, load_cluster
+from pipelines.declared import detect_package, retrain_package
 from pipelines.retrain import PIPELINE
-from pipelines.schedules import detect_package, retrain_package
 
 ROOT = Path(__file__).parents[2]
 

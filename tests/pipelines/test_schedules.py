@@ -15,19 +15,8 @@ from kfp import compiler, dsl
 from bebygan.errors import ConfigError, ServiceError
 from components.common import kubeflow
 from components.common.kubeflow import connect
-from pipelines.schedules import (
-    Action,
-    Package,
-    Wanted,
-    apply,
-    forecast,
-    interval_seconds,
-    kept,
-    load_schedules,
-    pause,
-    plan,
-    resume,
-)
+from pipelines.declared import Package, Wanted, interval_seconds, load_schedules
+from pipelines.schedules import Action, apply, forecast, kept, pause, plan, resume
 from tests.standins.kubeflow import ALIVE, Standin, standin
 
 

@@ -16,8 +16,9 @@ from components.common.progress import WATCHER
 from components.common.source import source_version
 from components.common.tracking import close_pipeline_run, mlflow_client, open_pipeline_run, step_run
 from pipelines.cluster import Cluster, load_cluster
+from pipelines.declared import Package, retrain_package
 from pipelines.detect import detect_on
-from pipelines.schedules import Package, retrain_package, upload
+from pipelines.schedules import upload
 from tests.standins.kubeflow import ALIVE, Standin, standin
 
 pytestmark = pytest.mark.slow
