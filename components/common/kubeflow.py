@@ -227,7 +227,8 @@ class Kubeflow:
         from kfp_server_api import ApiException  # noqa: PLC0415
 
         again = (429,) if change else (429, 500, 502, 503, 504)
-        patience = _PATIENCE_FOR_CHANGES if change else _PATIENCE
+        # urllib3 sends a deletion again, like a question.
+        patience = _PATIENCE_FOR_CHANGES if change and "_delete_" not in call.__name__ else _PATIENCE
         with _errors(doing, self.host):
             for pause in (*_PAUSES, None):
                 try:

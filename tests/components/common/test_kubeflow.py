@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from kfp_server_api import ApiException
 
 from bebygan.errors import ConfigError, ServiceError
 from components.common import kubeflow
-from components.common.kubeflow import connect
+from components.common.kubeflow import Kubeflow, connect
 from tests.conftest import free_ports
 from tests.standins.kubeflow import Standin, standin
 
@@ -282,18 +282,24 @@ def test_a_login_page_is_not_taken_for_an_answer(server: Standin) -> None:
         connect()
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [lambda connected: connected.recurring_runs(), lambda connected: connected.delete("0000")],
+    ids=["a question", "a deletion"],
+)
 def test_a_server_that_never_answers_is_given_up_within_a_minute(
-    server: Standin, monkeypatch: pytest.MonkeyPatch
+    server: Standin, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Kubeflow], object]
 ) -> None:
     # urllib3 asks four times where asking again does no harm.
     assert 4 * sum(kubeflow._PATIENCE) <= 60
     assert sum(kubeflow._PATIENCE_FOR_CHANGES) <= 60
     monkeypatch.setattr(kubeflow, "_PATIENCE", (0.2, 0.2))
+    monkeypatch.setattr(kubeflow, "_PATIENCE_FOR_CHANGES", (0.2, 4))
     connected = connect()
     server.fail(0, times=9)
     started = time.monotonic()
     with pytest.raises(ServiceError, match=r"\(no answer in time\): see that it runs and can be reached"):
-        connected.recurring_runs()
+        ask(connected)
     assert time.monotonic() - started < 10
 
 
