@@ -87,11 +87,10 @@ def docker_host() -> Iterator[str]:
                 time.sleep(0.2)
             if subprocess.run(["docker", "image", "inspect", BASE], check=False, capture_output=True).returncode:
                 _import_base(cache)
+            # What sessions that were killed, and builds of earlier days, left.
+            for command in (["container", "prune", "--force"], ["image", "prune", "--force", "--filter", "until=72h"]):
+                subprocess.run(["docker", *command], check=True, capture_output=True)
             yield address
-            # What builds of earlier days left.
-            subprocess.run(
-                ["docker", "image", "prune", "--force", "--filter", "until=72h"], check=True, capture_output=True
-            )
         finally:
             engine.terminate()
             engine.wait()
