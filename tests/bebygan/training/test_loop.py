@@ -1,8 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -128,36 +125,6 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(patches: Patches, tmp_
         fit(state(), patches, SETTINGS, gan_step(SETTINGS, None), checkpoints=tmp_path / "stopped", job=JOB, watch=stop)
 
     assert_equal(run(patches, tmp_path / "stopped").state_dict(), run(patches, tmp_path / "whole").state_dict())
-
-
-KILLED = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{folder!r}]
-import test_loop
-test_loop.run(test_loop.read_patches(Path({patches!r}), "train"), Path({checkpoints!r}))
-"""
-
-
-def test_a_killed_run_ends_as_one_that_was_never_stopped(tmp_path: Path) -> None:
-    patches = make_patches_folder(tmp_path)
-    script = KILLED.format(
-        folder=str(Path(__file__).parent), patches=str(patches), checkpoints=str(tmp_path / "killed")
-    )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    while not list((tmp_path / "killed").glob("*.checkpoint")) and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-
-    opened = read_patches(patches, "train")
-    resumed, whole = run(opened, tmp_path / "killed"), run(opened, tmp_path / "whole")
-    assert_equal(resumed.state_dict(), whole.state_dict())
-
-
-def make_patches_folder(tmp_path: Path) -> Path:
-    (tmp_path / "patches").mkdir()
-    return make_patches(tmp_path / "patches")
 
 
 def test_a_finished_run_is_not_trained_again(patches: Patches, tmp_path: Path) -> None:
