@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from components.common.cli import EXIT_CODES, add_params_arguments, report_errors
@@ -137,10 +138,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _without_validator() -> Iterator[None]:
+    """Let Kubernetes' client, which comes with Kubeflow's, not find a validator that it would load and we never ask.
+
+    Where it is installed, as it is for this project's tests, loading it takes more time than compiling a pipeline.
+    """
+    name = "kubernetes_validate"
+    hidden = name not in sys.modules
+    if hidden:
+        # So an import of it fails as if it were not installed.
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     options = _parser().parse_args(arguments)
-    return report_errors(lambda: options.run(options))
+    with _without_validator():
+        return report_errors(lambda: options.run(options))
 
 
 if __name__ == "__main__":

@@ -477,3 +477,16 @@ def test_compiling_onto_a_full_disk_ends_with_one_line(
     assert cli.main(["compile", str(tmp_path / "pipeline.yaml"), "--cluster", str(cluster_file)]) == 6
     assert capsys.readouterr().err.startswith("error: cannot write")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_does_not_load_what_validates_manifests_and_leaves_it_to_others(cluster_file: Path) -> None:
+    """It is a tool of the tests; loading it takes longer than compiling."""
+    script = (
+        "import sys\n"
+        "from pipelines import cli\n"
+        f"assert cli.main(['compile', {str(cluster_file.with_name('quick.yaml'))!r}]) == 0\n"
+        "assert 'kubernetes' in sys.modules and 'jsonschema' not in sys.modules\n"
+        "import kubernetes_validate\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
