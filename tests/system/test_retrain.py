@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from bebygan.files import sha256_of
 from bebygan.networks.naming import load_generator
 from components.common.data_version import data_version, fetch
+from components.common.ledger import entries
 from tests.system.conftest import Finished, run, start
 
 pytestmark = pytest.mark.slow
@@ -191,6 +192,14 @@ def test_a_challenger_that_fails_a_threshold_leaves_the_champion(changed_run: Fi
     assert client.get_model_version_by_alias("bebygan", "champion").tags["verdict"] == "promote"
     report = (project / "workspace" / "report" / "report.html").read_text()
     assert "better by more than 50 asked" in report
+
+
+def test_the_promotion_stands_in_the_workspaces_ledger(changed_run: Finished, project: Path) -> None:
+    assert changed_run.code == 0
+    [move] = entries(str(project / "workspace" / "ledger"), "bebygan")
+    holder = client_of(project).get_model_version_by_alias("bebygan", "champion")
+    assert (move.version, move.previous, move.verdict) == ("1", None, "promote")
+    assert (move.weights_sha256, move.run) == (holder.tags["weights_sha256"], holder.run_id)
 
 
 def test_the_champion_is_measured_anew_and_as_before(changed_run: Finished, project: Path) -> None:
