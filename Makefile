@@ -83,6 +83,7 @@ sbom: setup ## Write what the images hold to $(BILLS)/bebygan-*.cdx.json (Cyclon
 
 lock: setup ## Write the lock files anew
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -P torch==2.13.0 --output-file requirements.lock pyproject.toml
+	sed -i "s/^\(torch==[0-9.]*\)+cpu/\1/" requirements.lock
 	$(IMAGE_LOCK) --allow-unsafe --extra data --extra pipeline --output-file infra/images/data.lock pyproject.toml
 	$(IMAGE_LOCK) $(NOT_LOCKED) --extra train --output-file infra/images/torch.lock pyproject.toml
 	$(IMAGE_LOCK) $(NOT_LOCKED) --extra tracker --output-file infra/images/tracker.lock pyproject.toml
@@ -90,4 +91,5 @@ lock: setup ## Write the lock files anew
 	sed -n '/^kfp==/,/[^\\]$$/p' infra/images/data.lock >> infra/images/torch.lock
 
 clean: ## Remove what runs left behind, not the environment
-	rm -rf workspace
+	rm -rf workspace build
+	rm -f infra/images/wheels/* infra/images/weights/*

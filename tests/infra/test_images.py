@@ -18,8 +18,11 @@ import docker
 import pytest
 from mlflow import MlflowClient
 
+from bebygan.errors import ConfigError
+from components.common.config import load_params
+from components.common.job import Job
 from components.common.provenance import code_hash
-from pipelines.containers import _run_to_its_end
+from pipelines.containers import _run_to_its_end, in_containers
 from tests.infra.conftest import ROOT
 from tests.system.conftest import Finished, new_project, run, start  # noqa: F401 - a fixture
 
@@ -84,7 +87,8 @@ def seen(project: Path, engine: docker.DockerClient) -> dict[str, dict[str, Any]
     return containers
 
 
-def in_containers(project: Path, *arguments: str) -> Finished:
+def run_in_containers(project: Path, *arguments: str) -> Finished:
+    """Run the pipeline's command."""
     return run(project, "pipelines.cli", "run", "--containers", *arguments)
 
 
@@ -218,7 +222,7 @@ def test_what_containers_made_is_there_and_tracked(seen: dict[str, dict[str, Any
 
 def test_a_second_run_has_nothing_to_do(seen: dict[str, dict[str, Any]], project: Path) -> None:
     assert len(seen) == len(STEPS)
-    done = in_containers(project)
+    done = run_in_containers(project)
     assert done.code == 0, done.err
     assert done.out.startswith("nothing to do")
 
@@ -234,7 +238,7 @@ def test_a_step_that_refuses_ends_the_run_with_its_line_and_its_code(
     change: str, code: int, line: str, seen: dict[str, dict[str, Any]], project: Path
 ) -> None:
     assert len(seen) == len(STEPS)
-    done = in_containers(project, "--set", change)
+    done = run_in_containers(project, "--set", change)
     assert done.code == code, done.err
     assert line in done.err
 
@@ -262,6 +266,44 @@ def test_a_container_that_fails_at_once_is_never_taken_for_a_success(
     assert engine.containers.list(all=True) == []
 
 
+def test_a_step_that_wants_more_memory_than_there_is_is_told_so(
+    engine: docker.DockerClient, images: dict[str, str]
+) -> None:
+    greedy = ["python3", "-c", "bytes(range(256)) * 10**7", "--function_to_execute", "train"]
+    with pytest.raises(ConfigError, match=r"^train ran out of memory \(64 MiB\): lower its batch"):
+        _run_to_its_end(engine, images["data"], greedy, mem_limit=64 << 20, network_mode="none")
+    assert engine.containers.list(all=True) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "remote", "store", "asked", "network"),
+    [
+        ("photographs", "", "", None, "none"),
+        ("s3://photographs", "", "", None, "host"),
+        ("photographs", "s3://versions/dvc", "", None, "host"),
+        ("photographs", "", "http://127.0.0.1:5000", None, "host"),
+        ("s3://photographs", "", "", "team", "team"),
+        ("photographs", "", "sqlite:////elsewhere/mlflow.db", None, "refused"),
+    ],
+)
+def test_containers_reach_a_network_only_where_something_remote_is_named(  # noqa: PLR0917
+    source: str, remote: str, store: str, asked: str | None, network: str,
+    engine: docker.DockerClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    engine.ping()
+    (tmp_path / "photographs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BEBYGAN_PARENT_RUN", "a-run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store or f"sqlite:///{tmp_path}/workspace/mlflow.db")
+    job = Job(load_params(ROOT / "params.yaml", []), source, "1", "1")
+    refused = pytest.raises(ConfigError, match=r"containers do not see /elsewhere/mlflow\.db")
+    with (
+        refused if network == "refused" else contextlib.nullcontext(),
+        in_containers(job, [tmp_path / "workspace"], [remote], asked) as runner,
+    ):
+        assert runner.container_run_args["network_mode"] == network
+
+
 def test_a_run_that_is_asked_to_stop_saves_its_training(
     seen: dict[str, dict[str, Any]], project: Path, engine: docker.DockerClient
 ) -> None:
@@ -285,7 +327,7 @@ def test_images_of_other_sources_are_refused(
     project = new_project("changed")
     with (project / "components" / "ingest" / "step.py").open("a") as file:
         file.write("\n# Changed since.\n")
-    done = in_containers(project)
+    done = run_in_containers(project)
     assert done.code == 2
     assert "holds other sources than are here: build it anew by `make images`" in done.err
     shutil.rmtree(project)
@@ -295,11 +337,11 @@ def test_an_engine_that_is_away_and_an_image_that_is_missing_are_said(
     docker_host: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BEBYGAN_TORCH_IMAGE", "bebygan-nowhere:1")
-    done = in_containers(project, "--set", "train.seed=5")
+    done = run_in_containers(project, "--set", "train.seed=5")
     assert done.code == 4, done.err
     assert "bebygan-nowhere:1" in done.err
     assert "make images" in done.err
     monkeypatch.setenv("DOCKER_HOST", f"{docker_host}-gone")
-    done = in_containers(project, "--set", "train.seed=5")
+    done = run_in_containers(project, "--set", "train.seed=5")
     assert done.code == 4, done.err
     assert f"the Docker engine at {docker_host}-gone failed" in done.err
