@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -330,8 +330,12 @@ def step_run(
         run.close(status, seconds)
 
 
-def finished_run(fingerprint: str) -> str | None:
+def finished_run(fingerprint: str, also_in: Collection[str] = ()) -> str | None:
     """Return the id of a run that ended well with this tag `fingerprint`, or None.
+
+    Args:
+        fingerprint: of the job.
+        also_in: ids of experiments to look in, beside our own.
 
     Raises:
         ServiceError: the server is away or refuses.
@@ -339,5 +343,5 @@ def finished_run(fingerprint: str) -> str | None:
     client = mlflow_client()
     with service_errors("looking for a finished run"):
         wanted = f"tags.fingerprint = '{fingerprint}' and attributes.status = 'FINISHED'"
-        found = client.search_runs([_experiment(client)], wanted, max_results=1)
+        found = client.search_runs(sorted({_experiment(client), *also_in}), wanted, max_results=1)
     return str(found[0].info.run_id) if found else None

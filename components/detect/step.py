@@ -29,8 +29,12 @@ class Decision:
     reason: str
 
 
-def _pipeline_run_of_champion(model: str) -> "tuple[str, Run | None] | None":
-    """Return the champion's version and the run of the whole pipeline that made it, as far as they are there."""
+_Made = tuple[str, "Run | None"]
+"""A champion's version, and the run of the whole pipeline that made it, where that is known."""
+
+
+def _pipeline_run_of_champion(model: str) -> _Made | None:
+    """Return the champion and what made it, or None where there is no champion."""
     reigning = champion(model)
     if reigning is None:
         return None
@@ -63,8 +67,7 @@ def _changed_parameters(job: Job, before: "Run") -> str | None:
     return f"parameters changed ({', '.join(changed)})"
 
 
-def _reason(job: Job) -> str:
-    made = _pipeline_run_of_champion(job.params.evaluate.model_name)
+def _reason(job: Job, made: _Made | None) -> str:
     if made is None:
         return "there is no champion yet"
     version, before = made
@@ -100,9 +103,12 @@ def decide(job: Job, *, force: bool = False) -> Decision:
     """
     if force:
         return Decision("train", "it was asked for")
-    if earlier := finished_run(job.fingerprint):
+    made = _pipeline_run_of_champion(job.params.evaluate.model_name)
+    # Kubeflow's plugin gives a change detector another experiment than the trainings that it starts.
+    also_in = [made[1].info.experiment_id] if made and made[1] else []
+    if earlier := finished_run(job.fingerprint, also_in):
         return Decision("skip", f"photographs, parameters and code are those of the finished run {earlier}")
-    return Decision("train", _reason(job))
+    return Decision("train", _reason(job, made))
 
 
 def begin(job: Job, *, force: str, asked_because: str, open_run: bool) -> Literal["train", "skip"]:

@@ -190,6 +190,14 @@ def test_where_kubeflow_tracks_by_itself_its_own_run_of_the_pipeline_is_describe
     assert begin(job, force="auto", asked_because="", open_run=True) == "skip"
 
 
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_detector_that_is_tracked_elsewhere_sees_what_was_trained(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(job, monkeypatch, promote=True)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mlflow_client().create_experiment("of-the-detector"))
+    assert decide(job).action == "skip"
+    assert decide(dataclasses.replace(job, code_version="code-2")).action == "train"
+
+
 def test_a_word_that_is_neither_auto_nor_always_is_refused(job: Job) -> None:
     with pytest.raises(ConfigError, match="auto or always, got 'no'"):
         begin(job, force="no", asked_because="", open_run=False)
