@@ -435,8 +435,8 @@ def checkpointing(setup: Setup, times: int) -> list[Figure]:
     inside, between = np.subtract(ended, began), np.subtract(began[1:], ended[:-1])
     after = np.arange(3, len(inside), 3)
     # Two iterations on, the checkpoint is written; the first iteration of all warms up.
-    undisturbed = float(np.median(inside[2::3]) + np.median(between[1::3]))
-    cost = float(np.max(between[after - 1] + inside[after]) - undisturbed)
+    undisturbed = float(np.median(inside[2::3]))
+    cost = float(np.max(between[after - 1] + np.maximum(inside[after] - undisturbed, 0)))
     name = f"checkpoint, {setup.shape}"
     return [
         limited(f"{name}: time it costs training", 100 * cost / undisturbed, "% of an iteration", 100),
