@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from components.common.cli import EXIT_CODES, add_params_arguments, report_errors
+from components.common.cli import EXIT_CODES, add_params_arguments, end_quickly, report_errors
 from components.common.config import load_params
 from components.common.job import job_here
 from components.common.progress import say
@@ -89,6 +89,7 @@ def _run(options: argparse.Namespace) -> None:
     print(_champion_line(model, registration["champion"]))
     print(f"report:   {report}")
     print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
+    end_quickly()
 
 
 def _parser() -> argparse.ArgumentParser:
