@@ -30,7 +30,7 @@ from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import load_vgg
 from bebygan.settings import BestBuddySettings, GanSettings, GeneratorShape, Precision, RegionSettings
 from bebygan.training import checkpoint
-from bebygan.training.loop import fit
+from bebygan.training.loop import Step, fit
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState, new_state, place
 from bebygan.training.step import gan_step
@@ -369,6 +369,20 @@ def _tracking_in(folder: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
+def _clocked(step: Step) -> tuple[Step, list[float], list[float]]:
+    """Return a step that notes when it began and ended, and the notes, seconds."""
+    began: list[float] = []
+    ended: list[float] = []
+
+    def clocked(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
+        began.append(time.perf_counter())
+        losses = step(state, lr, hr)
+        ended.append(time.perf_counter())
+        return losses
+
+    return clocked, began, ended
+
+
 def outside_the_step(setup: Setup, iterations: int) -> list[Figure]:
     """Time of the loop that is not forward, backward or optimiser: data, average, logging, checkpoints.
 
@@ -377,16 +391,7 @@ def outside_the_step(setup: Setup, iterations: int) -> list[Figure]:
     settings = replace(setup.settings, iterations=iterations, checkpoint_every=iterations)
     patches = read_patches(setup.crops.patches, "train", verify=False)
     state = new_state(*setup.networks(), settings, CPU)
-    measured = gan_step(settings, setup.perceptual())
-    began: list[float] = []
-    ended: list[float] = []
-
-    def step(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
-        began.append(time.perf_counter())
-        losses = measured(state, lr, hr)
-        ended.append(time.perf_counter())
-        return losses
-
+    step, began, ended = _clocked(gan_step(settings, setup.perceptual()))
     job = {"step": "benchmark"}
     with TemporaryDirectory() as name, _tracking_in(Path(name)), step_run("train", settings) as track:
 
@@ -413,26 +418,18 @@ def checkpointing(setup: Setup, times: int) -> list[Figure]:
     settings = replace(setup.settings, iterations=3 * times + 2, checkpoint_every=3, log_every=10**6)
     patches = read_patches(setup.crops.patches, "train", verify=False)
     state = new_state(*setup.networks(), settings, CPU)
-    measured = gan_step(settings, setup.perceptual())
-    began: list[float] = []
-    ended: list[float] = []
-
-    def step(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
-        began.append(time.perf_counter())
-        losses = measured(state, lr, hr)
-        ended.append(time.perf_counter())
-        return losses
-
+    step, began, ended = _clocked(gan_step(settings, setup.perceptual()))
     job = {"step": "benchmark"}
     with TemporaryDirectory() as name:
         fit(state, patches, settings, step, checkpoints=Path(name) / "fit", job=job, watch=lambda *_: None)
         started = time.perf_counter()
-        measured(state, *setup.crops.read())
+        step(state, *setup.crops.read())
         with checkpoint.Checkpoints(Path(name) / "stop", job, settings.keep) as checkpoints:
             checkpoints.save(settings.iterations, state.state_dict())
             checkpoints.wait()
         stopping = time.perf_counter() - started
-    inside, between = np.subtract(ended, began), np.subtract(began[1:], ended[:-1])
+    # The last one was that of the stop.
+    inside, between = np.subtract(ended, began)[:-1], np.subtract(began[1:-1], ended[:-2])
     after = np.arange(3, len(inside), 3)
     # Two iterations on, the checkpoint is written; the first iteration of all warms up.
     undisturbed = float(np.median(inside[2::3]))
