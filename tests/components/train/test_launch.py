@@ -99,6 +99,15 @@ def start(patches: Path, warmup: Path, tmp_path: Path) -> Callable[..., list[str
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Lets this process compute with one thread, as the pods do: more of them add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def reclaimed(cluster: Controllers, tmp_path: Path) -> Iterator[threading.Thread]:
     """Takes the machine away from the first training as soon as it has written a checkpoint."""
 
@@ -114,6 +123,7 @@ def reclaimed(cluster: Controllers, tmp_path: Path) -> Iterator[threading.Thread
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_training_on_machines_that_are_taken_away_gives_the_challenger_that_one_here_gives(  # noqa: PLR0917
     start: Callable[..., list[str]], cluster: Controllers, reclaimed: threading.Thread, warmup: Path, patches: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -248,7 +248,7 @@ def test_what_stood_at_the_output_is_replaced_whole(patches: Path, undisturbed: 
     (tmp_path / "out" / "left over").write_text("old")
     with pytest.raises(DataError):
         warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny("crop=64"), track=ignore)
-    assert contents(tmp_path / "out") == {"left over": b"old"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["left over"]
     warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny(), track=ignore)
     assert contents(tmp_path / "out") == contents(undisturbed)
 
