@@ -17,7 +17,6 @@ from kfp_server_api import ApiException
 from bebygan.errors import ConfigError, ServiceError
 from components.common import kubeflow
 from components.common.kubeflow import Kubeflow, connect
-from tests.conftest import free_ports
 from tests.standins.kubeflow import Standin, standin
 
 
@@ -312,7 +311,7 @@ def test_a_server_that_cuts_every_connection_is_told(server: Standin) -> None:
         connected.recurring_runs()
 
 
-@pytest.mark.parametrize("host", [f"http://127.0.0.1:{free_ports(1)[0]}", "http://nowhere.invalid"])
+@pytest.mark.parametrize("host", ["http://127.0.0.1:9", "http://nowhere.invalid"])
 def test_an_address_where_nobody_answers_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
