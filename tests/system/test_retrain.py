@@ -240,8 +240,10 @@ def test_a_step_that_refuses_ends_the_run_with_its_line_and_its_code(changed_run
     assert changed_run.code == 0
     done = run(project, "pipelines.cli", "run", "--set", "patches.texture_threshold=1.0")
     assert done.code == 3
-    assert done.err.splitlines()[0] == "patches ..."
-    [line] = [line for line in done.err.splitlines()[1:] if line]
+    reason, began, *rest = done.err.splitlines()
+    assert reason.startswith("training: parameters changed (patches.texture_threshold 0.025 -> 1.0)")
+    assert began == "patches ..."
+    [line] = [line for line in rest if line]
     assert re.fullmatch(r"error: patches: no training patch of 64 pixels in .* lower patches\.minimum_texture .*", line)
     assert done.out == ""
     assert runs_of(project)[-1].info.status == "FAILED"

@@ -94,6 +94,8 @@ def test_beginning_anew_says_what_differs_from_the_newest_job_that_is_there(
         folder = save(str(tmp_path), 1, job=JOB | {"params.iterations": iterations})
         os.utime(folder, (time.time() - age,) * 2)
     caplog.set_level(logging.INFO, logger="components.common.checkpoints")
+    # Where a command line was called before in this process, the second one has told, too.
+    caplog.clear()
     save(str(tmp_path), 1)
     [line] = [record.getMessage() for record in caplog.records]
     assert line == f"train begins anew: of the job in {folder}, params.iterations is 8 there and 6 here"
