@@ -322,6 +322,7 @@ def pictures(run: StepRun) -> list[str]:
     return sorted(file.path for file in run.client.list_artifacts(run.run_id, "pictures"))
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_pictures_become_artifacts_and_the_machine_is_watched(params: Params, tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     with step_run("train", params.train, machine=True) as run:
