@@ -20,6 +20,9 @@ from bebygan.settings import BestBuddySettings, Pyramid
 _BLOCK = 64
 """Candidates whose minimum is taken before the argmin: torch takes minima of short rows far faster than argmins."""
 
+ORIGINS = ("own", "full", "half", "quarter")
+"""A patch's buddy is its own HR patch, another one of full size, one of half, or one of a quarter."""
+
 
 @dataclass(frozen=True, slots=True)
 class BestBuddies:
@@ -32,20 +35,21 @@ class BestBuddies:
     level_sizes: tuple[int, ...]
     """Candidates per pyramid level; they sum to M."""
 
+    def origins(self) -> Tensor:
+        """Return where each patch found its buddy, (B, N), int64: the place of the name in `ORIGINS`."""
+        own = self.index == torch.arange(self.index.shape[1], device=self.index.device)
+        # Bounds are numbers of the host: to bring them to a GPU as a tensor would wait for it at every step.
+        full, half, _ = accumulate(self.level_sizes)
+        return torch.where(own, 0, 1 + (self.index >= full).long() + (self.index >= half).long())
+
     def shares(self) -> dict[str, Tensor]:
         """Return the share of patches whose buddy is their own HR patch, another of full size, or of a coarser level.
 
         Returns:
             Scalars `own`, `full` (other patches of full size), `half` and `quarter`, which sum to 1.
         """
-        own = (self.index == torch.arange(self.index.shape[1], device=self.index.device)).float().mean()
-        # Bounds are numbers of the host: to bring them to a GPU as a tensor would wait for it at every step.
-        ends = tuple(accumulate(self.level_sizes))
-        full, half, quarter = (
-            ((self.index >= start) & (self.index < end)).float().mean()
-            for start, end in zip((0, *ends), ends, strict=False)
-        )
-        return {"own": own, "full": full - own, "half": half, "quarter": quarter}
+        origins = self.origins()
+        return {name: (origins == number).float().mean() for number, name in enumerate(ORIGINS)}
 
 
 def pyramid_levels(hr: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,14 +7,14 @@ from torch import Tensor
 from bebygan import SCALE
 from bebygan.imaging import Image
 from bebygan.imaging.convert import to_image
-from bebygan.losses.best_buddy import find_best_buddies
+from bebygan.losses.best_buddy import ORIGINS, find_best_buddies
 from bebygan.losses.region_aware import region_mask
 from bebygan.networks.generator import Generator
 from bebygan.precision import full_precision
 from bebygan.settings import BestBuddySettings, GanSettings, Optimisation
 
 LEVEL_COLOURS = {"own": (32, 36, 44), "full": (66, 133, 196), "half": (240, 180, 60), "quarter": (214, 72, 56)}
-"""RGB of a patch in the map of levels: its buddy is its own HR patch, another of full size, one of half, of quarter."""
+"""RGB of a patch in the map of levels, by where it found its buddy; see `ORIGINS`."""
 _GAP = 4
 
 
@@ -26,14 +26,10 @@ def level_map(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> Image:
         hr: the same shape.
         settings: see `BestBuddySettings`.
     """
-    buddies = find_best_buddies(sr, hr, settings)
-    index = buddies.index[0]
-    bounds = torch.tensor(buddies.level_sizes, device=index.device).cumsum(0)
-    level = torch.bucketize(index, bounds, right=True) + 1
-    level[index == torch.arange(len(index), device=index.device)] = 0
+    origins = find_best_buddies(sr, hr, settings).origins()[0]
     rows, columns = ((side - settings.patch) // settings.stride + 1 for side in hr.shape[-2:])
-    colours = np.array(list(LEVEL_COLOURS.values()), np.uint8)
-    picture: Image = colours[level.view(rows, columns).cpu().numpy()]
+    colours = np.array([LEVEL_COLOURS[name] for name in ORIGINS], np.uint8)
+    picture: Image = colours[origins.view(rows, columns).cpu().numpy()]
     return picture
 
 
