@@ -69,6 +69,12 @@ def run(project: Path, *command: str, environment: Mapping[str, str] | None = No
     return Finished(process.returncode, out, err, time.monotonic() - started)
 
 
+def output_of(project: Path, step: str, artifact: str, run: int = 0) -> Path:
+    """Return the folder that a step wrote in the first run, or in another of those in which it worked."""
+    found = (project / "workspace" / "pipeline").glob(f"*/{step}/{artifact}")
+    return sorted(found, key=lambda path: path.stat().st_mtime)[run]
+
+
 def _with_tiny_values(values: dict[str, Any]) -> dict[str, Any]:
     for group, changes in TINY.items():
         for name, value in changes.items():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.system.conftest import Finished, run
+from tests.system.conftest import Finished, output_of, run
 
 pytestmark = pytest.mark.slow
 STAGES = ("ingest", "patches", "warmup", "train", "evaluate", "register")
@@ -61,12 +61,11 @@ def test_the_numbers_are_those_of_the_kubeflow_run(
     reproduced: Finished, desk: Path, first_run: Finished, project: Path
 ) -> None:
     assert (reproduced.code, first_run.code) == (0, 0)
-    [kubeflow] = (project / "workspace" / "pipeline").glob("*/evaluate/evaluation/metrics.json")
     ours = json.loads((desk / "artifacts" / "evaluation" / "metrics.json").read_text())
-    assert ours == json.loads(kubeflow.read_text())
+    assert ours == json.loads((output_of(project, "evaluate", "evaluation") / "metrics.json").read_text())
     assert set(ours) == {"bicubic", "warmup", "challenger"}
     for step, artifact, out in (("warmup", "generator", "warmup"), ("train", "challenger", "challenger")):
-        [theirs] = (project / "workspace" / "pipeline").glob(f"*/{step}/{artifact}/generator.safetensors")
+        theirs = output_of(project, step, artifact) / "generator.safetensors"
         assert (desk / "artifacts" / out / "generator.safetensors").read_bytes() == theirs.read_bytes()
 
 

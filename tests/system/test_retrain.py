@@ -17,7 +17,7 @@ from bebygan.files import sha256_of
 from bebygan.networks.naming import load_generator
 from components.common.data_version import data_version, fetch
 from components.common.ledger import entries
-from tests.system.conftest import Finished, run, start
+from tests.system.conftest import Finished, output_of, run, start
 
 pytestmark = pytest.mark.slow
 STEPS = ("ingest", "patches", "warmup", "train", "evaluate", "register")
@@ -38,12 +38,6 @@ def runs_of(project: Path) -> list[Run]:
     client = client_of(project)
     experiments = [each.experiment_id for each in client.search_experiments()]
     return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
-
-
-def output_of(project: Path, step: str, artifact: str, run: int = 0) -> Path:
-    """Return the folder that a step wrote in the first run, or in another of those in which it worked."""
-    found = (project / "workspace" / "pipeline").glob(f"*/{step}/{artifact}")
-    return sorted(found, key=lambda path: path.stat().st_mtime)[run]
 
 
 def stepped(finished: Finished) -> list[str]:
