@@ -276,9 +276,17 @@ def test_only_pods_of_runs_get_a_token_of_the_api(manifests: list[Manifest]) -> 
         if each["kind"] == "ServiceAccount"
     }
     assert {name for name, token in accounts.items() if token} == {"bebygan-retrain", "bebygan-detect"}
-    assert {name for name, token in accounts.items() if not token} == {
-        "bebygan-training", "mlflow", "backup", "prepare-volume"
-    }  # fmt: skip
+    used = [template["spec"]["serviceAccountName"] for each in manifests if (template := pod_template(each))]
+    # One for each purpose; the three of the backup have one.
+    assert {name for name, token in accounts.items() if not token} == set(used)
+    assert len(set(used)) == len(used) - 2
+
+
+def test_no_pod_gets_the_proxy_that_istio_adds_in_a_profile(manifests: list[Manifest]) -> None:
+    # It refuses pods of runs, which have none, and keeps a Job from ending.
+    templates = [template for each in manifests if (template := pod_template(each))]
+    assert len(templates) > 5
+    assert all(each["metadata"]["labels"]["sidecar.istio.io/inject"] == "false" for each in templates)
 
 
 def test_no_secret_stands_in_a_manifest(manifests: list[Manifest]) -> None:
@@ -311,7 +319,8 @@ def test_passwords_are_long_and_never_the_same(secrets: list[Manifest]) -> None:
 
 def test_the_namespace_that_is_ours_demands_restricted_pods(single_node: list[Manifest]) -> None:
     labels = part(single_node, "Namespace bebygan")["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    # No other: Kubeflow's admission webhook finds a profile by its label app.kubernetes.io/part-of.
+    assert labels == {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
     assert list(wrong_security(single_node)) == []
 
 

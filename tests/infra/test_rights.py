@@ -66,12 +66,23 @@ def test_the_launcher_of_a_trainjob_asks_for_what_its_role_grants(
     spec = TrainJobSpec(
         name="bebygan-train-rights",
         settings=settings.model_copy(update={"gpus": 0, "cpu": "1", "memory": "1Gi"}),
-        command=("sh", "-c", f"echo trained; [ -e {tmp_path}/mended ] || exit 3"),
+        # Not over before it was watched, however slow the watcher is.
+        command=(
+            "sh",
+            "-c",
+            f"until [ -e {tmp_path}/watched ]; do sleep 0.05; done; echo trained; [ -e {tmp_path}/mended ] || exit 3",
+        ),
         environment={},
         lineage={},
     )
     with ApiServer() as server, Controllers(server, tmp_path):
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+
+        def let_it_end() -> None:
+            server.wait_until(lambda: any(method == "WATCH" for method, _ in server.requests))
+            (tmp_path / "watched").touch()
+
+        threading.Thread(target=let_it_end, daemon=True).start()
         # A failed one is looked at, deleted and started again.
         with pytest.raises(BebyganError):
             run_trainjob(spec, lambda _: None)
