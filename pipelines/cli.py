@@ -80,7 +80,15 @@ def _run(options: argparse.Namespace) -> None:
         print(_champion_line(model, reigning.version if reigning else None))
         return
     say(f"training: {decision.reason}")
-    outcome = local.run(job, options.workspace, remote, ledger, containers=options.containers, network=options.network)
+    outcome = local.run(
+        job,
+        options.workspace,
+        remote,
+        ledger,
+        reason=decision.reason,
+        containers=options.containers,
+        network=options.network,
+    )
     report = local.publish(outcome, options.workspace)
     registration = json.loads((outcome.registration / "registration.json").read_text())
     print(text_table(json.loads((outcome.report / "metrics.json").read_text())))

@@ -1,5 +1,6 @@
 """Run the pipeline here, through Kubeflow's local runner, as processes of this Python environment or as containers."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -7,17 +8,18 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
 from bebygan.errors import BebyganError, Preempted
 from components.common.cli import FAILURE_FILE
 from components.common.job import Job, inputs_of
-from components.common.progress import WATCHER
+from components.common.progress import WATCHER, say
 from components.common.tracking import PIPELINE, service_errors, step_run
 
 
@@ -113,16 +115,54 @@ def _absolute(place: str) -> str:
     return place if not place or "://" in place else str(Path(place).resolve())
 
 
+def _alone(log: TextIO) -> bool:
+    """Whether no other run is under way in the workspace; each holds a lock on the log."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
+    """Remove what earlier runs left and this one did not take from the cache: else the disk fills, run by run.
+
+    Args:
+        outputs_of_tasks: a folder for each run, and in it one for each task.
+        used: folders of tasks that stay.
+    """
+    for run_folder in outputs_of_tasks.iterdir():
+        try:
+            for task in run_folder.iterdir():
+                if task not in used:
+                    shutil.rmtree(task)
+            if not any(run_folder.iterdir()):
+                run_folder.rmdir()
+        except OSError as error:
+            say(f"warning: what an earlier run left in {run_folder} cannot be removed: {error.strerror}")
+
+
 def run(
-    job: Job, workspace: Path, remote: str, ledger: str, *, containers: bool = False, network: str | None = None
+    job: Job,
+    workspace: Path,
+    remote: str,
+    ledger: str,
+    *,
+    reason: str,
+    containers: bool = False,
+    network: str | None = None,
 ) -> Outcome:
     """Run all steps of a job, tracked as one parent run in MLflow.
+
+    A run that ends well removes from the workspace what earlier ones left there and it did not use, unless another run
+    is under way.
 
     Args:
         job: what to run.
         workspace: existing folder for the steps' outputs, caches and checkpoints.
         remote: DVC remote that the data version is pushed to; empty to push nowhere.
         ledger: folder or s3:// prefix where each move of the champion is entered; empty for none.
+        reason: why; logged.
         containers: whether each task gets a container of its own, rather than a process.
         network: that containers are in; None for the least that will do.
 
@@ -144,7 +184,7 @@ def run(
     with (
         tempfile.TemporaryDirectory() as scratch,
         _watcher(Path(scratch), containers=containers) as watcher,
-        step_run(PIPELINE, job.params, tags=job.tags) as parent,
+        step_run(PIPELINE, job.params, tags={**job.tags, "reason": reason}) as parent,
     ):
         failure = Path(scratch) / "failure.json"
         inherited = {
@@ -161,6 +201,7 @@ def run(
             if containers
             else nullcontext(local.SubprocessRunner(use_venv=False)) as runner,
         ):
+            fcntl.flock(lines, fcntl.LOCK_SH)
             local.init(
                 runner,
                 pipeline_root=str(outputs_of_tasks),
@@ -180,7 +221,9 @@ def run(
                 )
             except RuntimeError as error:
                 raise _failure_of_task(failure, log, stopped=stopped()) from error
-        outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
+            outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
+            if _alone(lines):
+                _remove_unused(outputs_of_tasks, {path.parent for path in outputs.values()})
         verdict = json.loads((outputs["evaluation"] / "verdict.json").read_text())
         with service_errors("tagging the run"):
             parent.client.set_tag(parent.run_id, "data_version", verdict["provenance"]["data_version"])

@@ -32,8 +32,12 @@ DESCRIPTION = "Retrain Beby-GAN; replace the champion only by a better model."
 
 
 class Outputs(NamedTuple):
-    """What a run leaves behind: the folders that evaluate and register wrote."""
+    """The folders that a run made, or took from the cache."""
 
+    dataset: dsl.Dataset
+    shards: dsl.Dataset
+    generator: dsl.Model
+    challenger: dsl.Model
     evaluation: dsl.Artifact
     registration: dsl.Artifact
 
@@ -159,7 +163,12 @@ def retrain(
         params=params,
     )
     return Outputs(
-        evaluation=tasks["evaluate"].outputs["evaluation"], registration=tasks["register"].outputs["registration"]
+        dataset=tasks["ingest"].outputs["dataset"],
+        shards=tasks["patches"].outputs["shards"],
+        generator=tasks["warmup"].outputs["generator"],
+        challenger=tasks["train"].outputs["challenger"],
+        evaluation=tasks["evaluate"].outputs["evaluation"],
+        registration=tasks["register"].outputs["registration"],
     )
 
 

@@ -69,10 +69,10 @@ def run(project: Path, *command: str, environment: Mapping[str, str] | None = No
     return Finished(process.returncode, out, err, time.monotonic() - started)
 
 
-def output_of(project: Path, step: str, artifact: str, run: int = 0) -> Path:
-    """Return the folder that a step wrote in the first run, or in another of those in which it worked."""
-    found = (project / "workspace" / "pipeline").glob(f"*/{step}/{artifact}")
-    return sorted(found, key=lambda path: path.stat().st_mtime)[run]
+def output_of(project: Path, step: str, artifact: str) -> Path:
+    """Return a copy of the folder that a step wrote in `first_run`: later runs remove what they do not use."""
+    [found] = (project / "first").glob(f"*/{step}/{artifact}")
+    return found
 
 
 def _with_tiny_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -127,4 +127,5 @@ def first_run(project: Path) -> Finished:
     """The whole pipeline's first run in `project`."""
     done = run(project, "pipelines.cli", "run")
     assert done.code == 0, done.err
+    shutil.copytree(project / "workspace" / "pipeline", project / "first")
     return done

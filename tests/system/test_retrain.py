@@ -40,6 +40,13 @@ def runs_of(project: Path) -> list[Run]:
     return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
 
 
+def left(project: Path) -> dict[str, Path]:
+    """Return what each task left in the workspace, by its name; fails where one left it twice."""
+    found = {path.name: path for path in (project / "workspace" / "pipeline").glob("*/*")}
+    assert len(found) == len(list((project / "workspace" / "pipeline").glob("*/*")))
+    return found
+
+
 def stepped(finished: Finished) -> list[str]:
     """Return the steps that worked, in order, as a person was told."""
     return re.findall(r"^(\w+) done in \d+ s$", finished.err, re.MULTILINE)
@@ -169,11 +176,23 @@ def test_a_second_run_has_nothing_to_do_and_names_the_champion(second_run: Finis
 def test_a_changed_parameter_trains_again_on_what_is_cached(changed_run: Finished, project: Path) -> None:
     assert changed_run.code == 0, changed_run.err
     assert stepped(changed_run) == ["train", "evaluate", "register"]
-    history = output_of(project, "train", "challenger", -1) / "history.jsonl"
+    history = left(project)["train"] / "challenger" / "history.jsonl"
     assert len(history.read_text().splitlines()) == 4
     parent, *children = runs_of(project)[5:]
+    assert parent.data.tags["reason"].startswith("parameters changed (evaluate.thresholds.champion.psnr_y -20.0 -> 50")
     assert [child.data.tags["step"] for child in children] == ["train", "evaluate", "register"]
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+
+
+def test_a_run_leaves_in_the_workspace_what_it_used_and_nothing_of_earlier_ones(
+    changed_run: Finished, project: Path
+) -> None:
+    assert changed_run.code == 0
+    tasks = left(project)
+    assert set(tasks) == set(STEPS)
+    runs = {name: path.parent.name for name, path in tasks.items()}
+    assert runs["ingest"] == runs["patches"] == runs["warmup"] != runs["train"] == runs["evaluate"] == runs["register"]
+    assert set(runs.values()) == {path.name for path in (project / "workspace" / "pipeline").iterdir()}
 
 
 def test_a_challenger_that_fails_a_threshold_leaves_the_champion(changed_run: Finished, project: Path) -> None:
@@ -199,9 +218,8 @@ def test_the_promotion_stands_in_the_workspaces_ledger(changed_run: Finished, pr
 def test_the_champion_is_measured_anew_and_as_before(changed_run: Finished, project: Path) -> None:
     """The champion's numbers come from its registered weights, on the same bytes, in the same run."""
     assert changed_run.code == 0
-    first, second = (
-        json.loads((output_of(project, "evaluate", "evaluation", run) / "metrics.json").read_text()) for run in (0, 1)
-    )
+    evaluations = (output_of(project, "evaluate", "evaluation"), left(project)["evaluate"] / "evaluation")
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in evaluations)
     assert second["champion"] == first["challenger"]
 
 
