@@ -34,6 +34,12 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
     )
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
 def _age(moment: datetime) -> str:
     seconds = int((datetime.now(UTC) - moment).total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -47,7 +53,7 @@ def _change(action: "Action", wanted: "dict[str, Wanted]", there: "dict[str, Rec
     from pipelines.schedules import difference  # noqa: PLC0415
 
     if action.kind != "create":
-        return f"{action.kind} {action.name}{' (an old one)' if action.kind == 'delete' else ''}"
+        return str(action)
     schedule = wanted[action.name]
     if action.name in there:
         return f"create {action.name} anew: {difference(schedule, there[action.name])}"
@@ -84,7 +90,7 @@ def _apply(options: argparse.Namespace) -> None:
 
     def tell(action: "Action") -> None:
         changed.add(action.name)
-        print(f"{action.kind} {action.name}", flush=True)
+        print(action, flush=True)
 
     waiting = apply(connect(), schedules.owner, wanted, tell)
     print(f"unchanged: {len({schedule.name for schedule in wanted} - changed)} of {len(wanted)}")
@@ -160,8 +166,8 @@ def _logs(options: argparse.Namespace) -> None:
     from components.common.kubeflow import connect  # noqa: PLC0415
     from pipelines.runs import logs  # noqa: PLC0415
 
-    for text in logs(connect(), options.run_id, options.task):
-        print(text)
+    for text in logs(connect(), options.run_id, options.task, follow=options.follow):
+        print(text, flush=True)
 
 
 def _add_schedule(commands: Any) -> None:
@@ -208,9 +214,10 @@ def add_commands(commands: Any) -> None:
     add_params_arguments(submit)
     submit.set_defaults(run=_submit)
     runs = commands.add_parser("runs", help="list the newest runs on a cluster")
-    runs.add_argument("--number", type=int, default=20, help="how many (default: %(default)s)")
+    runs.add_argument("--number", type=_count, default=20, help="how many (default: %(default)s)")
     runs.set_defaults(run=_runs)
     logs = commands.add_parser("logs", help="show what the tasks of a run on a cluster printed")
     logs.add_argument("run_id", metavar="RUN", help="its id")
     logs.add_argument("--task", help="of this task alone")
+    logs.add_argument("--follow", action="store_true", help="go on with what is printed until the run ends")
     logs.set_defaults(run=_logs)

@@ -73,7 +73,7 @@ class Schedule(Group):
 class Schedules(Group):
     """All schedules of an owner."""
 
-    owner: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    owner: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,49}$")]
     """Schedules of other owners in the same namespace are left alone."""
     cluster: Path
     """What tasks are given on the cluster: images, resources, secrets."""

@@ -49,6 +49,11 @@ class Action:
     id: str = ""
     """The recurring run; empty for one that is yet to be made."""
     held: bool = False
+    why: str = ""
+    """Of what is done to a recurring run that is not the declared one."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}{f' ({self.why})' if self.why else ''}"
 
 
 def _description(owner: str, name: str, specification: str, *, held: bool) -> str:
@@ -82,13 +87,14 @@ def _plan_one(wanted: Wanted | None, mine: Sequence[Kept], busy: Collection[str]
         return [Action("create", wanted.name, held=held)]
     chosen = right[0] if right else None
     others = [each for each in mine if each is not chosen]
-    actions = [Action("disable", each.name, each.id) for each in others if each.enabled]
+    why = "an old one" if wanted else "no longer declared"
+    actions = [Action("disable", each.name, each.id, why=why) for each in others if each.enabled]
     if wanted and chosen:
         enabled = not wanted.paused and not held
         if chosen.enabled != enabled:
             actions.append(Action("enable" if enabled else "disable", chosen.name, chosen.id))
     return actions + [
-        Action("delete", each.name, each.id) for each in others if not each.enabled and each.id not in busy
+        Action("delete", each.name, each.id, why=why) for each in others if not each.enabled and each.id not in busy
     ]
 
 

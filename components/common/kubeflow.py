@@ -68,8 +68,14 @@ class Task:
     name: str
     state: str
     error: str
-    pod: str
+    started_at: datetime | None
     children: tuple[str, ...]
+    """Argo's ids of the nodes that come after it, be they its own or the next task's. Its own id is not told."""
+
+    @property
+    def alive(self) -> bool:
+        """Return whether it may still do something."""
+        return self.state in _ALIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +152,7 @@ def _errors(doing: str, host: str) -> Iterator[None]:
         raise ServiceError(f"{doing} failed at Kubeflow's {host} ({reason}): {advice}") from error
 
 
-def _status(error: ServiceError) -> int:
+def status_of(error: ServiceError) -> int:
     """Return the HTTP status behind an error, 0 where there is none."""
     return int(getattr(error.__cause__, "status", 0) or 0)
 
@@ -194,10 +200,8 @@ def _run(found: Any) -> Run:
                 name=task.display_name or "",
                 state=task.state or _ALIVE[0],
                 error=_one_line((task.error and task.error.message) or ""),
-                pod=task.pod_name or "",
-                children=tuple(
-                    child for known in task.child_tasks or () for child in (known.task_id, known.pod_name) if child
-                ),
+                started_at=task.start_time,
+                children=tuple(child.pod_name for child in task.child_tasks or () if child.pod_name),
             )
             for task in details
         ),
@@ -265,7 +269,7 @@ class Kubeflow:
             return make()
         except ServiceError as error:
             # Upload answers 500 for a name that is taken.
-            if _status(error) in (409, 500) and (found := find()):
+            if status_of(error) in (409, 500) and (found := find()):
                 return found
             raise
 
@@ -419,7 +423,7 @@ class Kubeflow:
         try:
             self._ask(doing, call, recurring_run, change=True, **named)
         except ServiceError as error:
-            if _status(error) != 404:
+            if status_of(error) != 404:
                 raise
 
     def enable(self, recurring_run: str) -> None:
@@ -514,7 +518,7 @@ class Kubeflow:
                 return str(answer.data.decode(errors="replace"))
         except ServiceError as error:
             # The server says 500 where there is neither pod nor archive.
-            if _status(error) in (400, 404, 500):
+            if status_of(error) in (400, 404, 500):
                 return None
             raise
 
@@ -523,7 +527,7 @@ def connect() -> Kubeflow:
     """Connect to the server that the environment names.
 
     Raises:
-        ConfigError: the server has several users and none was named.
+        ConfigError: the server has several users and none was named, or a file that is named is not there.
         ServiceError: it cannot be reached, or does not let us in.
     """
     # First, or inside a task, where kfp imports less by itself, its client's imports go round in a circle.
@@ -537,6 +541,9 @@ def connect() -> Kubeflow:
     file = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH") or _TOKEN_FILE)
     if not token and "KF_PIPELINES_SA_TOKEN_PATH" in os.environ and not file.is_file():
         raise ConfigError(f"there is no token in {file}, which KF_PIPELINES_SA_TOKEN_PATH names")
+    authority = os.environ.get("SSL_CERT_FILE")
+    if authority and not Path(authority).is_file():
+        raise ConfigError(f"there is no certificate in {authority}, which SSL_CERT_FILE names")
     credentials = ServiceAccountTokenVolumeCredentials(str(file)) if not token and file.is_file() else None
     # It warns of each attempt, and in the end we say the same in one line.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -547,7 +554,7 @@ def connect() -> Kubeflow:
             host=host,
             existing_token=token or None,
             credentials=credentials,
-            ssl_ca_cert=os.environ.get("SSL_CERT_FILE"),
+            ssl_ca_cert=authority,
             # Without one it asks for the server's health without a time limit. We name it in every request ourselves.
             namespace="unused",
         )

@@ -204,24 +204,63 @@ def test_a_schedule_is_paused_and_resumed_by_its_name(
     assert cli.main(["schedule", "resume", "weekly", "--file", path]) == 2
 
 
+WORKFLOW = "bebygan-retrain-x7k2p"
+AFTER = {
+    "": ["root-driver"],
+    "root-driver": ["root"],
+    "root": ["root.all-driver"],
+    "root.all-driver": ["root.all"],
+    "root.all": ["root.all.ingest-driver", "root.all.onExit"],
+    "root.all.ingest-driver": ["root.all.ingest"],
+    "root.all.ingest": ["root.all.ingest.executor"],
+    "root.all.ingest.executor": ["root.all.new-driver"],
+    "root.all.new-driver": ["root.all.new"],
+    "root.all.new": ["root.all.new.train-driver"],
+    "root.all.new.train-driver": ["root.all.new.train"],
+    "root.all.new.train": ["root.all.new.train.executor"],
+    "root.all.new.train.executor": ["root.all.new.train.executor(0)", "root.all.new.train.executor(1)"],
+    "root.all.new.train.executor(0)": [],
+    "root.all.new.train.executor(1)": ["root.all.new.evaluate-driver"],
+    "root.all.new.evaluate-driver": ["root.all.new.evaluate"],
+    "root.all.new.evaluate": [],
+    "root.all.onExit": ["root.all.onExit.notify-driver"],
+    "root.all.onExit.notify-driver": ["root.all.onExit.notify"],
+    "root.all.onExit.notify": ["root.all.onExit.notify.executor"],
+    "root.all.onExit.notify.executor": [],
+}
+"""What comes after each node of Argo, as Kubeflow 2.16 told of a run: `train` is retried, `evaluate` left out."""
+
+
+def node(path: str) -> str:
+    return runs._node(WORKFLOW, f"{WORKFLOW}.{path}") if path else WORKFLOW
+
+
+def pod(path: str, template: str = "system-container-impl-") -> str:
+    """What Argo calls the pod of a node."""
+    return node(path).replace(f"{WORKFLOW}-", f"{WORKFLOW}-{template}")
+
+
+TRAIN = [pod(f"root.all.new.train.executor({attempt})", "retry-system-container-impl-") for attempt in (0, 1)]
+INGEST, NOTIFY = pod("root.all.ingest.executor"), pod("root.all.onExit.notify.executor")
+
+
 def details(state: str, error: str = "") -> dict[str, Any]:
-    """Tasks as the server tells them: nodes of Argo, whose pods have longer names than the nodes."""
-    node = "bebygan-retrain-x7k2p"
-    executor = {"task_id": "3", "display_name": "executor", "pod_name": f"{node}-2757091352", "state": state}
-    return {
-        "task_details": [
-            {"task_id": "0", "display_name": node, "state": state, "child_tasks": [{"pod_name": f"{node}-1"}]},
-            {"task_id": "1", "display_name": "train-driver", "pod_name": f"{node}-1", "state": "SUCCEEDED"},
-            {
-                "task_id": "2",
-                "display_name": "train",
-                "state": state,
-                "child_tasks": [{"pod_name": f"{node}-2757091352"}],
-                **({"error": {"message": error}} if error else {}),
-            },
-            executor,
-        ]
-    }
+    """The nodes of a run whose training is in a state, as the server tells of them: in no order, without their ids."""
+    told = []
+    for path, after in sorted(AFTER.items(), key=lambda each: node(each[0])):
+        *outer, name = (path or WORKFLOW).split(".")
+        task: dict[str, Any] = {
+            "task_id": f"task {path}",
+            "display_name": f"{outer[-1]}.onExit" if name == "onExit" else name,
+            "start_time": f"2026-11-22T12:{list(AFTER).index(path):02}:00Z",
+            "child_tasks": [{"pod_name": node(each)} for each in after],
+        }
+        if not name.startswith("evaluate"):
+            task["state"] = state if name == "train" else "SUCCEEDED"
+        if error and name == "train":
+            task["error"] = {"message": error}
+        told.append(task)
+    return {"task_details": told}
 
 
 def submitted(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
@@ -270,6 +309,41 @@ def test_waiting_for_a_run_ends_as_the_run_does(
         assert "(train: exit code 3)" in told
 
 
+def test_waiting_outlasts_a_server_that_is_away(
+    server: Standin, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = []
+
+    def be_away(request: str) -> None:
+        if request.startswith("GET /apis/v2beta1/runs/"):
+            looks.append(request)
+            server.dies_at = 0 if 3 < len(looks) < 12 else None
+            if len(looks) == 12:
+                server.finish(server.runs()[0]["run_id"])
+
+    server.before = be_away
+    code, _, _ = submitted(capsys, "--wait")
+    assert (code, len(looks)) == (0, 12)
+    assert [record.message.endswith("; trying on") for record in caplog.records] == [True]
+
+
+def test_waiting_ends_with_the_token(
+    server: Standin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_TOKEN", "ours")
+    looks = []
+
+    def expire(request: str) -> None:
+        if request.startswith("GET /apis/v2beta1/runs/"):
+            looks.append(request)
+            server.token = "another" if len(looks) > 2 else None
+
+    server.before = expire
+    code, _, told = submitted(capsys, "--wait")
+    assert (code, len(looks)) == (4, 3)
+    assert re.search(r"^error: asking for the run .* \(401 .*renew KFP_TOKEN", told, re.MULTILINE)
+
+
 def test_runs_are_listed_newest_first(server: Standin, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["runs"]) == 0
     assert capsys.readouterr().out == "there are no runs\n"
@@ -287,20 +361,40 @@ def test_runs_are_listed_newest_first(server: Standin, capsys: pytest.CaptureFix
     assert first not in capsys.readouterr().out
 
 
-def test_the_logs_of_a_runs_tasks_are_shown(server: Standin, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("general-cpu-rnggt.root-driver", 3519902132),
+        ("general-cpu-rnggt.root.workspace-name.executor(0)", 1467617326),
+        ("general-cpu-rnggt.root.workspace-name.onExit.close", 4146050085),
+    ],
+)
+def test_a_nodes_id_is_the_one_that_argo_gave_it(path: str, known: int) -> None:
+    workflow = path.partition(".")[0]
+    assert runs._node(workflow, path) == f"{workflow}-{known}"
+
+
+def test_the_logs_of_a_runs_tasks_are_shown_in_the_order_of_their_start(
+    server: Standin, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, run, _ = submitted(capsys)
     server.tables["runs"][run]["run_details"] = details("FAILED", "exit code 3")
     assert cli.main(["logs", run, "--task", "train"]) == 0
     assert capsys.readouterr().out == "== train (failed): exit code 3\n"
-    server.logs["bebygan-retrain-x7k2p-system-container-impl-2757091352"] = "train ...\nerror: train: no patches\n"
+    server.logs = {NOTIFY: "told\n", TRAIN[1]: "went on\nerror: no patches\n", INGEST: "7 photographs\n"}
+    server.logs[TRAIN[0]] = "lost\n"
+    shown = "== train (failed): exit code 3\nlost\nwent on\nerror: no patches\n"
     assert cli.main(["logs", run, "--task", "train"]) == 0
-    assert capsys.readouterr().out == "== train (failed): exit code 3\ntrain ...\nerror: train: no patches\n"
-    # Older versions of Argo call the pod like the node.
-    server.logs = {"bebygan-retrain-x7k2p-2757091352": "as before\n"}
+    assert capsys.readouterr().out == shown
     assert cli.main(["logs", run]) == 0
-    assert "== train (failed): exit code 3\nas before\n" in capsys.readouterr().out
+    assert capsys.readouterr().out == (f"== ingest (succeeded)\n7 photographs\n{shown}== notify (succeeded)\ntold\n")
+    assert not [request for request in server.requests if pod("root.all.new.train.executor") in request]
+    # Older versions of Argo call the pod like the node.
+    server.logs = {node("root.all.ingest.executor"): "as before\n"}
+    assert cli.main(["logs", run, "--task", "ingest"]) == 0
+    assert capsys.readouterr().out == "== ingest (succeeded)\nas before\n"
     assert cli.main(["logs", run, "--task", "trian"]) == 2
-    assert "has no task trian; it has" in capsys.readouterr().err
+    assert "has no task trian; it has ingest, notify, train\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("server")
@@ -310,19 +404,49 @@ def test_logs_that_are_gone_are_told_with_where_to_look(capsys: pytest.CaptureFi
     assert f"kubectl logs --selector pipeline/runid={run} --container main" in capsys.readouterr().err
 
 
-def test_a_training_that_is_retried_shows_the_logs_of_all_attempts(
-    server: Standin, capsys: pytest.CaptureFixture[str]
-) -> None:
+def script(server: Standin, run: str, *steps: Callable[[dict[str, Any]], object]) -> None:
+    """Let a step happen before each look at a run."""
+    rest = list(steps)
+
+    def go_on(request: str) -> None:
+        if request == f"GET /apis/v2beta1/runs/{run}" and rest:
+            rest.pop(0)(server.tables["runs"][run])
+
+    server.before = go_on
+
+
+def test_a_log_is_followed_line_by_line_until_the_run_ends(server: Standin, capsys: pytest.CaptureFixture[str]) -> None:
     _, run, _ = submitted(capsys)
-    told = details("SUCCEEDED")
-    attempts = [f"bebygan-retrain-x7k2p-{number}" for number in (11, 12)]
-    told["task_details"][-1]["child_tasks"] = [{"pod_name": node} for node in attempts]
-    server.tables["runs"][run]["run_details"] = told
-    for node, text in zip(attempts, ("lost\n", "went on\n"), strict=True):
-        workflow, _, number = node.rpartition("-")
-        server.logs[f"{workflow}-system-container-impl-{number}"] = text
-    assert cli.main(["logs", run, "--task", "train"]) == 0
-    assert capsys.readouterr().out == "== train (succeeded)\nlost\nwent on\n"
+    server.logs = {INGEST: "7 photographs\n", TRAIN[0]: "step 1\nste", NOTIFY: "told\n"}
+
+    def one_goes_on(_: dict[str, Any]) -> None:
+        server.logs[TRAIN[0]] = "step 1\nstep 2\nlost"
+
+    def another_attempt(_: dict[str, Any]) -> None:
+        # The first one's pod is gone, and with it its log.
+        del server.logs[TRAIN[0]]
+        server.logs[TRAIN[1]] = "step 3\n"
+
+    def ends(told: dict[str, Any]) -> None:
+        server.logs[TRAIN[1]] = "step 3\nstep 4"
+        told |= {"state": "SUCCEEDED", "run_details": details("SUCCEEDED")}
+
+    script(
+        server, run,
+        lambda told: told.update(state="RUNNING"),
+        lambda told: told.update(run_details=details("RUNNING")),
+        one_goes_on, lambda _: server.fail(503, request="/log$"), another_attempt, ends,
+    )  # fmt: skip
+    assert cli.main(["logs", run, "--follow"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "== ingest (succeeded)", "7 photographs",
+        "== train (running)", "step 1",
+        "== notify (succeeded)", "told",
+        "== train (running)", "step 2", "step 3",
+        "== train (succeeded)", "step 4",
+    ]  # fmt: skip
+    # What has ended is read once.
+    assert len([request for request in server.requests if INGEST in request]) == 1
 
 
 def test_help_does_not_wait_for_kubeflow(capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,23 +191,27 @@ def test_every_page_is_read(server: Standin, job: dict[str, Any]) -> None:
     assert len(connected.alive_runs()) == 450
 
 
-def test_tasks_tell_their_states_errors_and_pods(server: Standin, job: dict[str, Any]) -> None:
+def test_tasks_tell_their_states_errors_and_what_follows(server: Standin, job: dict[str, Any]) -> None:
     started = connect().create_run(**job)
     server.tables["runs"][started]["run_details"] = {
         "task_details": [
-            {"task_id": "1", "display_name": "greet", "state": "FAILED", "child_tasks": [{"pod_name": "greeting-x-2"}]},
             {
-                "task_id": "2",
-                "display_name": "executor",
+                "task_id": "1",
+                "display_name": "greet",
                 "state": "FAILED",
-                "pod_name": "greeting-x-2",
+                "start_time": "2026-11-22T12:00:00Z",
+                "child_tasks": [{"pod_name": "greeting-x-2"}],
                 "error": {"message": "exit code\n 3"},
             },
+            {"task_id": "2", "display_name": "greet-2"},
         ]
     }
     first, second = connect().run(started).tasks
-    assert (first.name, first.state, first.children) == ("greet", "FAILED", ("greeting-x-2",))
-    assert (second.pod, second.error) == ("greeting-x-2", "exit code 3")
+    assert (first.name, first.state, first.alive, first.error) == ("greet", "FAILED", False, "exit code 3")
+    assert (first.children, str(first.started_at)) == (("greeting-x-2",), "2026-11-22 12:00:00+00:00")
+    assert (second.state, second.alive, second.children, second.started_at) == (
+        "RUNTIME_STATE_UNSPECIFIED", True, (), None,
+    )  # fmt: skip
 
 
 def test_the_log_of_a_pod_is_read_where_there_is_one(server: Standin, job: dict[str, Any]) -> None:
@@ -365,9 +369,12 @@ def test_the_token_is_read_again_for_each_request(
     assert connected.recurring_runs() == []
 
 
-def test_a_token_file_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, server: Standin) -> None:
-    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", "/nowhere/token")
-    with pytest.raises(ConfigError, match="/nowhere/token"):
+@pytest.mark.parametrize("name", ["KF_PIPELINES_SA_TOKEN_PATH", "SSL_CERT_FILE"])
+def test_a_file_that_is_named_and_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, server: Standin, name: str
+) -> None:
+    monkeypatch.setenv(name, "/nowhere/file")
+    with pytest.raises(ConfigError, match=f"in /nowhere/file, which {name} names"):
         connect()
     assert server.requests == []
 
