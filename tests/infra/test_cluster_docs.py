@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from pipelines.manifests import build
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "infra" / "kubernetes"
+PROGRAMS = Path(sys.executable).parent
 TEXT = (ROOT / "docs" / "cluster.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
 COMMANDS = sorted(set(re.findall(r"\.venv/bin/bebygan ([^>|#`\n]+)", SHELL)))
+KUBECTL = sorted(set(re.findall(r"\bkubectl ([^|;&#)<\n]+)", SHELL)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -28,6 +31,21 @@ def test_every_command_exists_with_its_options(command: str, capsys: pytest.Capt
     with pytest.raises(SystemExit, match="0"):
         main([*command_words, "--help"])
     assert options <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+
+
+def test_every_command_of_kubectl_exists_with_its_options() -> None:
+    assert len(KUBECTL) > 25
+    for command in KUBECTL:
+        words = shlex.split(command)
+        options = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+        # Options are checked before help is shown, which needs no cluster.
+        told = subprocess.run(
+            [PROGRAMS / "kubectl", *words[:options], "--help", *words[options:]],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert not told.returncode, f"{command}: {told.stderr}"
+        # A group of commands lists them, where the second word is none.
+        assert "Available Commands:" not in told.stdout, command
 
 
 def test_every_file_and_make_target_that_is_named_exists() -> None:
