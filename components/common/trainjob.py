@@ -40,6 +40,8 @@ ASKED = "bebygan/asked"
 CONTAINER = "node"
 """Name that Trainer gives to the job, and we to its container, that trains."""
 
+_INDEX = "batch.kubernetes.io/job-completion-index"
+"""Label of a pod: which node it is."""
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _SECONDS_TO_ANSWER = 30.0
 """For how long the first request is tried, so that a wrong address is known soon."""
@@ -223,20 +225,26 @@ class _Api:
         Raises:
             ApiException: not found, or conflict.
             ConfigError: the server refuses what is asked for.
-            ServiceError: the server refuses us, or has not answered in that time.
+            ServiceError: the server refuses us, is none of Kubernetes, or has not answered in that time.
         """
         seconds = _SECONDS_OF_ABSENCE if seconds is None else seconds
         started, wait, warned = time.monotonic(), 0.5, False
         while True:
             try:
-                return call()
+                answer = call()
             except ApiException as error:
-                if error.status not in _BUSY:
-                    self.refuse(verb, resource, error)
+                if error.status in (404, 409):
                     raise
                 reason = f"{error.status} {_server_says(error)}"
+                if error.status not in _BUSY:
+                    self.refuse(verb, resource, error)
+                    raise ServiceError(self._is_another(reason)) from error
             except (HTTPError, OSError) as error:
                 reason = _one_line(error)
+            else:
+                if isinstance(answer, str):
+                    raise ServiceError(self._is_another("a page"))
+                return answer
             if time.monotonic() - started + wait > seconds:
                 raise ServiceError(
                     f"Kubernetes' API server {self.host} does not answer ({reason}): see that it runs and can be "
@@ -248,8 +256,14 @@ class _Api:
             time.sleep(wait)
             wait = min(2 * wait, 15.0)
 
+    def _is_another(self, answer: str) -> str:
+        return (
+            f"{self.host} does not answer as Kubernetes' API server does ({answer}): correct its address in the "
+            "kubeconfig"
+        )
+
     def refuse(self, verb: str, resource: str, error: ApiException) -> None:
-        """Raise what says what to do about a refusal; not found and conflict are the caller's."""
+        """Raise what says what to do about a refusal, if it is one."""
         says = _server_says(error)
         if not error.status:
             # The client's way to tell of TLS.
@@ -353,11 +367,9 @@ class _Api:
         except (HTTPError, OSError, ValueError):
             return
 
-    def pods(self, name: str, index: int | None = None) -> list[client.V1Pod]:
-        """Return a TrainJob's pods, of all nodes or one, the oldest first."""
+    def pods(self, name: str) -> list[client.V1Pod]:
+        """Return a TrainJob's pods, the oldest first."""
         labels = f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={CONTAINER}"
-        if index is not None:
-            labels += f",batch.kubernetes.io/job-completion-index={index}"
         found = self.ask(
             "list",
             "pods",
@@ -535,7 +547,10 @@ def _trouble(pod: client.V1Pod) -> str | None:
 
 
 def _follow(api: _Api, name: str, log: Callable[[str], None], ended: threading.Event) -> None:
-    """Hand on the log of node 0, of one pod after the other, until the TrainJob has ended and all was read."""
+    """Hand on the log of node 0, of one pod after the other, until the TrainJob has ended and all was read.
+
+    Say of the pods of all nodes why they do not start: the others wait for them.
+    """
     reads: dict[str, _Read] = {}
     done: set[str] = set()
     told: dict[str, str] = {}
@@ -544,7 +559,7 @@ def _follow(api: _Api, name: str, log: Callable[[str], None], ended: threading.E
         # Before the look: what ended by now has written all that it will.
         last = ended.is_set()
         unread = False
-        pods = api.pods(name, 0)
+        pods = api.pods(name)
         if not pods and time.monotonic() - started > _SECONDS_WITHOUT_A_POD and not told:
             told[name] = f"no pod yet: kubectl -n {api.namespace} describe trainjob,jobset {name} says why"
             log(told[name])
@@ -557,6 +572,8 @@ def _follow(api: _Api, name: str, log: Callable[[str], None], ended: threading.E
                 if trouble and told.get(key) != trouble:
                     log(f"pod {pod_name} {trouble}")
                     told[key] = trouble
+                continue
+            if pod.metadata.labels[_INDEX] != "0":
                 continue
             finished = phase in ("Succeeded", "Failed")
             if key not in reads:
@@ -611,7 +628,9 @@ def _failed_container(pods: list[client.V1Pod]) -> tuple[str, int, str] | None:
         (end.exit_code in _ECHOES, end.finished_at, pod.metadata.name, end.exit_code, end.reason or "Error")
         for pod in pods
         for status in pod.status.container_statuses or ()
+        # Of one that was lost with its machine only that is known: 137 is made up, and there is no time.
         if status.name == CONTAINER and (end := status.state and status.state.terminated) and end.exit_code
+        if end.finished_at
     ]
     return min(failed)[2:] if failed else None
 

@@ -90,6 +90,9 @@ class Pod:
 
     def end(self, code: int, reason: str | None = None) -> None:
         terminated = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), "finishedAt": now()}
+        if reason == "ContainerStatusUnknown":
+            # As the kubelet says it of a container that it does not find any more.
+            terminated["finishedAt"] = None
         phase = "Failed" if code else "Succeeded"
         self._set({"phase": phase, "containerStatuses": [self._container({"terminated": terminated})]})
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,24 @@ def test_a_server_without_tls_is_told_from_one_that_is_away(
         run_trainjob(spec(), print)
 
 
+@pytest.mark.parametrize(("status", "told"), [(200, "a page"), (302, "302 Found"), (405, "405 Method Not Allowed")])
+def test_a_server_that_is_none_of_kubernetes_is_told(server: ApiServer, status: int, told: str) -> None:
+    class LoginPage(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<html>please log in</html>")
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with server.away(), ThreadingHTTPServer(("127.0.0.1", server.port), LoginPage) as other:
+        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        with pytest.raises(ServiceError, match=rf"does not answer as Kubernetes' .* \({told}\): correct its address"):
+            run_trainjob(spec(), print)
+        other.shutdown()
+
+
 @pytest.fixture
 def certificate(tmp_path: Path) -> ssl.SSLContext:
     """A certificate for the loopback interface, in tmp_path / "ca.crt"."""
@@ -379,10 +398,11 @@ def test_watches_that_are_refused_or_outdated_are_made_up_for_by_looking(server:
     watcher.finish()
 
 
-def test_a_pod_that_cannot_start_says_why_once(server: ApiServer) -> None:
-    watcher = Watcher(spec())
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_pod_of_whatever_node_that_cannot_start_says_why_once(server: ApiServer, index: int) -> None:
+    watcher = Watcher(spec(nodes=2))
     server.wait_until(lambda: server.created)
-    server.add_pod(NAME).condition("PodScheduled", "False", "Unschedulable", "0/3 nodes have a GPU")
+    server.add_pod(NAME, index).condition("PodScheduled", "False", "Unschedulable", "0/3 nodes have a GPU")
     watcher.until(lambda: len(watcher.lines) == 2)
     server.change(NAME, suspend=True)
     watcher.until(lambda: len(watcher.lines) == 3)
@@ -521,15 +541,17 @@ def test_a_real_failure_ends_a_training_with_its_own_error(
     assert controllers.starts == starts
 
 
-@pytest.mark.parametrize("echo", [75, 143])
-def test_the_error_of_the_node_that_failed_is_told_and_not_its_echo(echo: int, server: ApiServer) -> None:
-    watcher = Watcher(spec(nodes=2))
+@pytest.mark.parametrize(("echo", "reason"), [(75, None), (143, None), (137, "ContainerStatusUnknown")])
+def test_the_error_of_the_node_that_failed_is_told_and_not_its_echo(
+    echo: int, reason: str | None, server: ApiServer
+) -> None:
+    watcher = Watcher(spec(nodes=3))
     server.wait_until(lambda: server.created)
-    for index, code in enumerate((echo, 5)):
+    for index, (code, why) in enumerate(((echo, reason), (5, None), (echo, reason))):
         pod = server.add_pod(NAME, index)
         pod.run()
         pod.say(f"error: of node {index}")
-        pod.end(code)
+        pod.end(code, why)
     server.end(NAME, "Failed", "FailJobSetAction", "failed")
     with pytest.raises(WeightsError, match=rf"pod {NAME}-node-0-1-\w+ ended with exit code 5: of node 1; kubectl"):
         watcher.finish()
