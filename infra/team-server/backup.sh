@@ -1,7 +1,8 @@
 #!/bin/sh
 # Saves the database of the tracking server and all buckets (photographs, data versions, ledger, artifacts) while they run.
 #     infra/team-server/backup.sh FOLDER
-# FOLDER/<time>/ then holds database.dump and objects.jsonl, FOLDER/objects the contents, each once for all backups.
+# FOLDER/<time>/ then holds database.dump and objects.jsonl, FOLDER/objects the contents, each once for all backups. A
+# backup is removed by removing FOLDER/<time>; contents that only it named go with the next backup.
 #
 # The database comes first: artifacts are stored before the database names them and are never changed, so that the buckets,
 # copied later, hold everything that the saved database knows.
@@ -14,10 +15,16 @@ folder=$(cd "$1" && pwd)
 . "$(dirname "$0")/where.sh"
 
 umask 077
+exec 9< "$folder"
+flock -n 9 || { echo "backup: another one into $folder is not done yet" >&2; exit 1; }
+# What backups that were killed have left.
+rm -rf "$folder"/*.part
 time=$(date -u +%Y%m%dT%H%M%SZ)
 mkdir "$folder/$time.part"
 trap 'rm -rf "$folder/$time.part"' EXIT
+trap 'exit 1' HUP INT TERM
 in_postgres pg_dump --format=custom --no-owner > "$folder/$time.part/database.dump"
 in_tracker python "$scripts/buckets.py" save "$folder" "$folder/$time.part/objects.jsonl"
+sync
 mv "$folder/$time.part" "$folder/$time"
 echo "$folder/$time"

@@ -1,9 +1,10 @@
 """Saves buckets into a folder and puts them back.
 
 `buckets.py save STORE LISTING` fetches every object of BUCKETS into STORE/objects, each content once, under its
-SHA-256, and then writes LISTING, one JSON line for each object. What an earlier listing in a folder beside it names
-with the same mark is not fetched again. `buckets.py restore STORE LISTING` puts the listed objects into buckets that
-are missing or empty, and computes each content's SHA-256 again while it does.
+SHA-256, and then writes LISTING, STORE/<time>/objects.jsonl, one JSON line for each object. What an earlier listing
+names with the same mark is not fetched again; contents that no listing names are removed. `buckets.py restore STORE
+LISTING` puts the listed objects into buckets that are missing, empty, or hold some of them already, and computes each
+content's SHA-256 again while it does.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 _THREADS = 8
+Mark = tuple[str, str, int, str]
+"""Of an object: its bucket, key, size and ETag."""
 
 
 class Damaged(Exception):  # noqa: N818 - says what is wrong, not that something is
@@ -39,17 +42,25 @@ def _listed(s3: Any, bucket: str) -> Iterator[dict[str, Any]]:
 
 
 def _read(listing: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in listing.read_text().splitlines()]
+    try:
+        return [json.loads(line) for line in listing.read_text().splitlines()]
+    except ValueError as error:
+        raise Damaged(f"{listing} is damaged ({error}): bring it back from a copy, or remove its folder") from error
 
 
-def _mark(entry: dict[str, Any]) -> tuple[str, str, int, str]:
+def _mark(entry: dict[str, Any]) -> Mark:
     return entry["bucket"], entry["key"], entry["size"], entry["etag"]
 
 
-def _fetch(s3: Any, store: Path, entry: dict[str, Any]) -> str:
-    """Fetch an object into the store and return its SHA-256; a broken transfer leaves nothing that counts."""
-    with tempfile.NamedTemporaryFile(prefix=".", suffix=".part", dir=store / "objects") as part:
-        s3.download_fileobj(entry["bucket"], entry["key"], part)
+def _fetch(s3: Any, store: Path, entry: dict[str, Any]) -> str | None:
+    """Fetch an object into the store and return its SHA-256; None, and nothing in the store, when it is gone."""
+    with tempfile.NamedTemporaryFile(dir=store / "objects") as part:
+        try:
+            s3.download_fileobj(entry["bucket"], entry["key"], part)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in {"404", "NoSuchKey"}:
+                return None
+            raise
         part.flush()
         os.fsync(part.fileno())
         part.seek(0)
@@ -61,21 +72,37 @@ def _fetch(s3: Any, store: Path, entry: dict[str, Any]) -> str:
     return sha256
 
 
+def _remove_all_but(named: set[str], store: Path) -> None:
+    for path in list((store / "objects").rglob("*")):
+        if path.is_file() and path.name not in named:
+            path.unlink()
+
+
 def save(s3: Any, buckets: list[str], store: Path, listing: Path) -> None:
-    """Fetch what is not in the store yet, then write the listing, whole."""
+    """Fetch what is not in the store yet, write the listing, whole, and remove what no listing names."""
     (store / "objects").mkdir(parents=True, exist_ok=True)
-    earlier = sorted(path for path in listing.parent.parent.glob(f"*/{listing.name}") if path != listing)
-    known = {_mark(entry): entry["sha256"] for entry in (_read(earlier[-1]) if earlier else [])}
+    earlier: dict[Mark, str] = {}
+    damaged = False
+    for path in sorted(store.glob(f"*/{listing.name}")):
+        try:
+            earlier |= {_mark(entry): entry["sha256"] for entry in _read(path)}
+        except Damaged as error:
+            damaged = True
+            print(f"save: {error}; nothing is removed while it is there", file=sys.stderr)
+    kept = {mark: sha256 for mark, sha256 in earlier.items() if _object(store, sha256).exists()}
     entries = [entry for bucket in buckets for entry in _listed(s3, bucket)]
-    kept = {mark: sha256 for mark, sha256 in known.items() if _object(store, sha256).exists()}
     new = [entry for entry in entries if _mark(entry) not in kept]
     with ThreadPoolExecutor(_THREADS) as pool:
         fetched = dict(zip(map(_mark, new), pool.map(lambda entry: _fetch(s3, store, entry), new), strict=True))
+    # What was deleted between the listing and the fetching is as if it had been deleted before.
+    saved = [entry | {"sha256": sha256} for entry in entries if (sha256 := (kept | fetched)[_mark(entry)])]
     with tempfile.NamedTemporaryFile("w", prefix=".", dir=listing.parent, delete=False) as part:
-        part.writelines(f"{json.dumps(entry | {'sha256': (kept | fetched)[_mark(entry)]})}\n" for entry in entries)
+        part.writelines(f"{json.dumps(entry)}\n" for entry in saved)
     os.chmod(part.name, 0o600)
     os.replace(part.name, listing)
-    print(f"{len(entries)} objects saved, {len(new)} of them fetched")
+    if not damaged:
+        _remove_all_but({*earlier.values(), *(entry["sha256"] for entry in saved)}, store)
+    print(f"{len(saved)} objects saved, {len(new)} of them fetched")
 
 
 def _put_back(s3: Any, store: Path, entry: dict[str, Any]) -> None:
@@ -90,14 +117,17 @@ def _put_back(s3: Any, store: Path, entry: dict[str, Any]) -> None:
 
 
 def restore(s3: Any, buckets: list[str], store: Path, listing: Path) -> None:
-    """Put the listed objects into buckets that are missing or empty."""
-    present = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
-    for bucket in buckets:
-        if bucket not in present:
-            s3.create_bucket(Bucket=bucket)
-        elif next(_listed(s3, bucket), None):
-            sys.exit(f"restore: the bucket {bucket} is not empty: empty or remove it first")
+    """Put the listed objects into their buckets, which hold nothing else."""
     entries = [entry for entry in _read(listing) if entry["bucket"] in buckets]
+    sizes = {(entry["bucket"], entry["key"]): entry["size"] for entry in entries}
+    present = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+    for bucket in present.intersection(buckets):
+        for found in _listed(s3, bucket):
+            # What a restore that was interrupted has put back may be there.
+            if sizes.get((bucket, found["key"])) != found["size"]:
+                sys.exit(f"restore: {bucket}/{found['key']} is not of this backup: empty or remove the bucket first")
+    for bucket in sorted({*buckets} - present):
+        s3.create_bucket(Bucket=bucket)
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(lambda entry: _put_back(s3, store, entry), entries))
     print(f"{len(entries)} objects put back")

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Puts a backup back into an empty database and missing or empty buckets, while neither tracking server nor pipeline run.
 #     infra/team-server/restore.sh FOLDER/<time>
+# One that was interrupted is completed by the same command.
 #
 # The buckets come first, so that the database never names what is not there.
 set -eu
@@ -12,8 +13,10 @@ folder=$(dirname "$backup")
 # shellcheck source=where.sh
 . "$(dirname "$0")/where.sh"
 
+tables=$(in_postgres psql --no-align --tuples-only \
+    --command "select count(*) from information_schema.tables where table_schema = 'public'")
+[ "$tables" -eq 0 ] || { echo "restore: the database is not empty: nothing was changed" >&2; exit 1; }
 in_tracker python "$scripts/buckets.py" restore "$folder" "$backup/objects.jsonl"
 in_postgres pg_restore --no-owner --exit-on-error --single-transaction --dbname="${PGDATABASE:-mlflow}" \
-    < "$backup/database.dump" ||
-    { echo "restore: the database must be empty; nothing of it was changed" >&2; exit 1; }
+    < "$backup/database.dump"
 echo "restored $backup"

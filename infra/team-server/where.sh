@@ -9,11 +9,11 @@ if [ -n "${BEBYGAN_DIRECT:-}" ]; then
     in_tracker() { "$@"; }
 else
     scripts=/team-server
-    compose="docker compose --project-directory $here/.. --file $here/../compose.yaml"
-    in_postgres() { $compose exec -T postgres "$@"; }
+    compose() { docker compose --project-directory "$here/.." --file "$here/../compose.yaml" "$@"; }
+    in_postgres() { compose exec -T postgres "$@"; }
     # As who calls, so that what is saved is theirs; at the same path inside as outside.
     in_tracker() {
         # shellcheck disable=SC2154 # set by the caller
-        $compose run --rm --no-deps -T --user "$(id -u):$(id -g)" --volume "$folder:$folder" setup "$@"
+        compose run --rm --no-deps -T --user "$(id -u):$(id -g)" --volume "$folder:$folder" setup "$@"
     }
 fi
