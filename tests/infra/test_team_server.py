@@ -1,5 +1,7 @@
 """What infra/compose.yaml and the scripts beside it promise, as far as that shows without the servers."""
 
+import fcntl
+import importlib.util
 import json
 import os
 import re
@@ -104,11 +106,19 @@ def test_each_server_has_the_keys_of_its_own_work_only(described: dict[str, dict
 
 
 @pytest.fixture
-def timer(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts timer.sh with a command of the shell; LAST_RUN is `last`."""
+def timer(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
+    """Starts timer.sh, whose hour is a hundredth of a second, with a command of the shell; LAST_RUN is `last`."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sleep").write_text('#!/bin/sh\necho "$1" >> "$PAUSES"\nexec /bin/sleep 0.01\n')
+    (tmp_path / "bin" / "sleep").chmod(0o755)
 
-    def start(command: str, interval: str = "0.05") -> subprocess.Popen[str]:
-        variables = {"PATH": os.environ["PATH"], "INTERVAL": interval, "LAST_RUN": str(tmp_path / "last")}
+    def start(command: str) -> subprocess.Popen[str]:
+        variables = {
+            "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PAUSES": str(tmp_path / "pauses"),
+            "INTERVAL": "3600",
+            "LAST_RUN": str(tmp_path / "last"),
+        }
         return subprocess.Popen(
             ["sh", SCRIPTS / "timer.sh", "sh", "-c", command],
             cwd=tmp_path, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -124,31 +134,47 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def pauses(folder: Path) -> list[int]:
+    """Return for how long the timer has slept, in seconds of its own."""
+    return [int(line) for line in (folder / "pauses").read_text().split()] if (folder / "pauses").exists() else []
+
+
 def healthy(described: dict[str, dict[str, Any]], last: Path) -> bool:
     _, *test = described["pipeline"]["healthcheck"]["test"]
     return not subprocess.run(test, env={"PATH": os.environ["PATH"], "LAST_RUN": str(last)}, check=False).returncode
 
 
 def test_the_timer_runs_again_and_again_says_what_failed_and_ends_when_asked(
-    timer: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    timer: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = timer('n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) > count; [ "$n" -ne 1 ] || exit 3')
-    until(lambda: (tmp_path / "count").exists() and int((tmp_path / "count").read_text() or 0) >= 4)
+    until(lambda: len(pauses(tmp_path)) >= 4)
     process.terminate()
     _, told = process.communicate(timeout=10)
     assert process.returncode == 0
-    line = r"timer: the run of \S+ ended with exit code 3; the next begins in 0\.05 s"
+    assert set(pauses(tmp_path)) == {3600}
+    line = r"timer: the run of \S+ ended with exit code 3; the next begins in 3600 s"
     assert re.fullmatch(line, told.splitlines()[0])
     assert told.count("timer: ") == 1
 
 
+def test_servers_that_are_away_are_looked_for_sooner_and_ever_more_rarely(
+    timer: Callable[[str], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = timer('n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) > count; [ "$n" -eq 9 ] || exit 4')
+    until(lambda: len(pauses(tmp_path)) >= 12)
+    process.terminate()
+    process.communicate(timeout=10)
+    assert pauses(tmp_path)[:12] == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600, 3600, 30, 60]
+
+
 def test_the_container_is_unhealthy_from_a_failed_run_until_a_good_one(
-    timer: Callable[..., subprocess.Popen[str]], tmp_path: Path, described: dict[str, dict[str, Any]]
+    timer: Callable[[str], subprocess.Popen[str]], tmp_path: Path, described: dict[str, dict[str, Any]]
 ) -> None:
     last = tmp_path / "last"
     assert healthy(described, last)
     for code in (4, 0, 75):
-        process = timer(f"exit {code}", interval="60")
+        process = timer(f"exit {code}")
         until(lambda code=code: last.exists() and last.read_text().startswith(f"{code} "))  # type: ignore[misc]
         assert healthy(described, last) == (code == 0)
         process.terminate()
@@ -157,9 +183,11 @@ def test_the_container_is_unhealthy_from_a_failed_run_until_a_good_one(
 
 
 def test_a_stop_request_reaches_the_run_and_waits_for_it(
-    timer: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    timer: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    process = timer("trap 'sleep 0.5; echo saved > state; exit 75' TERM; touch running; while :; do sleep 0.05; done")
+    process = timer(
+        "trap '/bin/sleep 0.5; echo saved > state; exit 75' TERM; touch running; while :; do /bin/sleep 0.05; done"
+    )
     until((tmp_path / "running").exists)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=10)
@@ -206,37 +234,99 @@ def test_a_saved_bucket_comes_back_byte_for_byte_and_each_content_is_kept_once(
     assert first.stdout == "6 objects saved, 6 of them fetched\n", first.stderr
     s3.put_object(Bucket=bucket, Key="new", Body=b"new")
     assert buckets("save", "2").stdout == "7 objects saved, 1 of them fetched\n"
-    assert len([path for path in (tmp_path / "objects").rglob("*") if path.is_file()]) == 6
-    contents = emptied(s3, bucket)
+    assert contents(tmp_path) == 6
+    before = emptied(s3, bucket)
     assert buckets("restore", "1").stdout == "6 objects put back\n"
-    assert emptied(s3, bucket) == {key: value for key, value in contents.items() if key != "new"}
+    assert emptied(s3, bucket) == {key: value for key, value in before.items() if key != "new"}
     assert buckets("restore", "2").stdout == "7 objects put back\n"
-    assert emptied(s3, bucket) == contents
+    assert emptied(s3, bucket) == before
 
 
-def test_a_bucket_that_holds_something_is_not_restored_into(buckets: Callable[..., Any], bucket: str) -> None:
+def contents(folder: Path) -> int:
+    """Return how many contents a folder of backups holds."""
+    return len([path for path in (folder / "objects").rglob("*") if path.is_file()])
+
+
+def test_a_bucket_that_holds_something_else_is_not_restored_into(
+    buckets: Callable[..., Any], s3: Any, bucket: str
+) -> None:
     buckets("save", "1")
-    refused = buckets("restore", "1")
-    assert refused.returncode == 1
-    assert refused.stderr == f"restore: the bucket {bucket} is not empty: empty or remove it first\n"
+    for key, body in (("new", b"new"), ("a", b"of another size")):
+        s3.put_object(Bucket=bucket, Key=key, Body=body)
+        refused = buckets("restore", "1")
+        assert refused.returncode == 1
+        expected = f"restore: {bucket}/{key} is not of this backup: empty or remove the bucket first\n"
+        assert refused.stderr == expected
+        s3.delete_object(Bucket=bucket, Key=key)
 
 
 @pytest.mark.parametrize("damage", ["damaged", "missing"])
-def test_a_damaged_backup_is_not_passed_off_as_whole(
+def test_a_damaged_backup_is_not_passed_off_as_whole_and_a_broken_restore_can_be_completed(
     damage: str, buckets: Callable[..., Any], s3: Any, bucket: str, tmp_path: Path
 ) -> None:
     buckets("save", "1")
-    emptied(s3, bucket)
+    before = emptied(s3, bucket)
     entries = [json.loads(line) for line in (tmp_path / "1" / "objects.jsonl").read_text().splitlines()]
     [digest] = [entry["sha256"] for entry in entries if entry["key"] == "b/a"]
     path = tmp_path / "objects" / digest[:2] / digest
+    content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes().replace(b"b/a", b"b/c", 1))
+        path.write_bytes(content.replace(b"b/a", b"b/c", 1))
     refused = buckets("restore", "1")
     assert refused.returncode == 1
     assert refused.stderr == f"restore: {path} is {damage}: {bucket}/b/a cannot be put back\n"
+    path.write_bytes(content)
+    assert buckets("restore", "1").stdout == "6 objects put back\n"
+    assert emptied(s3, bucket) == before
+
+
+def test_contents_that_no_backup_names_any_more_go_with_the_next_backup(
+    buckets: Callable[..., Any], s3: Any, bucket: str, tmp_path: Path
+) -> None:
+    buckets("save", "1")
+    s3.delete_object(Bucket=bucket, Key="large")
+    buckets("save", "2")
+    assert contents(tmp_path) == 5
+    (tmp_path / "objects" / "left-by-a-killed-one").touch()
+    listing = tmp_path / "1" / "objects.jsonl"
+    whole = listing.read_bytes()
+    listing.write_bytes(whole[:-9])
+    warned = buckets("save", "3")
+    assert (warned.returncode, contents(tmp_path)) == (0, 6)
+    assert re.fullmatch(rf"save: {listing} is damaged .*; nothing is removed while it is there\n", warned.stderr)
+    listing.write_bytes(whole)
+    assert buckets("save", "4").stdout == "5 objects saved, 0 of them fetched\n"
+    assert contents(tmp_path) == 5
+    shutil.rmtree(tmp_path / "1")
+    buckets("save", "5")
+    assert contents(tmp_path) == 4
+    assert buckets("restore", "2").returncode == 0
+
+
+def test_an_object_that_is_deleted_while_buckets_are_saved_is_left_out(
+    s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = importlib.util.spec_from_file_location("buckets", SCRIPTS / "buckets.py")
+    assert script
+    assert script.loader
+    module = importlib.util.module_from_spec(script)
+    script.loader.exec_module(module)
+    for key in ("kept", "gone"):
+        s3.put_object(Bucket=bucket, Key=key, Body=key.encode())
+    download = s3.download_fileobj
+
+    def delete_and_download(name: str, key: str, file: Any) -> None:
+        if key == "gone":
+            s3.delete_object(Bucket=name, Key=key)
+        download(name, key, file)
+
+    monkeypatch.setattr(s3, "download_fileobj", delete_and_download)
+    (tmp_path / "1").mkdir()
+    module.save(s3, [bucket], tmp_path, tmp_path / "1" / "objects.jsonl")
+    [line] = (tmp_path / "1" / "objects.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "kept"
 
 
 def test_saving_what_is_not_there_leaves_no_listing(buckets: Callable[..., Any], tmp_path: Path) -> None:
@@ -244,6 +334,16 @@ def test_saving_what_is_not_there_leaves_no_listing(buckets: Callable[..., Any],
     assert refused.returncode == 1
     assert "NoSuchBucket" in refused.stderr
     assert not (tmp_path / "1" / "objects.jsonl").exists()
+
+
+def test_two_backups_into_one_folder_do_not_meet(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    second = subprocess.run(["sh", SCRIPTS / "backup.sh", tmp_path], capture_output=True, text=True, check=False)
+    os.close(folder)
+    assert second.returncode == 1
+    assert second.stderr == f"backup: another one into {tmp_path} is not done yet\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("script", ["backup.sh", "restore.sh"])
@@ -254,9 +354,7 @@ def test_a_script_without_its_folder_says_how_it_is_used(script: str, tmp_path: 
 
 
 def test_the_scripts_are_sound_to_shellcheck() -> None:
-    shellcheck = shutil.which("shellcheck")
-    if not shellcheck:
-        pytest.skip("shellcheck is not installed")
+    shellcheck = Path(sys.executable).with_name("shellcheck")
     # where.sh is checked with those that source it.
     scripts = [path for path in SCRIPTS.glob("*.sh") if path.name != "where.sh"]
     done = subprocess.run([shellcheck, "-x", *scripts], cwd=SCRIPTS, capture_output=True, check=False)
