@@ -44,8 +44,6 @@ def test_every_command_of_kubectl_exists_with_its_options() -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert not told.returncode, f"{command}: {told.stderr}"
-        # A group of commands lists them, where the second word is none.
-        assert "Available Commands:" not in told.stdout, command
 
 
 def test_every_file_and_make_target_that_is_named_exists() -> None:
