@@ -1,5 +1,6 @@
 """The servers and the backup of the manifests, really started: their commands, variables and secrets, on loopback."""
 
+import importlib.util
 import json
 import os
 import re
@@ -276,6 +277,29 @@ def test_a_backup_holds_everything_and_puts_back_what_is_lost(described: Describ
     time.sleep(1.1)
     assert back_up(described, store, tmp_path).returncode == 0
     assert "bebygan: 0 objects copied" in back_up(described, store, tmp_path).stdout
+
+
+def test_what_is_deleted_while_a_bucket_is_saved_is_left_out(
+    described: Described, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = importlib.util.spec_from_file_location("backup", KUBERNETES / "base" / "backup.py")
+    assert script
+    assert script.loader
+    module = importlib.util.module_from_spec(script)
+    script.loader.exec_module(module)
+    steps, s3 = client(described, store, "bebygan-s3"), client(described, store, "backup")
+    for name in ("kept", "gone"):
+        steps.put_object(Bucket="bebygan", Key=f"checkpoints/{name}", Body=name.encode())
+    copy = s3.copy
+
+    def delete_and_copy(source: dict[str, str], bucket: str, key: str) -> None:
+        if key.endswith("gone"):
+            steps.delete_object(**source)
+        copy(source, bucket, key)
+
+    monkeypatch.setattr(s3, "copy", delete_and_copy)
+    assert module.copy(s3, ("bebygan", "checkpoints/"), ("backup", "new/"), overwrite=True) == 1
+    assert module.listing(s3, "backup", "new/").keys() == {"kept"}
 
 
 def test_dumps_beyond_those_to_keep_are_removed(described: Described, store: str, tmp_path: Path) -> None:

@@ -39,8 +39,14 @@ def copy(s3: Any, source: tuple[str, str], target: tuple[str, str], *, overwrite
         known = present.get(key)
         # Times are whole seconds: of two equal ones the source's may be the later.
         if known is None or (overwrite and (known[0] != size or known[1] <= changed)):
-            s3.copy({"Bucket": source[0], "Key": source[1] + key}, target[0], target[1] + key)
-            copied += 1
+            try:
+                s3.copy({"Bucket": source[0], "Key": source[1] + key}, target[0], target[1] + key)
+            except ClientError as error:
+                # Deleted since it was listed, as old checkpoints are while a training runs.
+                if error.response["Error"]["Code"] not in {"404", "NoSuchKey"}:
+                    raise
+            else:
+                copied += 1
     return copied
 
 
