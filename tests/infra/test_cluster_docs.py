@@ -70,6 +70,10 @@ def test_every_object_that_a_command_names_is_in_the_manifests() -> None:
     named = re.findall(r"\b((?:cronjob|deployment|statefulset|service)/[a-z-]+)", "\n".join(lines))
     assert len(named) > 8
     assert set(named) - there == set()
+    # And what each account may do is told.
+    told = TEXT.split("## Who may do what")[1].split("\n## ")[0]
+    accounts = {each["metadata"]["name"] for each in built if each["kind"] == "ServiceAccount"}
+    assert accounts - set(re.findall(r"`([a-z-]+)`", told)) == set()
 
 
 def test_the_table_of_secrets_is_that_of_the_script() -> None:
