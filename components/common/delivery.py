@@ -47,6 +47,11 @@ def _chunks(metrics: "list[Metric]") -> "Iterable[list[Metric]]":
     return (metrics[first : first + _MOST_AT_ONCE] for first in range(0, len(metrics), _MOST_AT_ONCE))
 
 
+def spool_of(folder: Path, run_id: str) -> Path:
+    """Return the path of a file for values of a run that no other process has, nor one before in the same run."""
+    return folder / f"{run_id}.{time.time_ns()}.jsonl"
+
+
 def _pictures_of(spool: Path) -> Path:
     """Return the folder in which the pictures wait that belong to a file of values."""
     return spool.with_suffix(".pictures")
@@ -69,7 +74,7 @@ class Delivery:
     Args:
         client: of the server.
         run_id: of the run.
-        spool: file for what is not sent yet.
+        spool: file for what is not sent yet, of this process alone; see `spool_of`.
         errors: context that turns what the client raises into ServiceError; it is told what is being done.
     """
 
@@ -193,7 +198,7 @@ class Delivery:
             del self._pictures[0]
         with self._changing:
             if self._folder is not None and not self._given_up:
-                _pictures_of(self._spool).rmdir()
+                shutil.rmtree(_pictures_of(self._spool), ignore_errors=True)
                 os.close(self._folder)
                 self._folder = None
         return True
@@ -254,9 +259,15 @@ class Delivery:
         """Send what processes left that live no more: those that live hold a lock."""
         folder = self._spool.parent
         for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.pictures")]):
-            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                # Another run that begins here was quicker.
+                continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not path.exists():
+                    continue
                 with self._errors("sending what an earlier run left"):
                     self._send_leftover(path)
                 _log.info("MLflow has what an earlier run left in %s", path)
@@ -270,7 +281,7 @@ class Delivery:
     def _send_leftover(self, path: Path) -> None:
         if path.suffix == ".pictures":
             for picture in sorted(path.glob("*.png")):
-                _send_picture(self._client, path.stem, picture)
+                _send_picture(self._client, path.name.partition(".")[0], picture)
             shutil.rmtree(path)
         else:
             self._send_lines(path.read_text().splitlines())

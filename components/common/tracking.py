@@ -24,7 +24,7 @@ import yaml
 from bebygan.errors import Preempted, ServiceError
 from bebygan.imaging import Image
 from components.common.config import to_yaml
-from components.common.delivery import Delivery
+from components.common.delivery import Delivery, spool_of
 from components.common.provenance import flatten, provenance
 
 if TYPE_CHECKING:
@@ -87,19 +87,26 @@ def _shown(uri: str) -> str:
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
+def _raised_by_mlflow() -> tuple[type[Exception], ...]:
+    from boto3.exceptions import Boto3Error  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    # Where a server has clients bring their files to its bucket themselves, boto3's own errors come through.
+    return MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError
+
+
 @contextmanager
 def service_errors(doing: str) -> Iterator[None]:
     """Turn what mlflow raises into one line.
 
     Raises:
-        ServiceError: the server is away or refuses.
+        ServiceError: the server, or the bucket of its artifacts, is away or refuses.
     """
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except _raised_by_mlflow() as error:
         raise ServiceError(
             f"{doing} failed at MLflow's {_shown(tracking_uri())} ({_reason(error)}): "
             "see that it runs and lets you in, or correct MLFLOW_TRACKING_URI"
@@ -120,6 +127,8 @@ def _machine(run_id: str) -> Callable[[], dict[str, float]]:
             each.clear_metrics()
         return found
 
+    # The first reading only begins the time that the load is told of.
+    read()
     return read
 
 
@@ -318,7 +327,7 @@ def step_run(
     facts = {"step": step, **provenance(params, data_version), **(tags or {})}
     with service_errors("starting a run"):
         run_id, parent = _begin(client, step, params, facts)
-    run = StepRun(client, run_id, WORKSPACE / "untracked" / f"{run_id}.jsonl", parent, machine=machine)
+    run = StepRun(client, run_id, spool_of(WORKSPACE / "untracked", run_id), parent, machine=machine)
     status, seconds = "FAILED", _SECONDS_TO_FINISH
     try:
         yield run

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from PIL import Image
 from bebygan.errors import Preempted, ServiceError
 from components.common.config import Params, load_params
 from components.common.provenance import provenance
-from components.common.tracking import StepRun, finished_run, mlflow_client, step_run
+from components.common.tracking import StepRun, ended_runs, mlflow_client, step_run
 
 ROOT = Path(__file__).parents[3]
 AWAY = "http://127.0.0.1:9"
@@ -105,11 +106,11 @@ def test_a_step_that_fails_or_is_stopped_says_so_and_keeps_its_values(
 def test_only_a_run_that_ended_well_counts_as_finished(params: Params) -> None:
     with pytest.raises(ValueError, match="bug"), step_run("retrain", params, tags={"fingerprint": "f1"}):
         raise ValueError("bug")
-    assert finished_run("f1") is None
+    assert ended_runs("f1", "FINISHED") == []
     with step_run("retrain", params, tags={"fingerprint": "f1"}) as run:
-        assert finished_run("f1") is None
-    assert finished_run("f1") == run.run_id
-    assert finished_run("f2") is None
+        assert ended_runs("f1", "FINISHED") == []
+    assert ended_runs("f1", "FINISHED") == [run.run_id]
+    assert ended_runs("f2", "FINISHED") == []
 
 
 def test_without_an_address_runs_are_kept_in_the_workspace(
@@ -210,6 +211,11 @@ def steps(run: StepRun) -> list[float]:
     return [metric.step for metric in run.client.get_metric_history(run.run_id, "best_buddy")]
 
 
+def kept(spools: Path) -> int:
+    """Return how many values and ends of runs wait in files."""
+    return sum(len(path.read_text().splitlines()) for path in spools.glob("*.jsonl"))
+
+
 def wait_for(what: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while not what():
@@ -218,7 +224,7 @@ def wait_for(what: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_away_never_stops_the_step_and_gets_every_value_when_it_is_back(
+def test_a_server_that_goes_away_never_stops_the_step_and_gets_all_when_it_is_back(
     server: Server,
     params: Params,
     tmp_path: Path,
@@ -235,20 +241,21 @@ def test_a_server_that_goes_away_never_stops_the_step_and_gets_every_value_when_
         for iteration in range(1, 1500):
             first(iteration, {"best_buddy": float(iteration)})
         assert time.monotonic() - started < 1
-        spool = spools / f"{first.run_id}.jsonl"
-        wait_for(lambda: spool.exists() and len(spool.read_text().splitlines()) == 1499)
+        wait_for(lambda: kept(spools) == 1499)
+        [spool] = spools.iterdir()
         # Back within the run.
         server.start()
-        wait_for(lambda: len(first.client.get_run(first.run_id).data.metrics) and not spool.exists())
+        wait_for(lambda: not spool.exists())
         assert steps(first) == list(range(1500))
         server.stop()
-        first(1500, {"best_buddy": 1500.0})
+        first(1500, {"best_buddy": 1500.0, "samples": np.zeros((8, 8, 3), np.uint8)})
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "Connection refused" in warnings[0]
     assert str(spool.relative_to(tmp_path)) in warnings[0]
     assert len(warnings) == 3
     assert "MLflow lacks the end of this run" in warnings[2]
     value, end = (json.loads(line) for line in spool.read_text().splitlines())
+    assert [path.name for path in spool.with_suffix(".pictures").iterdir()] == ["samples-00001500.png"]
     assert (value["run_id"], value["name"], value["value"], value["step"]) == (first.run_id, "best_buddy", 1500.0, 1500)
     assert (end["run_id"], end["status"]) == (first.run_id, "FINISHED")
     # Back at the next run, after one whose process was killed while it wrote.
@@ -259,7 +266,8 @@ def test_a_server_that_goes_away_never_stops_the_step_and_gets_every_value_when_
     assert not list(spools.iterdir())
     assert steps(first) == list(range(1502))
     assert first.client.get_run(first.run_id).info.status == "FINISHED"
-    assert steps(second) == [7]
+    assert pictures(first) == ["pictures/samples-00001500.png"]
+    assert (steps(second), pictures(second)) == ([7], [])
 
 
 @pytest.mark.usefixtures("mlflow_store")
@@ -282,6 +290,57 @@ def test_what_a_living_process_keeps_is_not_taken_for_a_leftover(params: Params,
     assert other.client.get_run(other.run_id).data.metrics["late"] == 1.0
 
 
+def rename_table(store: str, name: str, new: str) -> None:
+    with closing(sqlite3.connect(store.removeprefix("sqlite:///"), timeout=30)) as database:
+        database.execute(f"ALTER TABLE {name} RENAME TO {new}")
+
+
+def test_each_attempt_at_a_run_keeps_its_own_values(
+    params: Params, mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.common.delivery.SECONDS_BETWEEN_TRIES", 0.1)
+    spools = tmp_path / "workspace" / "untracked"
+    client = mlflow_client()
+    theirs = client.create_run(client.create_experiment("kubeflow")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+    # The server takes a run's beginning, but no values.
+    rename_table(mlflow_store, "metrics", "metrics_away")
+    with step_run("train", params.train) as first:
+        first(1, {"best_buddy": 1.0})
+    assert kept(spools) == 2
+    with step_run("train", params.train) as second:
+        second(2, {"best_buddy": 2.0})
+        wait_for(lambda: kept(spools) == 3)
+        rename_table(mlflow_store, "metrics_away", "metrics")
+        wait_for(lambda: steps(second) == [2])
+    with step_run("train", params.train) as third:
+        pass
+    assert steps(third) == [1, 2]
+    assert not list(spools.iterdir())
+
+
+def test_a_bucket_of_artifacts_that_is_away_holds_up_no_values(
+    params: Params, mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some servers have their clients bring files to the bucket themselves."""
+    monkeypatch.setattr("components.common.delivery.SECONDS_BETWEEN_TRIES", 0.1)
+    for name, value in {
+        "MLFLOW_S3_ENDPOINT_URL": AWAY, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    assert mlflow_store
+    mlflow_client().create_experiment("bebygan", artifact_location="s3://away/artifacts")
+    with step_run("train", params.train) as run:
+        run(1, {"samples": np.zeros((8, 8, 3), np.uint8)})
+        wait_for(lambda: "storing a picture failed" in caplog.text)
+        run(2, {"best_buddy": 2.0})
+        wait_for(lambda: steps(run) == [2])
+        run.artifacts(tmp_path / "workspace", "evaluation")
+    assert "storing files failed" in caplog.text
+    assert [path.name for path in tmp_path.glob("workspace/untracked/*.pictures/*")] == ["samples-00000001.png"]
+
+
 @pytest.mark.usefixtures("mlflow_store")
 def test_what_this_server_does_not_know_stays_and_is_named(
     params: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -290,6 +349,8 @@ def test_what_this_server_does_not_know_stays_and_is_named(
     spools.mkdir(parents=True)
     entry = {"run_id": "0" * 32, "name": "late", "value": 1.0, "step": 1, "time": 1}
     (spools / "foreign.jsonl").write_text(json.dumps(entry) + "\n")
+    # As a file is found that another run sends and removes meanwhile.
+    (spools / "gone.jsonl").symlink_to("nowhere")
     with step_run("train", params.train) as run:
         run(1, {"best_buddy": 1.0})
     assert steps(run) == [1]
@@ -310,9 +371,8 @@ def test_a_process_that_is_asked_to_stop_does_not_wait_for_a_server_that_hangs(
         started = time.monotonic()
         raise Preempted("stopped")
     assert time.monotonic() - started < 10
-    lines = [
-        json.loads(line) for line in (tmp_path / f"workspace/untracked/{run.run_id}.jsonl").read_text().splitlines()
-    ]
+    [spool] = (tmp_path / "workspace" / "untracked").iterdir()
+    lines = [json.loads(line) for line in spool.read_text().splitlines()]
     assert [line.get("step") for line in lines] == [1, 2, None]
     assert lines[-1]["status"] == "KILLED"
     assert mlflow_store
@@ -326,6 +386,7 @@ def pictures(run: StepRun) -> list[str]:
 def test_pictures_become_artifacts_and_the_machine_is_watched(params: Params, tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     with step_run("train", params.train, machine=True) as run:
+        sum(range(10**7))
         run(3, {"best_buddy": 0.5})
         run(3, {"samples": picture})
     assert pictures(run) == ["pictures/samples-00000003.png"]
@@ -334,24 +395,7 @@ def test_pictures_become_artifacts_and_the_machine_is_watched(params: Params, tm
     metrics = run.client.get_run(run.run_id).data.metrics
     assert metrics["best_buddy"] == 0.5
     assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
-    assert "system/cpu_utilization_percentage" in metrics
+    assert metrics["system/cpu_utilization_percentage"] > 0
     assert not (tmp_path / "workspace" / "untracked").exists() or not list(
         (tmp_path / "workspace" / "untracked").iterdir()
     )
-
-
-@pytest.mark.slow
-def test_pictures_wait_for_a_server_that_is_away_and_are_sent_by_the_next_run(
-    server: Server, params: Params, tmp_path: Path
-) -> None:
-    spools = tmp_path / "workspace" / "untracked"
-    with step_run("train", params.train) as first:
-        server.stop()
-        first(1, {"samples": np.zeros((8, 8, 3), np.uint8)})
-    assert [path.name for path in (spools / f"{first.run_id}.pictures").iterdir()] == ["samples-00000001.png"]
-    server.start()
-    with step_run("train", params.train) as second:
-        second(2, {"best_buddy": 1.0})
-    assert pictures(first) == ["pictures/samples-00000001.png"]
-    assert pictures(second) == []
-    assert not list(spools.iterdir())
