@@ -74,7 +74,7 @@ class Schedule(Settings):
     """Learning rate over the iterations: linear warm-up, then cosine with restarts or steps."""
 
     shape: Literal["cosine", "steps"]
-    """Cosine from the peak to the floor in each cycle, or the peak divided at each milestone."""
+    """Cosine from the peak to the floor in each cycle, or the peak lowered at each milestone."""
     peak: float
     """Learning rate after the warm-up."""
     floor: float
@@ -82,7 +82,7 @@ class Schedule(Settings):
     cycle: int
     """Cosine only: iterations before a restart at the peak; 0 is one cycle for the whole run."""
     warmup: int
-    """Iterations of linear warm-up at the start of each cycle."""
+    """Iterations of linear warm-up at the start; with the cosine, of each cycle."""
     warmup_from: float
     """Share of the peak that the warm-up starts from."""
     milestones: tuple[int, ...]
@@ -128,6 +128,8 @@ class Optimisation(Settings):
     crop: int
     """Side of an HR training crop, pixels; a multiple of the scale."""
     schedule: Schedule
+    betas: tuple[float, float]
+    """Weight of the past in Adam's averages of the gradients and of their squares (official: 0.9, 0.999)."""
     ema_decay: float
     """Weight of the past in the moving average of the generator; less during the first iterations."""
     precision: Precision
@@ -175,6 +177,9 @@ class Optimisation(Settings):
         require(
             self.crop >= 12 * SCALE and self.crop % SCALE == 0,
             f"crop must be a multiple of {SCALE} and at least {12 * SCALE}, got {self.crop}",
+        )
+        require(
+            all(0 <= beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas[0]}, {self.betas[1]}"
         )
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")

@@ -93,10 +93,9 @@ class TrainState:
             self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
 
 
-def _adam(network: nn.Module) -> torch.optim.Adam:
-    # The schedule sets the rate before each step; betas are the paper's. Only the fused kernels can be told on the
-    # device to leave a step out.
-    return torch.optim.Adam(network.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True)
+def _adam(network: nn.Module, betas: tuple[float, float]) -> torch.optim.Adam:
+    # The schedule sets the rate before each step. Only the fused kernels can be told on the device to leave a step out.
+    return torch.optim.Adam(network.parameters(), lr=0.0, betas=betas, fused=True)
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -123,9 +122,9 @@ def new_state(
     return TrainState(
         generator=generator,
         average=average,
-        generator_optimiser=_adam(generator),
+        generator_optimiser=_adam(generator, optimisation.betas),
         discriminator=discriminator,
-        discriminator_optimiser=None if discriminator is None else _adam(discriminator),
+        discriminator_optimiser=None if discriminator is None else _adam(discriminator, optimisation.betas),
         guard=_new_guard(optimisation.precision, device),
     )
 

@@ -18,8 +18,9 @@ VGG19 = PerceptualSettings(network="vgg19", taps=(("conv3_4", 0.125), ("conv5_4"
 
 def gan(**changes: Any) -> GanSettings:
     values: dict[str, Any] = {
-        "iterations": 10, "batch": 2, "crop": 128, "ema_decay": 0.9, "precision": "fp32", "tf32": False,
-        "compile": False, "channels_last": False, "accumulate": 1, "clip_norm": 0.0, "skip_limit": 1, "seed": 0,
+        "iterations": 10, "batch": 2, "crop": 128, "betas": (0.9, 0.999), "ema_decay": 0.9, "precision": "fp32",
+        "tf32": False, "compile": False, "channels_last": False, "accumulate": 1, "clip_norm": 0.0, "skip_limit": 1,
+        "seed": 0,
         "validate_every": 0, "validate_patches": 1, "checkpoint_every": 5, "log_every": 1, "picture_every": 0,
         "discriminator_width": 4, "discriminator_first": 0, "relativistic_mean": "global", "perceptual": VGG19,
         "schedule": Schedule(

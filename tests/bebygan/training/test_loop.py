@@ -37,6 +37,7 @@ SETTINGS = GanSettings(
     schedule=Schedule(
         shape="cosine", peak=1e-3, floor=1e-7, cycle=0, warmup=2, warmup_from=0.1, milestones=(), decay=0.5
     ),
+    betas=(0.9, 0.999),
     ema_decay=0.9,
     precision="fp32",
     tf32=False,

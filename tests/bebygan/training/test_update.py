@@ -159,11 +159,11 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Patches:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.01])
 def test_an_update_is_torchs_own_clipping_and_adam(channels_last: bool, clip_norm: float) -> None:
-    settings = replace(SETTINGS, channels_last=channels_last, clip_norm=clip_norm)
+    settings = replace(SETTINGS, channels_last=channels_last, clip_norm=clip_norm, betas=(0.8, 0.99))
     state, step = new(settings, torch.float64), gan_step(settings, None)
     assert state.discriminator is not None
     networks = [copy.deepcopy(state.generator), copy.deepcopy(state.discriminator)]
-    plain = [torch.optim.Adam(network.parameters(), RATE, foreach=False) for network in networks]
+    plain = [torch.optim.Adam(network.parameters(), RATE, settings.betas, foreach=False) for network in networks]
     for _ in range(3):
         values = step(state, *pair(dtype=torch.float64))
         for network, optimiser, trained, kind in zip(

@@ -82,6 +82,7 @@ def test_a_wrong_name_in_a_file_is_refused_too(tmp_path: Path, group: str, wrong
         ("train.batch=0", "parameter train: batch must be at least 1, got 0"),
         ("train.crop=130", "crop must be a multiple of 4"),
         ("train.ema_decay=1", "ema_decay must lie in"),
+        ("train.betas=[0.9, 1]", r"betas must lie in \[0, 1\), got 0.9, 1"),
         ("train.iterations=many", r"parameter train.iterations: .*integer.*'many'"),
         ("train.precision=fp8", "parameter train.precision"),
         ("train.region.window=10", "parameter train.region: window must be odd"),
