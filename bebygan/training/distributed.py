@@ -21,13 +21,20 @@ from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT = timedelta(minutes=10)
 """For a process that hangs. One that ends closes its connections, which the others notice at once."""
+GPUS = "BEBYGAN_GPUS"
+"""Environment variable: how many GPUs this machine must have. Without it one that has none trains on the CPU."""
 
 
 def _take_gpu() -> bool:
     """Make this process's GPU the current one; False where the machine has none."""
-    gpus, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus, asked = torch.cuda.device_count(), int(os.environ.get(GPUS, "0"))
+    if gpus < asked:
+        raise ConfigError(
+            f"{asked} GPUs were asked for and {gpus} are seen: see that node, driver and image fit, or ask for fewer"
+        )
     if not gpus:
         return False
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if gpus < wanted:
         raise ConfigError(
             f"{wanted} processes were asked for on a machine with {gpus} GPUs: "
@@ -37,6 +44,11 @@ def _take_gpu() -> bool:
     return True
 
 
+def _of_the_network(error: RuntimeError) -> bool:
+    # Of gloo's errors only the text says that they are.
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started, for the length of the body; do nothing where it did not.
@@ -44,29 +56,34 @@ def joined() -> Iterator[None]:
     torchrun's environment is read: WORLD_SIZE, RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
     Raises:
-        ConfigError: this machine has fewer GPUs than processes.
+        ConfigError: this machine has fewer GPUs than processes, or than `GPUS` asks for.
         ServiceError: the processes do not find each other.
         Preempted: one of them ended or lost its network; its own error, if it could tell one, is the cause.
     """
+    on_gpus = _take_gpu()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if _take_gpu() else "gloo"
     try:
-        distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
-    except (distributed.DistError, ValueError) as error:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=_LONGEST_WAIT)
+        if on_gpus:
+            # NCCL connects at the first use. What it cannot do on these machines it cannot do when tried again either,
+            # and later would be taken for the loss of a process.
+            distributed.all_reduce(torch.zeros(1, device="cuda"))
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and not _of_the_network(error):
+            raise
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ServiceError(
             f"the processes of the training cannot meet at {place} ({_first_line(error)}): "
-            "see that the port is free and reachable from all of them"
+            "see that the port is free and reachable from all of them; between GPUs NCCL_DEBUG=INFO tells more"
         ) from error
     try:
         yield
     except BebyganError:
         raise
     except RuntimeError as error:
-        # Of gloo's errors only the text says that they are.
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+        if not _of_the_network(error):
             raise
         # Not this process's fault: a machine that vanishes, as spot machines do, shows itself to the others like this.
         raise Preempted(

@@ -131,6 +131,7 @@ def launch(
             environment={
                 "BEBYGAN_IMAGE": settings.image,
                 "BEBYGAN_CACHE": str(volume / "cache"),
+                "BEBYGAN_GPUS": str(settings.gpus),
                 "PYTHONUNBUFFERED": "1",
             },
             lineage={variable: os.environ[variable] for variable in LINEAGE if os.environ.get(variable)},

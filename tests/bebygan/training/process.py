@@ -1,13 +1,16 @@
-"""One process of a training that tests start several of: `process.py equal|train|one-stops|one-dies FOLDER`."""
+"""One process of a training that tests start several of: `process.py WHAT FOLDER`."""
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 from bebygan.distributed import processes, rank
 from bebygan.errors import BebyganError
@@ -62,14 +65,32 @@ def train(folder: Path, settings: GanSettings) -> TrainState:
     return state
 
 
-def misbehave(folder: Path, received: signal.Signals) -> None:
-    """Train for long; the second process gets a signal amid its tenth step."""
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    time.sleep(5)
+
+
+FAULTS = {"one-stops": stop, "one-dies": die, "one-hangs": hang}
+
+
+def misbehave(folder: Path, what: str) -> None:
+    """Train for long; something happens to the second process amid its tenth step."""
     settings = replace(TRAINED, iterations=100_000, checkpoint_every=100_000)
     state, step = new(settings, torch.float32), gan_step(settings, None)
 
     def interrupted(state: TrainState, lr: torch.Tensor, hr: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        if rank() == 1 and state.iteration == 9:
-            os.kill(os.getpid(), received)
+        if state.iteration == 9 and what == "one-hangs":
+            # Nobody would stay for the end of what `joined` grants.
+            distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=2))
+        if state.iteration == 9 and rank() == 1:
+            FAULTS[what]()
         return step(state, lr, hr)
 
     patches = read_patches(folder / "patches", "train")
@@ -86,7 +107,7 @@ def main() -> None:
             state = train(folder, TRAINED)
             torch.save(state.state_dict(), folder / f"state-{rank()}.pt")
         else:
-            misbehave(folder, signal.SIGTERM if what == "one-stops" else signal.SIGKILL)
+            misbehave(folder, what)
 
 
 if __name__ == "__main__":

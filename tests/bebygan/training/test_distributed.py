@@ -1,7 +1,9 @@
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,15 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from bebygan.distributed import mean_over_processes, processes, rank, sum_over_processes
-from bebygan.errors import ConfigError
+from bebygan.errors import ConfigError, ServiceError
 from bebygan.imaging.shards import read_patches
 from bebygan.training.checkpoint import checkpoints_in
-from bebygan.training.distributed import any_process, joined, share_of
+from bebygan.training.distributed import GPUS, any_process, joined, share_of
 from bebygan.training.sampling import Loader, batch
 from tests.bebygan.training.process import TRAINED, WHOLE, gradients, train
 from tests.bebygan.training.test_loop import SETTINGS, assert_equal, make_patches
+from tests.conftest import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -118,12 +122,37 @@ def test_a_process_that_dies_ends_the_others_within_a_minute_and_in_one_line(two
     assert "Traceback" not in error
 
 
+def test_a_process_that_hangs_does_not_hold_the_others_for_ever(two: Pair) -> None:
+    (code, error), _ = two("one-hangs")
+    assert code == 75
+    assert re.search(r"^error: another process .* lost its network \(.*Timed out waiting 2000ms", error, re.M), error
+
+
 def test_fewer_gpus_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="4 processes were asked for on a machine with 2 GPUs"), joined():
         pass
+
+
+def test_a_machine_that_should_have_gpus_and_has_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv(GPUS, "1")
+    with pytest.raises(ConfigError, match="1 GPUs were asked for and 0 are seen"), joined():
+        pass
+
+
+def test_an_interface_that_a_machine_lacks_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    [port] = free_ports(1)
+    names = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in (names | {"GLOO_SOCKET_IFNAME": "nowhere0"}).items():
+        monkeypatch.setenv(name, value)
+    other = threading.Thread(target=lambda: distributed.TCPStore("127.0.0.1", port, 2, is_master=False))
+    other.start()
+    with pytest.raises(ServiceError, match=r"cannot meet at .*Unable to find address for: nowhere0"), joined():
+        pass
+    other.join(60)
 
 
 def test_a_port_in_use_is_told_in_one_line(folder: Path) -> None:
