@@ -92,13 +92,12 @@ def _shown(text: str | None) -> str:
     return text[:12] if len(text) == _DIGEST_LENGTH else text[:40]
 
 
-def job_in(path: Path) -> dict[str, str] | None:
-    """Return the job that a checkpoint's header names, or None where it cannot be read; the state stays unread."""
+def job_in(file: BinaryIO) -> dict[str, str] | None:
+    """Return the job that a checkpoint's header names, or None where there is none; the state stays unread."""
     try:
-        with path.open("rb") as file:
-            file.readline()
-            job: dict[str, str] = json.loads(file.readline())["job"]
-    except (OSError, ValueError, KeyError):
+        file.readline()
+        job: dict[str, str] = json.loads(file.readline())["job"]
+    except (ValueError, KeyError, TypeError):
         return None
     return job
 
@@ -257,7 +256,7 @@ class Checkpoints:
     def _newest(self) -> dict[str, Any] | None:
         with storage_errors(self.folder), whole_file(self.folder / ".writable") as probe:
             probe.write_bytes(b"0")
-        (self.folder / ".writable").unlink()
+        (self.folder / ".writable").unlink(missing_ok=True)
         paths = checkpoints_in(self.folder)
         for path in reversed(paths.values()):
             if (content := _read(path)) is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bebygan.distributed import processes, rank, sum_over_processes
-from bebygan.errors import DataError, Preempted
+from bebygan.errors import DataError, Preempted, StorageError
 from bebygan.files import whole_file
 from bebygan.imaging.shards import Patches
 from bebygan.networks.weights import safetensors_bytes
@@ -27,6 +27,8 @@ from bebygan.training.validation import validate
 
 Step = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]
 """One iteration on (state, LR, HR): updates networks and average; returns named scalars, still on the device."""
+FAULTS = "not-finite-*.safetensors"
+"""Names of the files, beside the checkpoints, with what was at fault when training diverged."""
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def _keep_faults(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values
     }
     scalars = {f"value.{name}": value for name, value in values.items()}
     tensors = {"lr": lr, "hr": hr, **scalars, **gradients}
-    path = folder / f"not-finite-{state.iteration:08d}-process-{rank()}.safetensors"
+    path = folder / FAULTS.replace("*", f"{state.iteration:08d}-process-{rank()}")
     with whole_file(path) as temporary:
         temporary.write_bytes(
             safetensors_bytes({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {})
@@ -109,11 +111,15 @@ class _Clock:
         return values
 
 
-def _diverged(faults: Path, state: TrainState, values: Mapping[str, Tensor]) -> DataError:
+def _diverged(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values: Mapping[str, Tensor]) -> DataError:
     wrong = [name for name, value in values.items() if not value.isfinite()]
+    try:
+        faults = f"are in {_keep_faults(folder, state, lr, hr, values)}"
+    except StorageError as error:
+        faults = f"could not be kept ({error})"
     return DataError(
         f"training diverged: {int(state.guard.in_a_row)} steps in a row up to iteration {state.iteration} were not "
-        f"finite (now {', '.join(wrong) or 'on another process'}); batch, losses and gradients are in {faults}: "
+        f"finite (now {', '.join(wrong) or 'on another process'}); batch, losses and gradients {faults}: "
         "see the batch, lower the learning rate, or train in more precision"
     )
 
@@ -182,7 +188,7 @@ def fit(
             if last or state.iteration % optimisation.log_every == 0:
                 entry = _logged(values, state)
                 if entry.pop("skipped_in_a_row") > optimisation.skip_limit:
-                    raise _diverged(_keep_faults(checkpoints, state, lr, hr, values), state, values)
+                    raise _diverged(checkpoints, state, lr, hr, values)
                 entry["learning_rate"] = rate
                 told = clock.read(optimisation.batch)
             if validation and _due(state.iteration, optimisation.validate_every, last):

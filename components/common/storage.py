@@ -28,15 +28,26 @@ _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file under a prefix: its name there, its size in bytes, and the mark that changes with its content."""
+    """A file under a prefix."""
 
     name: str
+    """Below the prefix."""
     size: int
+    """Bytes."""
     etag: str
+    """Changes with its content."""
+    written: float
+    """When, in seconds since the epoch."""
 
 
 def is_bucket(address: str) -> bool:
-    """Whether the address is that of a bucket and not of a folder."""
+    """Whether the address is that of a bucket and not of a folder.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if "://" in address and not address.startswith(SCHEME):
+        raise ConfigError(f"{address} is neither a folder nor s3://bucket/prefix")
     return address.startswith(SCHEME)
 
 
@@ -87,6 +98,11 @@ def _service_errors(address: str, client: Any) -> Iterator[None]:
                 "and what they are allowed"
             ) from error
         raise ServiceError(f"{endpoint} fails on {address}: {' '.join(str(error).split())}") from error
+    except exceptions.SSLError as error:
+        raise ServiceError(
+            f"{endpoint} is not to be trusted with {address} ({error.kwargs['error']}): name the certificate of its "
+            "authority in AWS_CA_BUNDLE, or correct AWS_ENDPOINT_URL"
+        ) from error
     except (
         exceptions.HTTPClientError,
         exceptions.EndpointConnectionError,
@@ -109,6 +125,10 @@ class Prefix:
     _prefix: str
     _s3: Any = field(repr=False, compare=False)
 
+    def below(self, name: str) -> "Prefix":
+        """Return the prefix of a folder in this one."""
+        return replace(self, address=f"{self.address}/{name}", _prefix=f"{self._prefix}{name}/")
+
     def files(self) -> list[StoredFile]:
         """List the files in the order of their names; folder markers are left out.
 
@@ -119,7 +139,9 @@ class Prefix:
             pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
             found = [entry for page in pages for entry in page.get("Contents", ())]
         stored = [
-            StoredFile(entry["Key"].removeprefix(self._prefix), entry["Size"], entry["ETag"])
+            StoredFile(
+                entry["Key"].removeprefix(self._prefix), entry["Size"], entry["ETag"], entry["LastModified"].timestamp()
+            )
             for entry in found
             if not entry["Key"].endswith("/")
         ]
@@ -147,6 +169,17 @@ class Prefix:
                     raise FileNotFoundError(f"{self.address}/{name}") from error
                 raise
         return content.getvalue()
+
+    def read_start(self, name: str, count: int) -> bytes:
+        """Return at most the first `count` bytes of a file.
+
+        Raises:
+            ServiceError: there is no such file, or the bucket is away, unknown, or refuses.
+        """
+        with _service_errors(self.address, self._s3):
+            answer = self._s3.get_object(Bucket=self._bucket, Key=self._prefix + name, Range=f"bytes=0-{count - 1}")
+            content: bytes = answer["Body"].read()
+            return content
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a file unless there is one of this name; of several writers at once one succeeds.

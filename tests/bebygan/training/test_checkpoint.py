@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import random
 import subprocess
@@ -126,10 +127,10 @@ def test_every_random_generator_goes_on_where_it_stood(tmp_path: Path) -> None:
 
 def test_the_job_can_be_read_without_the_state(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    assert job_in(tmp_path / "iteration-00000001.checkpoint") == JOB
-    (tmp_path / "other").write_bytes(b"\xff\n\xff\n")
-    assert job_in(tmp_path / "other") is None
-    assert job_in(tmp_path / "nothing") is None
+    content = (tmp_path / "iteration-00000001.checkpoint").read_bytes()
+    assert job_in(io.BytesIO(content[:1000])) == JOB
+    for other in (b"", b"\xff\n\xff\n", content[:80], b"\n{}\n"):
+        assert job_in(io.BytesIO(other)) is None
 
 
 # What is refused.

@@ -2,6 +2,7 @@ import copy
 import os
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,16 @@ def test_too_many_of_them_in_a_row_stop_the_run_and_keep_what_was_at_fault(patch
     assert not kept["value.best_buddy"].isfinite()
     assert not kept["gradient.generator.conv_first.weight"].isfinite().all()
     assert kept["hr"].isfinite().all()
+
+
+def test_that_what_was_at_fault_cannot_be_kept_does_not_hide_the_fault(patches: Patches, small_disk: Path) -> None:
+    def fill(*_: object) -> None:
+        with suppress(OSError), (small_disk / "ballast").open("ab") as file:
+            file.write(bytes(128 * 1024))
+
+    step = poisoned(gan_step(SETTINGS, None), {0, 1, 2})
+    with pytest.raises(DataError, match=r"training diverged: .* could not be kept \(cannot write .*: the disk is full"):
+        fit(new(), patches, SETTINGS, step, checkpoints=small_disk / "job", job=JOB, watch=fill)
 
 
 def test_a_run_with_all_of_it_resumes_exactly(patches: Patches, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bebygan.errors import ConfigError, Preempted, ServiceError
+from bebygan.errors import ConfigError, DataError, Preempted, ServiceError
 from bebygan.settings import Retention
 from bebygan.training.checkpoint import Checkpoints, checkpoints_in, name_of
 from components.common.checkpoints import open_checkpoints, place_of
@@ -102,6 +102,88 @@ def test_beginning_anew_says_what_differs_from_the_newest_job_that_is_there(
     caplog.clear()
     save(str(tmp_path), 2)
     assert not caplog.records
+
+
+ENDED = JOB | {"params.keep.every": "0", "params.keep.best": "None"}
+OTHERS = {
+    "ended": (6, ENDED),
+    "under way": (5, ENDED),
+    "kept every thousandth": (6, ENDED | {"params.keep.every": "1000"}),
+    "kept the best": (6, ENDED | {"params.keep.best": "validation.psnr_y"}),
+    "of another step": (6, ENDED | {"step": "warmup"}),
+}
+
+
+def test_what_ended_long_ago_is_removed_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="components.common.checkpoints")
+    others = {name: save(str(tmp_path), 4, last, job=job | {"name": name}) for name, (last, job) in OTHERS.items()}
+    for folder in others.values():
+        os.utime(folder, (time.time() - 15 * 24 * 3600,) * 2)
+    others["ended lately"] = save(str(tmp_path), 6, job=ENDED | {"name": "ended lately"})
+    others["damaged"] = tmp_path / "train-0123456789abcdef"
+    others["damaged"].mkdir()
+    (others["damaged"] / name_of(6)).write_bytes(b"damaged")
+    os.utime(others["damaged"], (0, 0))
+
+    save(str(tmp_path), 6, job=ENDED)
+    assert {name for name, folder in others.items() if not folder.exists()} == {"ended"}
+    assert f"{others['ended']} is removed: its training ended long ago" in caplog.text
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_what_ended_long_ago_is_removed_from_a_bucket_and_from_here(
+    prefix: str, stored: Callable[[], set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: save(prefix, 4, last, job=job | {"name": name}) for name, (last, job) in OTHERS.items()}
+    assert len(stored()) == 10
+    monkeypatch.setattr("components.common.checkpoints._SECONDS_AFTER_THE_END", -3600.0)
+    save(prefix, 4)
+    gone = place_of(ENDED | {"name": "ended"})
+    assert {key.split("/")[1] for key in stored()} == {folder.name for folder in folders.values()} - {gone} | {
+        place_of(JOB)
+    }
+    assert {name for name, folder in folders.items() if not folder.exists()} == {"ended"}
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_beginning_anew_in_a_bucket_says_what_differs_too(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    other = JOB | {"params.iterations": "8"}
+    save(prefix, 1, job=other)
+    caplog.set_level(logging.INFO, logger="components.common.checkpoints")
+    caplog.clear()
+    save(prefix, 1)
+    save(prefix, 2)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"train begins anew: of the job in {prefix}/{place_of(other)}, params.iterations is 8 there and 6 here"
+    )
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_another_jobs_place_in_a_bucket_is_refused_with_what_differs(
+    prefix: str, stored: Callable[[], set[str]]
+) -> None:
+    folder = save(prefix, 1, job=JOB | {"params.iterations": "8"})
+    before = stored()
+    with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations is 8 there and 6 here; choose"):
+        resumed_from(f"{prefix}/{folder.name}")
+    assert stored() == before
+    assert resumed_from(prefix) is None
+    assert resumed_from(f"{prefix}/{save(prefix, 3).name}") == 3
+
+
+@pytest.mark.usefixtures("new_pod")
+@pytest.mark.parametrize("first", [True, False])
+def test_what_was_at_fault_outlives_the_pod(
+    prefix: str, first: bool, stored: Callable[[], set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "not-finite-00000005-process-0.safetensors"
+    with pytest.raises(DataError), open_checkpoints(prefix, JOB, first=first) as (folder, _):  # noqa: PT012
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(b"lr and hr")
+        raise DataError("training diverged")
+    assert stored() == {f"checkpoints/{place_of(JOB)}/{name}"}
+    assert not warnings(caplog)
 
 
 @pytest.mark.usefixtures("new_pod")

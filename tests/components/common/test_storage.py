@@ -32,9 +32,20 @@ def test_more_files_than_one_page_are_listed(s3: Any, bucket: str) -> None:
 
 def test_a_file_that_changes_gets_another_mark(s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="a", Body=b"1")
-    before = open_prefix(f"s3://{bucket}").files()
+    [before] = open_prefix(f"s3://{bucket}").files()
     s3.put_object(Bucket=bucket, Key="a", Body=b"2")
-    assert open_prefix(f"s3://{bucket}").files() != before
+    [after] = open_prefix(f"s3://{bucket}").files()
+    assert after.etag != before.etag
+    assert after.written >= before.written
+
+
+def test_the_start_of_a_file_is_read_alone(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="a/b", Body=b"start and end")
+    prefix = open_prefix(f"s3://{bucket}").below("a")
+    assert prefix.read_start("b", 5) == b"start"
+    assert prefix.read_start("b", 500) == b"start and end"
+    with pytest.raises(ServiceError, match="fails on"):
+        prefix.read_start("c", 5)
 
 
 def test_a_missing_file_is_told_from_a_missing_bucket(bucket: str) -> None:
