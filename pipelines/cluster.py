@@ -143,7 +143,8 @@ class Names(Group):
     """What the tasks refer to in their namespace, by name."""
 
     config_map: Name
-    """MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, BEBYGAN_CONSOLE; what it lacks is not set."""
+    """MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, BEBYGAN_CONSOLE, BEBYGAN_TRACKER; what it lacks is
+    not set."""
     s3_secret: Name
     mlflow_secret: Name
     webhook_secret: Name
@@ -211,7 +212,7 @@ def _given_addresses(task: dsl.PipelineTask, name: str, names: Names) -> None:
     addresses = [
         *(("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION") if name in _READS_BUCKETS else ()),
         *(("MLFLOW_TRACKING_URI",) if name in _TRACKED else ()),
-        *(("BEBYGAN_CONSOLE",) if name == "notify" else ()),
+        *(("BEBYGAN_CONSOLE", "BEBYGAN_TRACKER") if name == "notify" else ()),
     ]
     if addresses:
         kubernetes.use_config_map_as_env(task, names.config_map, _same(tuple(addresses)), optional=True)
@@ -266,6 +267,8 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster, step: Step) -> No
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", "Memory", step.shared_memory)  # noqa: S108
     if name in _ON_VOLUME:
         kubernetes.mount_pvc(task, cluster.names.claim, VOLUME)
+        # What MLflow did not take would be lost with the pod.
+        task.set_env_variable("BEBYGAN_UNTRACKED", f"{VOLUME}/untracked")
     kubernetes.set_timeout(task, step.seconds)
     if step.retries:
         # Kubeflow counts the window from the start of the first attempt, and without one allows an hour.

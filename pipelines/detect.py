@@ -1,5 +1,7 @@
 """The change detector: look -> decide -> start. Cheap, so that it can run often where a training runs rarely.
 
+Where it fails notify tells so: nobody would notice that nothing is started any more.
+
 ASCII only, like all that Kubeflow stores.
 """
 
@@ -8,6 +10,8 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from components.detect.component import decide, look
+from components.notify.component import notify
+from components.notify.step import DETECTOR
 from components.start.component import start
 from pipelines.cluster import VOLUME, Cluster, place
 
@@ -72,36 +76,39 @@ def detect_on(cluster: Cluster) -> Any:
             "evaluate_params": evaluate_params,
             "register_params": register_params,
         }
-        seen = placed(look(source=source), "look")
-        decided = placed(
-            decide(
-                source=source,
-                source_version=seen.output,
-                code_version=cluster.images.version,
-                force="auto",
-                reason="",
-                open_run=False,
-                **inputs,
-            ),
-            "decide",
-        )
-        with dsl.If(decided.output == "train", name="anything-new"):
-            started = placed(
-                start(
+        told = placed(notify(pipeline=DETECTOR, evaluate_params=evaluate_params), "notify")
+        with dsl.ExitHandler(told, name="detecting"):
+            seen = placed(look(source=source), "look")
+            decided = placed(
+                decide(
                     source=source,
-                    remote=remote,
-                    checkpoints=checkpoints,
-                    ledger=ledger,
-                    experiment=experiment,
-                    version=version,
-                    service_account=service_account,
-                    reason=f"the change detector {dsl.PIPELINE_JOB_ID_PLACEHOLDER} found something new",
+                    source_version=seen.output,
+                    code_version=cluster.images.version,
+                    force="auto",
+                    reason="",
+                    open_run=False,
                     **inputs,
                 ),
-                "start",
+                "decide",
             )
-            kubernetes.add_pod_label(started, GIVEN_ACCESS, "true")
-            kubernetes.use_field_path_as_env(started, "KFP_NAMESPACE", "metadata.namespace")
-            kubernetes.use_config_map_as_env(started, cluster.names.config_map, {"KFP_HOST": "KFP_HOST"}, optional=True)
+            with dsl.If(decided.output == "train", name="anything-new"):
+                started = placed(
+                    start(
+                        source=source,
+                        remote=remote,
+                        checkpoints=checkpoints,
+                        ledger=ledger,
+                        experiment=experiment,
+                        version=version,
+                        service_account=service_account,
+                        reason=f"the change detector {dsl.PIPELINE_JOB_ID_PLACEHOLDER} found something new",
+                        **inputs,
+                    ),
+                    "start",
+                )
+                given = {"KFP_HOST": "KFP_HOST"}
+                kubernetes.add_pod_label(started, GIVEN_ACCESS, "true")
+                kubernetes.use_field_path_as_env(started, "KFP_NAMESPACE", "metadata.namespace")
+                kubernetes.use_config_map_as_env(started, cluster.names.config_map, given, optional=True)
 
     return pipeline

@@ -20,6 +20,7 @@ from bebygan.errors import BebyganError, Preempted
 from components.common.cli import FAILURE_FILE
 from components.common.job import Job, inputs_of
 from components.common.progress import WATCHER, say
+from components.common.storage import is_bucket
 from components.common.tracking import PIPELINE, service_errors, step_run
 
 
@@ -112,7 +113,7 @@ def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
 
 
 def _absolute(place: str) -> str:
-    return place if not place or "://" in place else str(Path(place).resolve())
+    return place if not place or is_bucket(place) else str(Path(place).resolve())
 
 
 def _alone(log: TextIO) -> bool:

@@ -29,7 +29,8 @@ def _watcher() -> TextIO:
 
 def say(text: str) -> None:
     """Tell whoever watches one line."""
-    print(text, file=_watcher(), flush=True)
+    # In one piece: others may tell something at the same moment.
+    print(f"{text}\n", end="", file=_watcher(), flush=True)
 
 
 @contextmanager

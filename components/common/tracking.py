@@ -12,11 +12,12 @@ mlflow takes seconds to import, and reads its environment while it does: import 
 import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import yaml
@@ -107,9 +108,12 @@ def service_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except _raised_by_mlflow() as error:
+        reason = _reason(error)
+        cure = "see that it runs and lets you in"
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            cure = "name the certificate of its authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
         raise ServiceError(
-            f"{doing} failed at MLflow's {_shown(tracking_uri())} ({_reason(error)}): "
-            "see that it runs and lets you in, or correct MLFLOW_TRACKING_URI"
+            f"{doing} failed at MLflow's {_shown(tracking_uri())} ({reason}): {cure}, or correct MLFLOW_TRACKING_URI"
         ) from error
 
 
@@ -245,14 +249,25 @@ def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str
 
 
 def check_tracker() -> str:
-    """Make sure that the tracking server answers and has our experiment, and return its address without a password.
+    """Make sure that the tracking server answers, has our experiment, and takes files for it: it stores them elsewhere.
+
+    Returns:
+        Its address without a password.
 
     Raises:
-        ServiceError: the server is away or refuses.
+        ServiceError: the server or its store of files is away or refuses.
     """
     client = mlflow_client()
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: PLC0415
+
     with service_errors("asking for the experiment"):
-        _experiment(client)
+        experiment = client.get_experiment(_experiment(client))
+    with service_errors("storing a file"), tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "preflight"
+        file.touch()
+        # Written over each time: who may write there may not always remove.
+        store: Any = get_artifact_repository(experiment.artifact_location)
+        store.log_artifact(str(file))
     return _shown(tracking_uri())
 
 
@@ -327,7 +342,8 @@ def step_run(
     facts = {"step": step, **provenance(params, data_version), **(tags or {})}
     with service_errors("starting a run"):
         run_id, parent = _begin(client, step, params, facts)
-    run = StepRun(client, run_id, spool_of(WORKSPACE / "untracked", run_id), parent, machine=machine)
+    spools = Path(os.environ.get("BEBYGAN_UNTRACKED") or WORKSPACE / "untracked")
+    run = StepRun(client, run_id, spool_of(spools, run_id), parent, machine=machine)
     status, seconds = "FAILED", _SECONDS_TO_FINISH
     try:
         yield run
@@ -339,18 +355,19 @@ def step_run(
         run.close(status, seconds)
 
 
-def finished_run(fingerprint: str, also_in: Collection[str] = ()) -> str | None:
-    """Return the id of a run that ended well with this tag `fingerprint`, or None.
+def ended_runs(fingerprint: str, status: Literal["FINISHED", "FAILED"], also_in: Collection[str] = ()) -> list[str]:
+    """Return the ids of runs with this tag `fingerprint` that ended so, the newest first; of many only some.
 
     Args:
         fingerprint: of the job.
+        status: how they ended.
         also_in: ids of experiments to look in, beside our own.
 
     Raises:
         ServiceError: the server is away or refuses.
     """
     client = mlflow_client()
-    with service_errors("looking for a finished run"):
-        wanted = f"tags.fingerprint = '{fingerprint}' and attributes.status = 'FINISHED'"
-        found = client.search_runs(sorted({_experiment(client), *also_in}), wanted, max_results=1)
-    return str(found[0].info.run_id) if found else None
+    with service_errors("looking for earlier runs"):
+        wanted = f"tags.fingerprint = '{fingerprint}' and attributes.status = '{status}'"
+        found = client.search_runs(sorted({_experiment(client), *also_in}), wanted, max_results=10)
+    return [str(run.info.run_id) for run in found]

@@ -12,13 +12,15 @@ from components.common.job import Job
 from components.common.progress import say
 from components.common.provenance import flatten
 from components.common.registry import champion
-from components.common.tracking import PARENT, finished_run, mlflow_client, open_pipeline_run, service_errors
+from components.common.tracking import PARENT, ended_runs, mlflow_client, open_pipeline_run, service_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _NAMED = 4
 """Changed parameters that a reason names; of more it tells how many."""
+_TRIES = 3
+"""Trainings of the same job that may fail before a change detector, which looks every few minutes, starts no more."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _reason(job: Job, made: _Made | None) -> str:
     return f"{', '.join(told)} since the champion, version {version}"
 
 
-def decide(job: Job, *, force: bool = False) -> Decision:
+def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decision:
     """Decide whether to train.
 
     A finished run of the same photographs, code and parameters makes another one pointless, whether or not its
@@ -94,6 +96,7 @@ def decide(job: Job, *, force: bool = False) -> Decision:
     Args:
         job: what would be run.
         force: train in any case.
+        tries: failed runs of the same job after which another one is pointless, too; None for any number.
 
     Returns:
         The decision. The reason of a training names what changed since the champion was made.
@@ -106,13 +109,21 @@ def decide(job: Job, *, force: bool = False) -> Decision:
     made = _pipeline_run_of_champion(job.params.evaluate.model_name)
     # Kubeflow's plugin gives a change detector another experiment than the trainings that it starts.
     also_in = [made[1].info.experiment_id] if made and made[1] else []
-    if earlier := finished_run(job.fingerprint, also_in):
-        return Decision("skip", f"photographs, parameters and code are those of the finished run {earlier}")
+    if earlier := ended_runs(job.fingerprint, "FINISHED", also_in):
+        return Decision("skip", f"photographs, parameters and code are those of the finished run {earlier[0]}")
+    if tries and len(failed := ended_runs(job.fingerprint, "FAILED", also_in)) >= tries:
+        return Decision(
+            "skip",
+            f"{len(failed)} runs of the same photographs, parameters and code failed, the last one {failed[0]}: "
+            "see why, then start one by `bebygan submit`",
+        )
     return Decision("train", _reason(job, made))
 
 
 def begin(job: Job, *, force: str, asked_because: str, open_run: bool) -> Literal["train", "skip"]:
     """Decide, say so, and open the run that those of the steps will belong to.
+
+    Who opens none lets another pipeline train, and gives a job up that failed three times there.
 
     Args:
         job: what would be run.
@@ -129,7 +140,7 @@ def begin(job: Job, *, force: str, asked_because: str, open_run: bool) -> Litera
     """
     if force not in ("auto", "always"):
         raise ConfigError(f"force must be auto or always, got {force!r}")
-    decision = decide(job, force=force == "always")
+    decision = decide(job, force=force == "always", tries=None if open_run else _TRIES)
     reason = f"{decision.reason}; started because {asked_because}" if asked_because else decision.reason
     say(f"{'training' if decision.action == 'train' else 'nothing to do'}: {reason}")
     if decision.action == "train" and open_run:

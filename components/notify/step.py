@@ -17,8 +17,10 @@ from typing import Literal
 from bebygan.errors import ServiceError
 from components.common.progress import say
 from components.common.registry import champion
-from components.common.tracking import close_pipeline_run
+from components.common.tracking import close_pipeline_run, mlflow_client, service_errors
 
+RETRAINING = "retraining"
+DETECTOR = "change detector"
 _SECONDS_TO_ANSWER = 10.0
 _SECONDS_BEFORE_TRYING_AGAIN = (1.0, 5.0)
 _LONGEST_ERROR = 2000
@@ -32,6 +34,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Ending:
     """How a pipeline ended, as Kubeflow says it."""
 
+    pipeline: str
+    """RETRAINING or DETECTOR."""
     state: str
     """SUCCEEDED, FAILED or CANCELLED."""
     error: str
@@ -52,22 +56,37 @@ def console_link() -> str:
     return f"{console.rstrip('/')}/#/runs/details/{run}" if console and run else ""
 
 
-def _end_run(ending: Ending, link: str) -> str:
-    """End the run in MLflow; return its id, or nothing where there is none or the tracker is away."""
-    tags = {"console": link, "error": ending.error[:_LONGEST_ERROR]}
+def tracker_link(run: str) -> str:
+    """Return the address of a run's page in MLflow, or nothing where BEBYGAN_TRACKER is not set.
+
+    Raises:
+        ServiceError: the tracker is away or refuses.
+    """
+    tracker = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/")
+    if not tracker:
+        return ""
+    with service_errors("asking for the run of the pipeline"):
+        return f"{tracker}/#/experiments/{mlflow_client().get_run(run).info.experiment_id}/runs/{run}"
+
+
+def _end_run(ending: Ending, console: str) -> dict[str, str] | None:
+    """End the run in MLflow; return its id and link, empty where none was opened, or None where the tracker is away."""
+    tags = {"console": console, "error": ending.error[:_LONGEST_ERROR]}
     try:
-        return close_pipeline_run(ending.status, {name: value for name, value in tags.items() if value}) or ""
+        run = close_pipeline_run(ending.status, {name: value for name, value in tags.items() if value}) or ""
+        return {"mlflow_run": run, "tracker": tracker_link(run) if run else ""}
     except ServiceError as error:
         _log.warning("warning: %s. The pipeline's run there is not ended", error)
-        return ""
+        return None
 
 
-def _champion(model: str) -> str:
+def _champion(model: str) -> str | None:
+    """Return the champion's version, empty where there is none, or None where the registry is away."""
     try:
         reigning = champion(model)
     except ServiceError as error:
         _log.warning("warning: %s", error)
-        return ""
+        return None
     return reigning.version if reigning else ""
 
 
@@ -97,32 +116,46 @@ def post(address: str, message: Mapping[str, str]) -> None:
     raise ServiceError(f"the webhook did not take the message ({reason}): see that it runs, or correct its secret")
 
 
+def _ended(ending: Ending, console: str) -> tuple[str, dict[str, str]]:
+    """End the run of a retraining in MLflow; return a line about it, and facts."""
+    run = _end_run(ending, console)
+    reigning = _champion(ending.model)
+    nothing_new = ending.status == "FINISHED" and run is not None and not run["mlflow_run"]
+    how = "nothing to do" if nothing_new else ending.state.lower()
+    named = f"{ending.model} version {reigning}" if reigning else "unknown" if reigning is None else "none yet"
+    facts = {"champion": reigning or "", **(run or {"mlflow_run": "", "tracker": ""})}
+    return f"{how}; champion: {named}", facts
+
+
 def notify(ending: Ending) -> None:
     """End the pipeline's run in MLflow and tell the webhook.
 
+    A change detector has no such run, and only its failure is told: it runs often, and what it starts tells for itself.
+
     What cannot be told is logged and no error: a training that went well stays one.
     """
-    link = console_link()
-    run = _end_run(ending, link)
-    reigning = _champion(ending.model)
-    named = f"{ending.model} version {reigning}" if reigning else "none yet"
-    text = f"retraining {ending.model}: {ending.state.lower()}; champion: {named}"
+    console = console_link()
+    how, facts = ending.state.lower(), {"champion": "", "mlflow_run": "", "tracker": ""}
+    if ending.pipeline == RETRAINING:
+        how, facts = _ended(ending, console)
+    text = f"{ending.pipeline} of {ending.model}: {how}"
     if ending.error:
         text += f"; {ending.error[:_LONGEST_ERROR]}"
     say(text)
-    if not (address := os.environ.get("BEBYGAN_WEBHOOK_URL")):
+    address = os.environ.get("BEBYGAN_WEBHOOK_URL")
+    if not address or (ending.pipeline == DETECTOR and ending.status == "FINISHED"):
         return
     message = {
         # Slack, Mattermost and Teams show this one.
-        "text": f"{text} {link}".strip(),
+        "text": " ".join(filter(None, (text, console, facts["tracker"]))),
+        "pipeline": ending.pipeline,
         "state": ending.state,
         "status": ending.status,
         "error": ending.error[:_LONGEST_ERROR],
         "model": ending.model,
-        "champion": reigning,
-        "mlflow_run": run,
+        **facts,
         "kfp_run_id": os.environ.get("KFP_RUN_ID", ""),
-        "console": link,
+        "console": console,
     }
     try:
         post(address, message)

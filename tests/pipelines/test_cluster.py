@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from components.common.config import GROUPS, from_yaml, load_params
 from components.common.job import params_of
 from components.common.trainjob import TrainJobSettings
 from pipelines import cli
-from pipelines.cluster import TASKS, Cluster, amount, load_cluster
+from pipelines.cluster import TASKS, Cluster, Step, amount, load_cluster
 from pipelines.compiled import retrain_manifests, retrain_yaml, version_name
+from pipelines.declared import detect_package
 from pipelines.retrain import retrain
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +122,26 @@ def kubernetes(pipeline: dict[str, Any], platform: dict[str, Any]) -> dict[str, 
     return {name: platform[task["executor"]] for name, task in all_tasks(pipeline).items()}
 
 
+@dataclass(frozen=True)
+class Given:
+    """What each task of a compiled pipeline is given, by name, and what the settings say of it."""
+
+    tasks: dict[str, dict[str, Any]]
+    containers: dict[str, dict[str, Any]]
+    kubernetes: dict[str, dict[str, Any]]
+    steps: dict[str, Step]
+
+
+@pytest.fixture(scope="module", params=["retraining", "change detector"])
+def given(request: pytest.FixtureRequest, compiled: bytes, cluster: Cluster) -> Given:
+    """The retraining pipeline, then the change detector: what is asked of every task holds in both."""
+    content = compiled if request.param == "retraining" else detect_package(cluster).content
+    pipeline = next(yaml.safe_load_all(content))
+    tasks = all_tasks(pipeline)
+    steps = {name: getattr(cluster.steps, "look" if name == "start" else name) for name in tasks}
+    return Given(tasks, containers(pipeline), kubernetes(pipeline, platform_of(content)), steps)
+
+
 def inner(pipeline: dict[str, Any], beginning: str) -> dict[str, Any]:
     [dag] = [each["dag"] for name, each in pipeline["components"].items() if name.startswith(beginning)]
     found: dict[str, Any] = dag["tasks"]
@@ -170,20 +192,18 @@ def test_the_six_steps_hand_on_the_same_as_on_a_single_machine(pipeline: dict[st
     }
 
 
-def test_every_task_runs_in_an_image_that_is_named_by_digest_and_knows_it(pipeline: dict[str, Any]) -> None:
-    for name, container in containers(pipeline).items():
-        image = DATA if name in ("look", "ingest", "patches") else TORCH
+def test_every_task_runs_in_an_image_that_is_named_by_digest_and_knows_it(given: Given) -> None:
+    for name, container in given.containers.items():
+        image = DATA if name in ("look", "ingest", "patches", "start") else TORCH
         assert container["image"] == image, name
-        assert container["env"] == [{"name": "BEBYGAN_IMAGE", "value": image}], name
+        assert {"name": "BEBYGAN_IMAGE", "value": image} in container["env"], name
         assert "pip install" not in " ".join(container["command"]), name
 
 
-def test_every_task_has_the_machine_that_the_settings_say(
-    pipeline: dict[str, Any], platform: dict[str, Any], cluster: Cluster
-) -> None:
-    told = kubernetes(pipeline, platform)
-    for name, container in containers(pipeline).items():
-        step, resources = getattr(cluster.steps, name), container["resources"]
+def test_every_task_has_the_machine_that_the_settings_say(given: Given) -> None:
+    told = given.kubernetes
+    for name, container in given.containers.items():
+        step, resources = given.steps[name], container["resources"]
         assert (resources["resourceCpuRequest"], resources["resourceCpuLimit"]) == step.cpu, name
         assert (resources["resourceMemoryRequest"], resources["resourceMemoryLimit"]) == step.memory, name
         assert amount(step.cpu[0]) <= amount(step.cpu[1])
@@ -218,26 +238,25 @@ def test_what_the_settings_say_of_machines_arrives(tmp_path: Path) -> None:
     assert (counts["train"]["resourceCount"], counts["preflight"]["resourceCount"]) == ("4", "4")
 
 
-def test_torch_steps_have_shared_memory_within_their_memory(
-    pipeline: dict[str, Any], platform: dict[str, Any], cluster: Cluster
-) -> None:
-    for name, told in kubernetes(pipeline, platform).items():
+def test_torch_steps_have_shared_memory_within_their_memory(given: Given) -> None:
+    for name, told in given.kubernetes.items():
         mounts = {mount["mountPath"]: mount for mount in told["emptyDirMounts"]}
         # What else is written to, beside a root filesystem that may be read-only.
         assert {TEMPORARY, "/app/workspace"} <= mounts.keys(), name
-        step = getattr(cluster.steps, name)
+        step = given.steps[name]
         assert (SHARED_MEMORY in mounts) == (name in ("warmup", "train", "evaluate")), name
         if SHARED_MEMORY in mounts:
             assert mounts[SHARED_MEMORY]["medium"] == "Memory"
             assert amount(mounts[SHARED_MEMORY]["sizeLimit"]) < amount(step.memory[1])
 
 
-def test_only_those_who_keep_checkpoints_and_preflight_mount_the_volume(
-    pipeline: dict[str, Any], platform: dict[str, Any]
-) -> None:
-    for name, told in kubernetes(pipeline, platform).items():
+def test_only_those_who_keep_checkpoints_and_preflight_mount_the_volume(given: Given, pipeline: dict[str, Any]) -> None:
+    for name, told in given.kubernetes.items():
         mounts = [(mount["constant"], mount["mountPath"]) for mount in told.get("pvcMount", [])]
         assert mounts == ([("bebygan-volume", "/volume")] if name in ("preflight", "warmup", "train") else []), name
+        # What MLflow did not take must outlive the pod, too.
+        kept = {"name": "BEBYGAN_UNTRACKED", "value": "/volume/untracked"}
+        assert (kept in given.containers[name]["env"]) == bool(mounts), name
     declared = pipeline["root"]["inputDefinitions"]["parameters"]["checkpoints"]
     assert declared["defaultValue"].startswith("/volume/")
 
@@ -246,13 +265,10 @@ def seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
-def test_every_attempt_ends_and_retries_are_granted_for_longer_than_all_attempts_take(
-    pipeline: dict[str, Any], platform: dict[str, Any], cluster: Cluster
-) -> None:
-    told = kubernetes(pipeline, platform)
-    for name, task in all_tasks(pipeline).items():
-        step = getattr(cluster.steps, name)
-        limit = int(told[name]["activeDeadlineSeconds"])
+def test_every_attempt_ends_and_retries_are_granted_for_longer_than_all_attempts_take(given: Given) -> None:
+    for name, task in given.tasks.items():
+        step = given.steps[name]
+        limit = int(given.kubernetes[name]["activeDeadlineSeconds"])
         assert limit == step.hours * 3600, name
         policy = task["retryPolicy"]
         assert policy["maxRetryCount"] == step.retries, name
@@ -266,16 +282,15 @@ def test_a_task_without_retries_has_no_policy(tmp_path: Path) -> None:
     assert "retryPolicy" not in all_tasks(pipeline)["notify"]
 
 
-def test_every_task_runs_as_an_ordinary_user(pipeline: dict[str, Any], platform: dict[str, Any]) -> None:
-    for name, told in kubernetes(pipeline, platform).items():
+def test_every_task_runs_as_an_ordinary_user(given: Given) -> None:
+    for name, told in given.kubernetes.items():
         assert told["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}, name
 
 
-def test_every_task_knows_the_run_that_it_belongs_to(pipeline: dict[str, Any], platform: dict[str, Any]) -> None:
-    for name, told in kubernetes(pipeline, platform).items():
-        assert told["fieldPathAsEnv"] == [{"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}], (
-            name
-        )
+def test_every_task_knows_the_run_that_it_belongs_to(given: Given) -> None:
+    run = {"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
+    for name, told in given.kubernetes.items():
+        assert run in told["fieldPathAsEnv"], name
 
 
 READ = {
@@ -289,33 +304,33 @@ READ = {
     "evaluate": S3 | MLFLOW,
     "register": S3 | MLFLOW,
     "notify": MLFLOW | {"BEBYGAN_WEBHOOK_URL"},
+    "start": set(),
 }
+SECRET_OF = {
+    **dict.fromkeys(S3, "bebygan-s3"), **dict.fromkeys(MLFLOW, "bebygan-mlflow"),
+    "BEBYGAN_WEBHOOK_URL": "bebygan-webhook",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_task_is_given_the_secrets_that_it_needs_by_reference_and_no_others(
-    name: str, pipeline: dict[str, Any], platform: dict[str, Any]
-) -> None:
-    told = kubernetes(pipeline, platform)[name]
-    secrets = told.get("secretAsEnv", [])
-    given = {entry["envVar"]: (secret["secretName"], entry["secretKey"]) for secret in secrets
-             for entry in secret["keyToEnv"]}  # fmt: skip
-    assert set(given) == READ[name]
-    of = {**dict.fromkeys(S3, "bebygan-s3"), **dict.fromkeys(MLFLOW, "bebygan-mlflow"),
-          "BEBYGAN_WEBHOOK_URL": "bebygan-webhook"}  # fmt: skip
-    assert given == {variable: (of[variable], variable) for variable in given}
-    # A pod whose secret is missing would wait without a word; preflight says what is missing.
-    assert all(entry["optional"] for entry in [*secrets, *told.get("configMapAsEnv", [])])
-    addresses = {entry["envVar"] for map_ in told.get("configMapAsEnv", []) for entry in map_["keyToEnv"]}
-    assert ("AWS_ENDPOINT_URL" in addresses) == bool(S3 & given.keys())
-    assert ("MLFLOW_TRACKING_URI" in addresses) == bool(MLFLOW & given.keys())
-    assert ("BEBYGAN_CONSOLE" in addresses) == (name == "notify")
-    assert {map_["configMapName"] for map_ in told.get("configMapAsEnv", [])} <= {"bebygan"}
+def test_every_task_is_given_the_secrets_that_it_needs_by_reference_and_no_others(given: Given) -> None:
+    for name, told in given.kubernetes.items():
+        secrets, maps = told.get("secretAsEnv", []), told.get("configMapAsEnv", [])
+        variables = {entry["envVar"]: (secret["secretName"], entry["secretKey"]) for secret in secrets
+                     for entry in secret["keyToEnv"]}  # fmt: skip
+        assert variables == {variable: (SECRET_OF[variable], variable) for variable in READ[name]}, name
+        # A pod whose secret is missing would wait without a word; preflight says what is missing.
+        assert all(entry["optional"] for entry in [*secrets, *maps]), name
+        addresses = {entry["envVar"] for map_ in maps for entry in map_["keyToEnv"]}
+        assert ("AWS_ENDPOINT_URL" in addresses) == bool(S3 & variables.keys()), name
+        assert ("MLFLOW_TRACKING_URI" in addresses) == bool(MLFLOW & variables.keys()), name
+        assert ({"BEBYGAN_CONSOLE", "BEBYGAN_TRACKER"} <= addresses) == (name == "notify")
+        assert ("KFP_HOST" in addresses) == (name == "start")
+        assert {map_["configMapName"] for map_ in maps} <= {"bebygan"}, name
 
 
-def test_caching_is_on_for_what_is_expensive_and_repeatable_alone(pipeline: dict[str, Any]) -> None:
-    cached = {name for name, task in all_tasks(pipeline).items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"ingest", "patches", "warmup"}
+def test_caching_is_on_for_what_is_expensive_and_repeatable_alone(given: Given) -> None:
+    cached = {name for name, task in given.tasks.items() if task["cachingOptions"].get("enableCache")}
+    assert cached == {"ingest", "patches", "warmup"} & given.tasks.keys()
 
 
 def test_a_cached_task_is_told_the_images_the_data_and_its_parameters(pipeline: dict[str, Any]) -> None:

@@ -31,22 +31,19 @@ def test_compiling_again_gives_the_same_bytes_in_ascii(cluster: Cluster) -> None
     assert len(package.version) <= 63
 
 
-def test_it_only_looks_decides_and_starts(compiled: tuple[dict[str, Any], dict[str, Any]], cluster: Cluster) -> None:
+def test_it_only_looks_decides_and_starts_and_tells_how_it_ended(
+    compiled: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     graph, _ = compiled
-    executors = graph["deploymentSpec"]["executors"]
-    images = {name.removeprefix("exec-"): executor["container"]["image"] for name, executor in executors.items()}
-    assert images == {
-        "look": cluster.images.data,
-        "decide": cluster.images.torch,
-        "start": cluster.images.data,
-    }
-    inner = graph["components"]["comp-condition-1"]["dag"]["tasks"]
-    assert set(graph["root"]["dag"]["tasks"]) == {"look", "decide", "condition-1"}
-    assert set(inner) == {"start"}
-    assert "== 'train'" in graph["root"]["dag"]["tasks"]["condition-1"]["triggerPolicy"]["condition"]
-    for task in (graph["root"]["dag"]["tasks"]["look"], graph["root"]["dag"]["tasks"]["decide"], inner["start"]):
-        assert not task["cachingOptions"].get("enableCache")
-    for executor in executors.values():
+    outer = graph["root"]["dag"]["tasks"]
+    assert set(outer) == {"exit-handler-1", "notify"}
+    assert outer["notify"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert outer["notify"]["inputs"]["parameters"]["pipeline"]["runtimeValue"] == {"constant": "change detector"}
+    guarded = graph["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert set(guarded) == {"look", "decide", "condition-2"}
+    assert set(graph["components"]["comp-condition-2"]["dag"]["tasks"]) == {"start"}
+    assert "== 'train'" in guarded["condition-2"]["triggerPolicy"]["condition"]
+    for executor in graph["deploymentSpec"]["executors"].values():
         assert "accelerator" not in executor["container"]["resources"]
 
 

@@ -117,6 +117,27 @@ def test_a_run_that_failed_after_promoting_is_repeated_and_a_foreign_champion_is
     assert decide(job).reason == "what the champion, version 2, was made of is not known"
 
 
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_detector_gives_a_job_up_that_failed_three_times_and_nobody_else_does(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(which: Job) -> str:
+        return begin(which, force="auto", asked_because="", open_run=False)
+
+    finish(dataclasses.replace(job, code_version="code-0"), monkeypatch, promote=True)
+    for _ in range(3):
+        assert found(job) == "train"
+        last = finish(job, monkeypatch, promote=False, status="FAILED")
+    capsys.readouterr()
+    assert found(job) == "skip"
+    assert capsys.readouterr().err == (
+        "nothing to do: 3 runs of the same photographs, parameters and code failed, the last one "
+        f"{last}: see why, then start one by `bebygan submit`\n"
+    )
+    assert found(dataclasses.replace(job, source_version="source-2")) == "train"
+    assert decide(job).action == "train"
+
+
 def test_a_tracker_that_is_away_is_told_and_not_taken_for_an_empty_one(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

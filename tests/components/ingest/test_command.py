@@ -40,7 +40,7 @@ def test_a_run_says_what_became_of_the_files(photographs: Path, tmp_path: Path) 
     ("source", "code", "message"),
     [
         ("no-such-folder", 3, "error: the source no-such-folder does not exist"),
-        ("gs://bucket/photos", 2, "error: the source gs://bucket/photos is neither a folder nor s3://"),
+        ("gs://bucket/photos", 2, "error: gs://bucket/photos is neither a folder nor s3://"),
         ("s3://", 2, "error: s3:// names no bucket"),
     ],
 )

@@ -11,11 +11,11 @@ import pytest
 from components.common.config import load_params
 from components.common.tracking import mlflow_client, open_pipeline_run
 from components.notify import step as module
-from components.notify.step import Ending, notify
+from components.notify.step import DETECTOR, RETRAINING, Ending, notify
 
 ROOT = Path(__file__).parents[3]
-FAILED = Ending(state="FAILED", error="train: no GPU", model="bebygan")
-SUCCEEDED = Ending(state="SUCCEEDED", error="", model="bebygan")
+FAILED = Ending(pipeline=RETRAINING, state="FAILED", error="train: no GPU", model="bebygan")
+SUCCEEDED = Ending(pipeline=RETRAINING, state="SUCCEEDED", error="", model="bebygan")
 
 
 class Webhook:
@@ -61,10 +61,12 @@ def opened(mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: 
     """The id of a pipeline's run under way."""
     monkeypatch.setenv("KFP_RUN_ID", "kubeflow-1")
     monkeypatch.setenv("BEBYGAN_CONSOLE", "https://kubeflow.invalid/pipeline/")
+    monkeypatch.setenv("BEBYGAN_TRACKER", "https://mlflow.invalid/")
     return open_pipeline_run(load_params(ROOT / "params.yaml"), {"fingerprint": "f"})
 
 
 LINK = "https://kubeflow.invalid/pipeline/#/runs/details/kubeflow-1"
+TRACKED = "https://mlflow.invalid/#/experiments/1/runs/"
 
 
 def test_a_failure_ends_the_run_as_failed_and_is_told_with_links(webhook: Webhook, opened: str) -> None:
@@ -74,7 +76,8 @@ def test_a_failure_ends_the_run_as_failed_and_is_told_with_links(webhook: Webhoo
     assert (run.data.tags["console"], run.data.tags["error"]) == (LINK, "train: no GPU")
     [message] = webhook.taken
     assert message == {
-        "text": f"retraining bebygan: failed; champion: none yet; train: no GPU {LINK}",
+        "text": f"retraining of bebygan: failed; champion: none yet; train: no GPU {LINK} {TRACKED}{opened}",
+        "pipeline": "retraining",
         "state": "FAILED",
         "status": "FAILED",
         "error": "train: no GPU",
@@ -83,6 +86,7 @@ def test_a_failure_ends_the_run_as_failed_and_is_told_with_links(webhook: Webhoo
         "mlflow_run": opened,
         "kfp_run_id": "kubeflow-1",
         "console": LINK,
+        "tracker": f"{TRACKED}{opened}",
     }
 
 
@@ -96,22 +100,39 @@ def test_a_success_ends_the_run_as_finished_and_names_the_champion(webhook: Webh
     assert run.info.status == "FINISHED"
     assert "error" not in run.data.tags
     [message] = webhook.taken
-    assert message["text"] == f"retraining bebygan: succeeded; champion: bebygan version 1 {LINK}"
+    assert message["text"] == (
+        f"retraining of bebygan: succeeded; champion: bebygan version 1 {LINK} {TRACKED}{opened}"
+    )
     assert (message["champion"], message["status"]) == ("1", "FINISHED")
 
 
 def test_a_run_that_a_person_cancelled_ends_as_killed(opened: str) -> None:
-    notify(Ending(state="CANCELED", error="", model="bebygan"))
+    notify(Ending(pipeline=RETRAINING, state="CANCELED", error="", model="bebygan"))
     assert mlflow_client().get_run(opened).info.status == "KILLED"
 
 
-@pytest.mark.usefixtures("mlflow_store")
+@pytest.mark.usefixtures("opened")
 def test_a_pipeline_that_opened_no_run_is_told_all_the_same(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KFP_RUN_ID", "kubeflow-2")
-    monkeypatch.delenv("BEBYGAN_CONSOLE", raising=False)
+    monkeypatch.delenv("BEBYGAN_CONSOLE")
     notify(FAILED)
+    notify(SUCCEEDED)
+    failed, skipped = webhook.taken
+    assert (failed["mlflow_run"], failed["console"], failed["tracker"]) == ("", "", "")
+    assert failed["text"].startswith("retraining of bebygan: failed; ")
+    assert skipped["text"] == "retraining of bebygan: nothing to do; champion: none yet"
+
+
+def test_a_change_detector_tells_its_failure_alone_and_ends_no_run(
+    webhook: Webhook, opened: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notify(Ending(pipeline=DETECTOR, state="SUCCEEDED", error="", model="bebygan"))
+    assert (webhook.asked, capsys.readouterr().err) == (0, "change detector of bebygan: succeeded\n")
+    notify(Ending(pipeline=DETECTOR, state="FAILED", error="look: no bucket", model="bebygan"))
     [message] = webhook.taken
-    assert (message["mlflow_run"], message["console"]) == ("", "")
+    assert message["text"] == f"change detector of bebygan: failed; look: no bucket {LINK}"
+    assert (message["pipeline"], message["status"], message["mlflow_run"]) == ("change detector", "FAILED", "")
+    assert mlflow_client().get_run(opened).info.status == "RUNNING"
 
 
 def test_a_webhook_that_is_busy_is_asked_again(webhook: Webhook, opened: str) -> None:
@@ -157,4 +178,5 @@ def test_a_tracker_that_is_away_is_no_failure_and_the_webhook_is_told(
     with caplog.at_level(logging.WARNING):
         notify(SUCCEEDED)
     assert "is not ended" in caplog.text
-    assert [message["state"] for message in webhook.taken] == ["SUCCEEDED"]
+    # Whether it trained is not known.
+    assert [message["text"] for message in webhook.taken] == ["retraining of bebygan: succeeded; champion: unknown"]

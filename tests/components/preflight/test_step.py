@@ -1,8 +1,11 @@
 import re
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,11 @@ def failure(places: Places, params: Params, gpus: int = 0) -> BebyganError:
         ({"remote": "s3://no-such-bucket/dvc"}, ServiceError, "DVC remote .*there is no bucket"),
         ({"ledger": "s3://no-such-bucket/l"}, ServiceError, "ledger .*there is no bucket"),
         ({"checkpoints": "/dev/null/x"}, StorageError, "checkpoints in /dev/null/x: .*cannot be written"),
+        (
+            {"remote": "gs://there/dvc"},
+            ConfigError,
+            "DVC remote gs://there/dvc: gs://there/dvc is neither a folder nor",
+        ),
     ],
 )
 def test_what_is_missing_is_named_alone_with_what_to_do(
@@ -124,6 +132,45 @@ def test_a_tracker_that_is_away_is_named_and_its_password_is_not(
     assert "; model registry: " in str(error)
     assert "MLFLOW_TRACKING_URI" in str(error)
     assert "a-password" not in str(error) + capsys.readouterr().err
+
+
+def test_a_tracker_that_has_no_place_for_files_is_named(places: Places, params: Params) -> None:
+    """It answers all the same, and would be missed after the training."""
+    mlflow_client().create_experiment("bebygan", artifact_location="file:///dev/null/artifacts")
+    error = failure(places, params)
+    assert str(error).startswith("1 of 10 checks failed: MLflow: storing a file failed at MLflow's sqlite:///")
+    assert "(Not a directory)" in str(error)
+
+
+@pytest.fixture
+def untrusted(tmp_path: Path) -> Iterator[str]:
+    """Address of a server whose certificate nobody trusts."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
+    made += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(made, check=True, timeout=60, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_certificate_that_is_not_trusted_is_told_as_such(
+    places: Places, params: Params, untrusted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", untrusted)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", untrusted)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    error = failure(places, params)
+    assert str(error).startswith("5 of 10 checks failed")
+    assert str(error).count("CERTIFICATE_VERIFY_FAILED") == 5
+    assert str(error).count("its authority in AWS_CA_BUNDLE") == 3
+    assert str(error).count("its authority in MLFLOW_TRACKING_SERVER_CERT_PATH") == 2
+    assert "\n" not in str(error)
 
 
 def test_weights_that_no_source_has_are_named(
