@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 
-from torch.distributed import run
+from torch.distributed import DistError, run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from bebygan.errors import Preempted
+from bebygan.errors import Preempted, ServiceError
 
 SECONDS_FOR_OTHERS = 30.0
 """For another machine to tell why it ended; ours would seem to be the first to end otherwise."""
@@ -30,12 +30,13 @@ def _code_of(failures: Collection[ProcessFailure]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run torchrun and return the exit code: 75 after SIGTERM, and where a process elsewhere was lost."""
+    """Run torchrun and return the exit code: 75 after SIGTERM, and where another machine was lost or did not come."""
+    several = int(os.environ.get("PET_NNODES", "1")) > 1
     try:
         run.main(list(arguments))
     except ChildFailedError as error:
         code = _code_of(error.failures.values())
-        if code == Preempted.exit_code and int(os.environ.get("PET_NNODES", "1")) > 1:
+        if code == Preempted.exit_code and several:
             # torchrun's handler is still there, and would raise.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
             time.sleep(SECONDS_FOR_OTHERS)
@@ -43,6 +44,12 @@ def main(arguments: Sequence[str]) -> int:
     except SignalException as error:
         # It has passed the signal on and waited until its processes had saved.
         return Preempted.exit_code if error.sigval == signal.SIGTERM else 128 + int(error.sigval)
+    except DistError as error:
+        # Before any process of ours began. A machine may take longer to be had than torchrun waits.
+        place = f"{os.environ.get('PET_MASTER_ADDR')}:{os.environ.get('PET_MASTER_PORT')}"
+        reason = str(error).splitlines()[0]
+        print(f"error: the machines of the training did not meet at {place} ({reason})", file=sys.stderr, flush=True)
+        return Preempted.exit_code if several else ServiceError.exit_code
     return 0
 
 

@@ -1,8 +1,9 @@
 import json
 import os
-import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,23 +12,108 @@ import pytest
 from components.common.tracking import mlflow_client
 from tests.components.train.test_step import FILES, ROOT, TINY
 from tests.components.trained import contents
+from tests.conftest import free_ports
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.usefixtures("mlflow_store")
-def test_two_processes_deliver_and_track_one_challenger(
-    patches: Path, generator_folder: Callable[..., Path], tmp_path: Path
+CHILD = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("begin", flush=True)
+codes = sys.argv[1].split(",")
+code = codes[int(os.environ["RANK"])]
+time.sleep(60) if code == "wait" else sys.exit(int(code))
+"""
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Starts torchrun as a pod does, with processes that end with the codes that are given."""
+    (tmp_path / "child.py").write_text(CHILD)
+
+    def run(codes: str, *options: str, **variables: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "components.train.torchrun", *options, str(tmp_path / "child.py"), codes],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", **variables},
+        )  # fmt: skip
+
+    return run
+
+
+def test_torchruns_exit_code_is_that_of_the_process_that_failed_first(
+    torchrun: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
-    warmup = generator_folder("warmup", 1)
-    settings = [f"--set={setting}" for setting in (*TINY, "train.validate_every=2")]
-    places = ["--patches", str(patches), "--warmup", str(warmup), "--output", "out"]
-    step = ["-m", "components.train", *places, "--params", str(ROOT / "params.yaml"), *settings]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *step],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    # 75 beside another code is the echo of a process that met another's end.
+    plans = ("wait,3", "75,5", "wait,wait")
+    running = {codes: torchrun(codes, "--nproc-per-node", "2") for codes in plans}
+    waiting = running["wait,wait"].stdout
+    assert waiting
+    assert [waiting.readline(), waiting.readline()] == ["begin\n", "begin\n"]
+    running["wait,wait"].send_signal(signal.SIGTERM)
+    for process in running.values():
+        process.communicate(timeout=120)
+    codes = {codes: process.returncode for codes, process in running.items()}
+    assert codes == {"wait,3": 3, "75,5": 5, "wait,wait": 75}
+
+
+def test_a_machine_that_lost_another_lets_that_one_tell_why_first(
+    torchrun: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    places = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_ports(1)[0])}
+    here, there = (torchrun("75,wait", PET_NODE_RANK=str(rank), **places) for rank in (0, 1))
+    assert here.stdout
+    assert here.stderr
+    assert here.stdout.readline() == "begin\n"
+    # torchrun has seen its process end.
+    assert any("exitcode: 75" in line for line in iter(here.stderr.readline, ""))
+    time.sleep(2)
+    assert here.poll() is None
+    for process in (here, there):
+        process.terminate()
+    assert here.wait(timeout=20) == 75
+    there.communicate(timeout=60)
+
+
+def test_machines_that_do_not_meet_go_on_later(torchrun: Callable[..., "subprocess.Popen[str]"]) -> None:
+    alone = {
+        str(rank): torchrun(
+            "0", "--rdzv-conf", "timeout=1", PET_NNODES="2", PET_NODE_RANK=str(rank), PET_MASTER_ADDR="127.0.0.1",
+            PET_MASTER_PORT=str(free_ports(1)[0]),
+        )
+        for rank in (0, 1)
+    }  # fmt: skip
+    for process in alone.values():
+        out, error = process.communicate(timeout=120)
+        assert (process.returncode, out) == (75, "")
+        assert error.splitlines()[-1].startswith("error: the machines of the training did not meet at 127.0.0.1:")
+
+
+@pytest.fixture
+def train_in_two_processes(
+    patches: Path, generator_folder: Callable[..., Path], tmp_path: Path, mlflow_store: str
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Trains as a pod with two GPUs would, into `out`."""
+    assert mlflow_store
+    places = ["--patches", str(patches), "--warmup", str(generator_folder("warmup", 1)), "--output", "out"]
+
+    def run(*settings: str) -> "subprocess.CompletedProcess[str]":
+        step = ["-m", "components.train", *places, "--params", str(ROOT / "params.yaml")]
+        step += [f"--set={setting}" for setting in (*TINY, *settings)]
+        return subprocess.run(
+            [sys.executable, "-m", "components.train.torchrun", "--standalone", "--nproc-per-node", "2", *step],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def test_two_processes_deliver_and_track_one_challenger(
+    train_in_two_processes: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    done = train_in_two_processes("train.validate_every=2")
     assert done.returncode == 0, done.stderr
 
     assert set(contents(tmp_path / "out")) == FILES
@@ -40,19 +126,10 @@ def test_two_processes_deliver_and_track_one_challenger(
     assert len(client.get_metric_history(run.info.run_id, "best_buddy")) == 4
 
 
-@pytest.mark.usefixtures("mlflow_store")
 def test_a_batch_that_processes_cannot_share_ends_with_the_code_of_parameters(
-    patches: Path, generator_folder: Callable[..., Path], tmp_path: Path
+    train_in_two_processes: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
-    warmup = generator_folder("warmup", 1)
-    settings = [f"--set={setting}" for setting in (*TINY, "train.batch=3")]
-    places = ["--patches", str(patches), "--warmup", str(warmup), "--output", "out"]
-    step = ["-m", "components.train", *places, "--params", str(ROOT / "params.yaml"), *settings]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *step],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert re.search(r"error: a batch of 3 cannot be divided among 2 processes in 1 parts each", done.stderr)
-    assert re.search(r"exitcode\s*: 2 ", done.stderr)
+    done = train_in_two_processes("train.batch=3")
+    assert done.returncode == 2
+    assert "error: a batch of 3 cannot be divided among 2 processes in 1 parts each" in done.stderr
     assert not (tmp_path / "out").exists()
