@@ -126,19 +126,31 @@ def test_a_run_is_known_as_the_same_whoever_started_it(
     assert len({identity(each) for each in parameters}) == 1
 
 
-def test_a_plan_names_what_changed(
+def test_a_plan_names_what_changed_and_apply_does_it(
     server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["schedule", "apply", "--file", file()])
-    server.tick()
+    [detecting, _] = server.tick()
+    server.finish(detecting)
     capsys.readouterr()
     changed = file(detect={"every": "1 h", "cron": None}, weekly={"set": ["train.seed=7"]})
     assert cli.main(["schedule", "plan", "--file", changed]) == 0
-    told = capsys.readouterr().out
-    assert "create detect anew: 0 */15 * * * * -> every 3600 s\n" in told
-    assert "create weekly anew: train.seed 1 -> 7\n" in told
+    steps = [
+        "create detect{}", "create weekly{}", "disable detect (an old one)", "enable detect",
+        "disable weekly (an old one)", "enable weekly", "delete detect (an old one)", "unchanged: 0 of 2",
+    ]  # fmt: skip
+    why = (" anew: 0 */15 * * * * -> every 3600 s", " anew: train.seed 1 -> 7")
+    assert capsys.readouterr().out.splitlines() == "\n".join(steps).format(*why).splitlines()
     assert cli.main(["schedule", "apply", "--file", changed]) == 0
-    assert "goes on, a later apply removes it: detect, weekly\n" in capsys.readouterr().out
+    goes_on = "a run of an old version goes on, a later apply removes it: weekly"
+    assert capsys.readouterr().out.splitlines() == [*"\n".join(steps).format("", "").splitlines(), goes_on]
+    server.finish(server.runs("PENDING")[0]["run_id"])
+    assert cli.main(["schedule", "plan", "--file", file(schedules=[])]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "disable detect (no longer declared)", "disable weekly (no longer declared)",
+        "delete weekly (no longer declared)", "delete detect (no longer declared)",
+        "delete weekly (no longer declared)", "unchanged: 0 of 0",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
