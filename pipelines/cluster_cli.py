@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
@@ -166,8 +167,12 @@ def _logs(options: argparse.Namespace) -> None:
     from components.common.kubeflow import connect  # noqa: PLC0415
     from pipelines.runs import logs  # noqa: PLC0415
 
-    for text in logs(connect(), options.run_id, options.task, follow=options.follow):
-        print(text, flush=True)
+    try:
+        for text in logs(connect(), options.run_id, options.task, follow=options.follow):
+            print(text, flush=True)
+    except BrokenPipeError:
+        # `| head` has seen enough. The interpreter's last flush must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _add_schedule(commands: Any) -> None:

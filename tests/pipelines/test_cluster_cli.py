@@ -416,6 +416,20 @@ def test_logs_that_are_gone_are_told_with_where_to_look(capsys: pytest.CaptureFi
     assert f"kubectl logs --selector pipeline/runid={run} --container main" in capsys.readouterr().err
 
 
+def test_a_reader_who_has_seen_enough_ends_the_logs_without_a_word(
+    server: Standin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run, _ = submitted(capsys)
+    server.tables["runs"][run]["run_details"] = details("SUCCEEDED")
+    server.logs = {INGEST: "7 photographs\n"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(["logs", run]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def script(server: Standin, run: str, *steps: Callable[[dict[str, Any]], object]) -> None:
     """Let a step happen before each look at a run."""
     rest = list(steps)
