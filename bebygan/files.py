@@ -18,6 +18,8 @@ _CANNOT_WRITE = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
+    errno.ENOTDIR: "a file is where a folder should be",
+    errno.EEXIST: "a file is where a folder should be",
 }
 
 _PART = ".part"
@@ -51,23 +53,34 @@ def _remove_abandoned(folder: Path) -> None:
     for part in folder.glob(f".*{_PART}"):
         try:
             if time.time() - part.stat().st_mtime > _SECONDS_BEFORE_ABANDONED:
-                with _locked(part):
-                    if part.is_dir():
+                with _locked(part) as locked:
+                    if locked and part.is_dir():
                         shutil.rmtree(part)
-                    else:
+                    elif locked:
                         part.unlink()
-        except (BlockingIOError, FileNotFoundError):
+        except (FileNotFoundError, PermissionError):
+            # Somebody was quicker, or it is somebody else's.
             continue
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDONLY)
+def _locked(path: Path) -> Iterator[bool]:
+    """Lock a file or folder for the length of the body; yield whether it could be."""
+    # NFS locks only files that are open for writing.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield _lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # A living process has it, or the file system knows no locks, as Lustre's often does.
+        return False
+    return True
 
 
 @contextmanager

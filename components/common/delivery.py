@@ -260,7 +260,8 @@ class Delivery:
         folder = self._spool.parent
         for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.pictures")]):
             try:
-                descriptor = os.open(path, os.O_RDONLY)
+                # NFS locks only files that are open for writing.
+                descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
             except FileNotFoundError:
                 # Another run that begins here was quicker.
                 continue

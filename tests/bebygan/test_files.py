@@ -1,9 +1,12 @@
 import errno
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,16 @@ def test_a_refused_write_says_why_and_what_to_do(tmp_path: Path, number: int, wo
     assert names(tmp_path) == []
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    for path in (tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*b.*: a file is where a folder should be"),
+            whole_file(path),
+        ):
+            pass
+
+
 def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "a"):
         (tmp_path / "nowhere").read_text()
@@ -116,6 +129,32 @@ def test_a_kill_leaves_nothing_that_counts_and_the_next_writer_clears_it_away(tm
     with whole_file(tmp_path / "c"):
         pass
     assert names(tmp_path) == ["b", "c"]
+
+
+def flock_of_nfs(descriptor: int, _: int) -> None:
+    mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+    if stat.S_ISREG(os.fstat(descriptor).st_mode) and mode == os.O_RDONLY:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+
+def flock_of_lustre(*_: int) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+@pytest.mark.parametrize(("flock", "cleared"), [(flock_of_nfs, True), (flock_of_lustre, False)])
+def test_network_file_systems_take_files_and_lose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: Callable[[int, int], None], cleared: bool
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock)
+    part = tmp_path / ".old.part"
+    part.touch()
+    os.utime(part, (0, 0))
+    with whole_file(tmp_path / "a") as file:
+        file.write_text("all of it")
+    with whole_folder(tmp_path / "b"):
+        pass
+    # Where nothing can be locked nobody knows whether its writer lives.
+    assert names(tmp_path) == (["a", "b"] if cleared else [".old.part", "a", "b"])
 
 
 def test_a_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
