@@ -142,8 +142,7 @@ def _nearest(queries: Tensor, candidates: Tensor, chunk: int) -> Tensor:
 
 def distance_to_buddies(sr: Tensor, buddies: BestBuddies, settings: BestBuddySettings) -> Tensor:
     """Return the mean |p - c| over the numbers of all SR patches (L1; gradient to `sr` alone), a scalar."""
-    with full_precision(sr.device):
-        return F.l1_loss(_patches(at_least_float32(sr), settings), buddies.patches)
+    return F.l1_loss(_patches(at_least_float32(sr), settings), buddies.patches)
 
 
 def best_buddy_loss(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bebygan.precision import at_least_float32, full_precision
+from bebygan.precision import at_least_float32
 from bebygan.settings import RegionSettings
 
 _LUMA = (0.2989, 0.587, 0.114)
@@ -51,11 +51,10 @@ def textured_regions(images: Tensor, settings: RegionSettings) -> Tensor:
     Raises:
         ValueError: the window is too large for the images.
     """
-    with torch.no_grad(), full_precision(images.device):
-        images = at_least_float32(images)
-        red, green, blue = images.unbind(1)
-        luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-        return (local_deviation(luma[:, None], settings.window) >= settings.threshold).to(images.dtype)
+    images = at_least_float32(images.detach())
+    red, green, blue = images.unbind(1)
+    luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return (local_deviation(luma[:, None], settings.window) >= settings.threshold).to(images.dtype)
 
 
 def region_mask(hr: Tensor, lr: Tensor, settings: RegionSettings) -> Tensor:
@@ -71,7 +70,6 @@ def region_mask(hr: Tensor, lr: Tensor, settings: RegionSettings) -> Tensor:
     """
     if settings.mask_from == "hr":
         return textured_regions(hr, settings)
-    with torch.no_grad(), full_precision(lr.device):
-        scale = hr.shape[-1] // lr.shape[-1]
-        enlarged = F.interpolate(at_least_float32(lr), scale_factor=scale, mode="bicubic", align_corners=False)
+    scale = hr.shape[-1] // lr.shape[-1]
+    enlarged = F.interpolate(at_least_float32(lr), scale_factor=scale, mode="bicubic", align_corners=False)
     return textured_regions(enlarged, settings)
