@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from components.common import kubeflow
 from components.common.config import load_params, to_yaml
 from components.common.job import inputs_of
 from components.start.step import identity
 from pipelines import cli, declared, runs
 from pipelines.cluster import Cluster
 from pipelines.declared import Package
-from tests.standins.kubeflow import Standin, standin
+from tests.standins.kubeflow import Standin, reachable
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "@sha256:" + "0" * 64
@@ -49,13 +48,11 @@ def server(
     monkeypatch.setattr(declared, "detect_package", compile_once(declared.detect_package))
     monkeypatch.setattr(declared, "retrain_package", retrain)
     monkeypatch.setattr(runs, "retrain_package", retrain)
-    for name in [name for name in os.environ if name.startswith(("KFP_", "KF_", "BEBYGAN_"))]:
+    for name in [name for name in os.environ if name.startswith("BEBYGAN_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(kubeflow, "_PAUSES", (0.01,))
     monkeypatch.setattr(runs, "_SECONDS_BETWEEN_LOOKS", 0.05)
     monkeypatch.chdir(ROOT)
-    with standin() as server:
-        monkeypatch.setenv("KFP_HOST", server.url)
+    with reachable(monkeypatch) as server:
         yield server
 
 

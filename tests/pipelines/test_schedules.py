@@ -1,6 +1,5 @@
 """Declared schedules and what becomes of them on a stand-in server, through kfp's real client."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,24 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kfp import compiler, dsl
+from kfp import compiler
 
 from bebygan.errors import ConfigError, ServiceError
-from components.common import kubeflow
 from components.common.kubeflow import connect
 from pipelines.declared import Package, Wanted, interval_seconds, load_schedules
 from pipelines.schedules import Action, apply, forecast, kept, pause, plan, resume
-from tests.standins.kubeflow import ALIVE, Standin, standin
-
-
-@dsl.component(base_image="example:1", install_kfp_package=False)
-def greet(name: str) -> str:
-    return name
-
-
-@dsl.pipeline(name="greeting")
-def greeting(name: str) -> None:
-    greet(name=name)
+from tests.standins.kubeflow import ALIVE, Standin, greeting, reachable
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +27,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
-    for name in [name for name in os.environ if name.startswith(("KFP_", "KF_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(kubeflow, "_PAUSES", (0.01,))
-    with standin() as server:
-        monkeypatch.setenv("KFP_HOST", server.url)
+    with reachable(monkeypatch) as server:
         # So that nothing but our own care keeps runs alive.
         server.honours_orphan = False
         yield server

@@ -10,6 +10,7 @@ runs that kill their runs when they are deleted unless told to leave them.
 
 import base64
 import json
+import os
 import re
 import socket
 import ssl
@@ -25,9 +26,13 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import kfp_server_api
+import pytest
 import yaml
 from google.protobuf import json_format
+from kfp import dsl
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from components.common import kubeflow
 
 Object = dict[str, Any]
 ALIVE = {"PENDING", "RUNNING", "CANCELING", "PAUSED"}
@@ -508,3 +513,26 @@ def standin(certificate: ssl.SSLContext | None = None) -> Iterator[Standin]:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+@contextmanager
+def reachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
+    """Run a server that this process's environment names, and be asked again soon where it is busy."""
+    for name in [name for name in os.environ if name.startswith(("KFP_", "KF_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(kubeflow, "_PAUSES", (0.01, 0.01))
+    with standin() as server:
+        monkeypatch.setenv("KFP_HOST", server.url)
+        yield server
+
+
+@dsl.component(base_image="example:1", install_kfp_package=False)
+def greet(name: str) -> str:
+    return name
+
+
+@dsl.pipeline(name="greeting")
+def greeting(name: str, title: str = "") -> None:
+    """A small pipeline, with an input that must be given and one that need not."""
+    greet(name=name)
+    greet(name=title)

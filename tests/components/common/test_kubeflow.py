@@ -1,7 +1,6 @@
 """kfp's real client against a stand-in that is as strict as the official models."""
 
 import os
-import ssl
 import subprocess
 import sys
 import threading
@@ -11,24 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kfp import compiler, dsl
+from kfp import compiler
 from kfp_server_api import ApiException
 
 from bebygan.errors import ConfigError, ServiceError
 from components.common import kubeflow
 from components.common.kubeflow import Kubeflow, connect
-from tests.standins.kubeflow import Standin, standin
-
-
-@dsl.component(base_image="example:1", install_kfp_package=False)
-def greet(name: str) -> str:
-    return name
-
-
-@dsl.pipeline(name="greeting")
-def greeting(name: str, title: str = "") -> None:
-    greet(name=name)
-    greet(name=title)
+from tests.standins.kubeflow import Standin, greeting, reachable, standin
+from tests.standins.tls import loopback_certificate
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +29,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
-    for name in [name for name in os.environ if name.startswith(("KFP_", "KF_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(kubeflow, "_PAUSES", (0.01, 0.01))
-    with standin() as server:
-        monkeypatch.setenv("KFP_HOST", server.url)
+    with reachable(monkeypatch) as server:
         yield server
 
 
@@ -329,29 +314,18 @@ def test_an_address_where_nobody_answers_is_told(
     assert not caplog.records
 
 
-@pytest.fixture
-def encrypted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Address and certificate of a server whose certificate nobody else trusts."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*made, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, timeout=60)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    with standin(context) as server:
-        yield server.url, certificate
-
-
 def test_a_certificate_that_is_not_trusted_is_told_and_can_be_named(
-    encrypted: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, certificate = encrypted
-    monkeypatch.setenv("KFP_HOST", url)
+    certificate, authority = loopback_certificate(tmp_path)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
-    with pytest.raises(ServiceError, match="its certificate is not trusted: name its authority by SSL_CERT_FILE"):
-        connect()
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert connect().recurring_runs() == []
+    with standin(certificate) as server:
+        monkeypatch.setenv("KFP_HOST", server.url)
+        with pytest.raises(ServiceError, match="its certificate is not trusted: name its authority by SSL_CERT_FILE"):
+            connect()
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        assert connect().recurring_runs() == []
 
 
 def test_the_token_is_read_again_for_each_request(

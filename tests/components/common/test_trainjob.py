@@ -1,7 +1,6 @@
 import os
 import re
 import signal
-import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from components.common import trainjob
 from components.common.config import from_yaml
 from components.common.trainjob import TrainJobSettings, TrainJobSpec, manifest, run_trainjob, trainjob_name
 from tests.standins.kubernetes import PODS, TOKEN, TRAINJOBS, ApiServer, Refused, faults_of
+from tests.standins.tls import loopback_certificate
 from tests.standins.trainer import ROOT, RUNTIME, Controllers, job_of
 
 NAME = trainjob_name("a training")
@@ -288,26 +288,15 @@ def test_a_server_that_is_none_of_kubernetes_is_told(server: ApiServer, status: 
         other.shutdown()
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> ssl.SSLContext:
-    """A certificate for the loopback interface, in tmp_path / "ca.crt"."""
-    key, made = tmp_path / "key.pem", tmp_path / "ca.crt"
-    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
-    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
-    subprocess.run([*words.split(), *files], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(made, key)
-    return context
-
-
 def test_in_a_pod_the_pods_own_cluster_account_and_namespace_are_used(
-    certificate: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    certificate, authority = loopback_certificate(tmp_path)
     token, namespace = tmp_path / "token", tmp_path / "namespace"
     token.write_text(TOKEN)
     namespace.write_text("team\n")
     monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(token))
-    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(authority))
     monkeypatch.setattr(trainjob, "_OWN_NAMESPACE", namespace)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     with ApiServer(certificate) as server, Controllers(server, tmp_path):

@@ -1,6 +1,5 @@
 """Starting a retraining, against a stand-in server."""
 
-import os
 import threading
 from collections.abc import Iterator
 
@@ -8,10 +7,9 @@ import pytest
 from kfp import compiler, dsl
 
 from bebygan.errors import ServiceError
-from components.common import kubeflow
 from components.common.kubeflow import connect
 from components.start.step import PIPELINE, start
-from tests.standins.kubeflow import ALIVE, Standin, standin
+from tests.standins.kubeflow import ALIVE, Standin, reachable
 
 INPUTS = {"source": "s3://photographs", "train_params": "seed: 1\n"}
 
@@ -31,13 +29,9 @@ def retrain(source: str, train_params: str, reason: str = "", force: str = "auto
 
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
-    for name in [name for name in os.environ if name.startswith(("KFP_", "KF_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(kubeflow, "_PAUSES", (0.01,))
     path = tmp_path_factory.mktemp("package") / "retrain.yaml"
     compiler.Compiler().compile(retrain, str(path))
-    with standin() as server:
-        monkeypatch.setenv("KFP_HOST", server.url)
+    with reachable(monkeypatch) as server:
         connected = connect()
         for version in ("older", "newer"):
             connected.version(connected.pipeline(PIPELINE), version, path)
