@@ -49,8 +49,8 @@ def discriminator_stages(crop: int) -> int:
 class Settings:
     """Base of the settings below."""
 
-    # Read by pydantic where settings come from a file: a name that is not known is refused.
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    # Read by pydantic where settings come from a file: a name that is not known is refused, and so is .nan or .inf.
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)

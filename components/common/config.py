@@ -27,9 +27,9 @@ def _odd(value: int) -> int:
 
 
 class Group(BaseModel):
-    """Base of the groups: frozen, and a name that it does not know is refused."""
+    """Base of the groups: frozen; a name that it does not know is refused, and so is .nan or .inf."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class IngestParams(Group):
@@ -198,7 +198,9 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, names, 1, 0.5)
     last = name.rpartition(".")[2]
     matches = matches or [known for known in names if known.rpartition(".")[2] == last]
-    return f"; did you mean {matches[0]}?" if matches else f"; known are {', '.join(names)}"
+    if matches:
+        return f"; did you mean {matches[0]}?"
+    return f"; known are {', '.join(known for known in names if '.' not in known)}"
 
 
 def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
@@ -206,7 +208,9 @@ def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     if not equals:
         raise ConfigError(f"--set takes name=value, got {assignment!r}")
     known = _names(values)
-    if name not in known:
+    group = name.rpartition(".")[0]
+    # Whether a group takes the name, though it does not stand there yet, is seen when all is validated.
+    if name not in known and group not in known:
         raise ConfigError(f"there is no parameter {name}{_nearest(name, known)}")
     try:
         value = yaml.safe_load(text)
@@ -224,12 +228,18 @@ def _known_fields(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     return list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
 
 
+_MAPPING = "a mapping of names to values"
+_SHAPES = {"dataclass_type": _MAPPING, "model_type": _MAPPING, "dict_type": _MAPPING, "tuple_type": "a list"}
+"""What pydantic's faults of these types ask for."""
+
+
 def _explained(kind: type, error: ValidationError) -> str:
     """Say the first fault of a validation in one line."""
     unknown = ("extra_forbidden", "unexpected_keyword_argument")
     # A misspelt name is also a missing one: the misspelling is what helps.
     first = min(error.errors(), key=lambda fault: fault["type"] not in unknown)
-    name = ".".join(str(part) for part in first["loc"]) or kind.__name__
+    # pydantic's own mark of what is wrong with a name in a mapping.
+    name = ".".join(str(part) for part in first["loc"] if part != "[key]") or kind.__name__
     if first["type"] in unknown:
         *group, last = first["loc"]
         known = _known_fields(kind, tuple(group))
@@ -239,6 +249,8 @@ def _explained(kind: type, error: ValidationError) -> str:
         return f"parameter {name} is missing"
     if first["type"] == "value_error":
         return f"parameter {name}: {first['msg'].removeprefix('Value error, ')}"
+    if first["type"] in _SHAPES:
+        return f"parameter {name} must be {_SHAPES[first['type']]}, got {first['input']!r}"
     return f"parameter {name}: {first['msg']} (got {first['input']!r})"
 
 
