@@ -14,7 +14,7 @@ from kfp import compiler
 from bebygan.errors import ConfigError, ServiceError
 from components.common.kubeflow import connect
 from pipelines.declared import Package, Wanted, interval_seconds, load_schedules
-from pipelines.schedules import Action, apply, forecast, kept, pause, plan, resume
+from pipelines.schedules import Action, apply, forecast, kept, pause, resume
 from tests.standins.kubeflow import ALIVE, Standin, greeting, reachable
 
 
@@ -363,10 +363,6 @@ def test_whatever_is_edited_what_is_declared_is_there_once_and_no_run_is_killed(
             for run in server.runs(*ALIVE):
                 server.finish(run["run_id"])
     assert server.killed == []
-
-
-def test_a_plan_of_nothing_is_empty() -> None:
-    assert plan([], []) == []
 
 
 FILE = """
