@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,17 +77,22 @@ def test_a_machine_that_lost_another_lets_that_one_tell_why_first(
     there.communicate(timeout=60)
 
 
-def test_machines_that_do_not_meet_go_on_later(torchrun: Callable[..., "subprocess.Popen[str]"]) -> None:
-    alone = {
-        str(rank): torchrun(
-            "0", "--rdzv-conf", "timeout=1", PET_NNODES="2", PET_NODE_RANK=str(rank), PET_MASTER_ADDR="127.0.0.1",
-            PET_MASTER_PORT=str(free_ports(1)[0]),
-        )
-        for rank in (0, 1)
-    }  # fmt: skip
-    for process in alone.values():
-        out, error = process.communicate(timeout=120)
-        assert (process.returncode, out) == (75, "")
+def test_machines_that_do_not_meet_go_on_later_and_one_alone_does_not(
+    torchrun: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [*free_ports(2), taken.getsockname()[1]]
+        started = [
+            torchrun(
+                "0", "--rdzv-conf", "timeout=1", PET_NNODES=nodes, PET_NODE_RANK=rank, PET_MASTER_ADDR="127.0.0.1",
+                PET_MASTER_PORT=str(port),
+            )
+            for nodes, rank, port in zip("221", "010", ports, strict=True)
+        ]  # fmt: skip
+        said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [75, 75, 4]
+    for out, error in said:
+        assert out == ""
         assert error.splitlines()[-1].startswith("error: the machines of the training did not meet at 127.0.0.1:")
 
 
