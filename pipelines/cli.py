@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
+from bebygan.files import storage_errors
 from components.common.cli import EXIT_CODES, add_params_arguments, end_quickly, report_errors
 from components.common.config import load_params
 from components.common.job import job_here
 from components.common.progress import say
 from components.common.registry import champion
-from components.common.tracking import WORKSPACE, tracking_uri
+from components.common.tracking import WORKSPACE, tracking_uri, without_password
 from components.detect.step import decide
 from components.preflight.__main__ import add_arguments as add_preflight_arguments
 from components.preflight.__main__ import run as run_preflight
@@ -24,7 +26,7 @@ from pipelines.manifests import pinned_manifests
 def _where_runs_are_shown(uri: str) -> str:
     """Return the address of a server, or the command that shows the embedded store."""
     if uri.startswith("http"):
-        return uri
+        return without_password(uri)
     return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
 
 
@@ -64,7 +66,9 @@ def _run(options: argparse.Namespace) -> None:
     params = load_params(options.params, options.set)
     # The embedded store belongs to the workspace; a server that is named stays.
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{options.workspace.resolve() / 'mlflow.db'}")
-    options.workspace.mkdir(parents=True, exist_ok=True)
+    with storage_errors(options.workspace):
+        options.workspace.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=options.workspace).close()
     remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
     ledger = str(options.workspace / "ledger") if options.ledger is None else options.ledger
     job = job_here(params, options.source)

@@ -17,6 +17,7 @@ from typing import TextIO
 import psutil
 
 from bebygan.errors import BebyganError, Preempted
+from bebygan.files import whole_folder
 from components.common.cli import FAILURE_FILE
 from components.common.job import Job, inputs_of
 from components.common.progress import WATCHER, say
@@ -116,13 +117,30 @@ def _absolute(place: str) -> str:
     return place if not place or is_bucket(place) else str(Path(place).resolve())
 
 
-def _alone(log: TextIO) -> bool:
-    """Whether no other run is under way in the workspace; each holds a lock on the log."""
+def _locked(log: TextIO, how: int) -> bool:
+    """Lock the log, and say whether it could be."""
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.flock(log, how)
+    except OSError:
+        # Another run has it, or the file system knows no locks.
         return False
     return True
+
+
+def _alone(log: TextIO) -> bool:
+    """Whether no other run is under way in the workspace; each holds a lock on the log."""
+    return _locked(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def _log_of_this_run(path: Path) -> Iterator[TextIO]:
+    """Yield the log, empty unless another run under way writes to it."""
+    # NFS shares a lock only with who may read.
+    with path.open("a+") as log:
+        if _alone(log):
+            log.truncate(0)
+        _locked(log, fcntl.LOCK_SH)
+        yield log
 
 
 def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
@@ -196,13 +214,12 @@ def run(
         with (
             _environment(inherited),
             _stop_requests_passed_on(ask_containers_to_stop if containers else _ask_processes_to_stop) as stopped,
-            log.open("w") as lines,
+            _log_of_this_run(log) as lines,
             redirect_stdout(lines),
             in_containers(job, [workspace, Path(scratch)], [remote, ledger], network)
             if containers
             else nullcontext(local.SubprocessRunner(use_venv=False)) as runner,
         ):
-            fcntl.flock(lines, fcntl.LOCK_SH)
             local.init(
                 runner,
                 pipeline_root=str(outputs_of_tasks),
@@ -234,6 +251,6 @@ def run(
 def publish(outcome: Outcome, workspace: Path) -> Path:
     """Copy the report of a run to where the newest one is always found, and return its page."""
     target = workspace / "report"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(outcome.report, target)
+    with whole_folder(target) as folder:
+        shutil.copytree(outcome.report, folder, dirs_exist_ok=True)
     return target / "report.html"

@@ -82,7 +82,7 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _shown(uri: str) -> str:
+def without_password(uri: str) -> str:
     """Return an address without the password that may stand in it."""
     scheme, mark, rest = uri.partition("://")
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
@@ -113,7 +113,8 @@ def service_errors(doing: str) -> Iterator[None]:
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             cure = "name the certificate of its authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
         raise ServiceError(
-            f"{doing} failed at MLflow's {_shown(tracking_uri())} ({reason}): {cure}, or correct MLFLOW_TRACKING_URI"
+            f"{doing} failed at MLflow's {without_password(tracking_uri())} ({reason}): {cure}, or correct "
+            "MLFLOW_TRACKING_URI"
         ) from error
 
 
@@ -268,7 +269,7 @@ def check_tracker() -> str:
         # Written over each time: who may write there may not always remove.
         store: Any = get_artifact_repository(experiment.artifact_location)
         store.log_artifact(str(file))
-    return _shown(tracking_uri())
+    return without_password(tracking_uri())
 
 
 def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:

@@ -1,8 +1,11 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from pipelines.local import _alone, _remove_unused
+from pipelines import cli
+from pipelines.local import Outcome, _alone, _log_of_this_run, _remove_unused, publish
 
 
 def test_a_run_is_not_alone_while_another_one_is_under_way_in_the_workspace(tmp_path: Path) -> None:
@@ -12,6 +15,52 @@ def test_a_run_is_not_alone_while_another_one_is_under_way_in_the_workspace(tmp_
             assert _alone(theirs)
             assert not _alone(ours)
         assert _alone(ours)
+
+
+def test_the_log_begins_anew_unless_another_run_still_writes_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    path.write_text("of an earlier run\n")
+    with _log_of_this_run(path) as first:
+        print("first", file=first, flush=True)
+        with _log_of_this_run(path) as second:
+            print("second", file=second, flush=True)
+        print("first again", file=first)
+    assert path.read_text() == "first\nsecond\nfirst again\n"
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("pipelines.local.fcntl.flock", refuse)
+    with _log_of_this_run(tmp_path / "run.log") as log:
+        assert not _alone(log)
+
+
+def test_the_newest_report_takes_the_place_of_the_last_one_whole(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        made = tmp_path / text
+        (made / "pictures").mkdir(parents=True)
+        (made / "report.html").write_text(text)
+        (made / "pictures" / f"{text}.png").touch()
+        page = publish(Outcome(made, made), tmp_path)
+    assert page.read_text() == "second"
+    assert [path.name for path in (tmp_path / "report" / "pictures").iterdir()] == ["second.png"]
+
+
+def test_a_workspace_that_cannot_be_written_is_told_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///never.db")
+    (tmp_path / "file").touch()
+    assert cli.main(["run", "--workspace", str(tmp_path / "file" / "workspace")]) == 6
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot write {tmp_path}/file/workspace: ")
+    assert said.count("\n") == 1
+
+
+def test_the_address_of_a_server_is_shown_without_its_password() -> None:
+    assert cli._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
 
 
 def test_what_was_not_used_is_removed_and_what_cannot_be_is_told(
