@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -57,6 +57,12 @@ def _pictures_of(spool: Path) -> Path:
     return spool.with_suffix(".pictures")
 
 
+def _remove(spool: Path) -> None:
+    """Remove a file of values, and the folder of its pictures before it: without the file nobody would look there."""
+    shutil.rmtree(_pictures_of(spool), ignore_errors=True)
+    spool.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Picture:
     name: str
@@ -95,8 +101,6 @@ class Delivery:
         """How many of the unsent are in the file."""
         self._file: TextIO | None = None
         self._pictures: list[Path] = []
-        self._folder: int | None = None
-        """Descriptor of the folder with the pictures that wait, while there is one."""
         self._status: str | None = None
         self._ended = False
         self._given_up = False
@@ -130,8 +134,6 @@ class Delivery:
             self._write([{"run_id": self._run_id, "status": status, "time": time.time_ns() // 1_000_000}])
             if self._file is not None:
                 self._file.close()
-            if self._folder is not None:
-                os.close(self._folder)
         _log.warning("warning: MLflow lacks the end of this run. It is in %s; the next run here sends it", self._spool)
 
     def _run(self) -> None:
@@ -160,11 +162,9 @@ class Delivery:
 
         folder = _pictures_of(self._spool)
         try:
-            if self._folder is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                self._folder = os.open(folder, os.O_RDONLY)
-                # As for the file of values.
-                fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # First the file, whose lock is the folder's too.
+            self._opened()
+            folder.mkdir(exist_ok=True)
             # A reader must not find half a picture.
             PillowImage.fromarray(new.image).save(folder / "part", "PNG")
             (folder / "part").rename(folder / new.name)
@@ -196,11 +196,6 @@ class Delivery:
             if not self._attempt("storing a picture", lambda: _send_picture(self._client, self._run_id, path)):  # noqa: B023
                 return False
             del self._pictures[0]
-        with self._changing:
-            if self._folder is not None and not self._given_up:
-                shutil.rmtree(_pictures_of(self._spool), ignore_errors=True)
-                os.close(self._folder)
-                self._folder = None
         return True
 
     def _send(self) -> None:
@@ -222,7 +217,7 @@ class Delivery:
         self._warned = False
         with self._changing:
             if self._file is not None and not self._given_up:
-                self._spool.unlink(missing_ok=True)
+                _remove(self._spool)
                 self._file.close()
                 self._file = None
 
@@ -243,25 +238,29 @@ class Delivery:
             self._write(_line(self._run_id, metric) for metric in new)
             self._in_file = len(self._unsent)
 
+    def _opened(self) -> TextIO:
+        if self._file is None:
+            self._spool.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._spool.open("a")
+            # Held as long as this process lives: nobody takes the file for a leftover. Some file systems know no locks.
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return self._file
+
     def _write(self, lines: Iterable[dict[str, Any]]) -> None:
         try:
-            if self._file is None:
-                self._spool.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._spool.open("a")
-                # Held as long as this process lives: nobody takes the file for a leftover.
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._file.writelines(json.dumps(line) + "\n" for line in lines)
-            self._file.flush()
+            file = self._opened()
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
         except OSError as error:
             _log.warning("warning: values cannot be kept in %s: %s", self._spool, error.strerror)
 
     def _send_leftovers(self) -> None:
         """Send what processes left that live no more: those that live hold a lock."""
-        folder = self._spool.parent
-        for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.pictures")]):
+        for path in sorted(self._spool.parent.glob("*.jsonl")):
             try:
                 # NFS locks only files that are open for writing.
-                descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+                descriptor = os.open(path, os.O_RDWR)
             except FileNotFoundError:
                 # Another run that begins here was quicker.
                 continue
@@ -274,19 +273,16 @@ class Delivery:
                 _log.info("MLflow has what an earlier run left in %s", path)
             except BlockingIOError:
                 continue
-            except ServiceError as error:
+            except (ServiceError, OSError) as error:
                 _log.warning("warning: %s. It stays in %s", error, path)
             finally:
                 os.close(descriptor)
 
     def _send_leftover(self, path: Path) -> None:
-        if path.suffix == ".pictures":
-            for picture in sorted(path.glob("*.png")):
-                _send_picture(self._client, path.name.partition(".")[0], picture)
-            shutil.rmtree(path)
-        else:
-            self._send_lines(path.read_text().splitlines())
-            path.unlink()
+        self._send_lines(path.read_text().splitlines())
+        for picture in sorted(_pictures_of(path).glob("*.png")):
+            _send_picture(self._client, path.name.partition(".")[0], picture)
+        _remove(path)
 
     def _send_lines(self, lines: list[str]) -> None:
         from mlflow.entities import Metric  # noqa: PLC0415
