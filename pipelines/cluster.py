@@ -180,11 +180,17 @@ def load_cluster(path: Path = CLUSTER_FILE) -> Cluster:
         cluster = from_yaml(Cluster, text)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    train = cluster.steps.train
-    if cluster.training.where == "pod" and cluster.training.nodes > 1:
+    train, in_pod = cluster.steps.train, cluster.training.where == "pod"
+    if in_pod and cluster.training.nodes > 1:
         raise ConfigError(f"{path}: a pod is one machine: set training.where to trainjob, or training.nodes to 1")
+    for name in TASKS:
+        if getattr(cluster.steps, name).gpus > 1 and (in_pod or name not in ("preflight", "train")):
+            raise ConfigError(
+                f"{path}: steps.{name}.gpus: a pod computes on one GPU; train alone can use more, with training.where "
+                "set to trainjob"
+            )
     if cluster.steps.preflight.gpus not in (0, train.gpus):
-        raise ConfigError(f"{path}: steps.preflight.gpus is 0, or as many as the {train.gpus} of steps.train")
+        raise ConfigError(f"{path}: steps.preflight.gpus must be that of steps.train, {train.gpus}, or 0")
     return cluster
 
 
@@ -256,6 +262,9 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster, step: Step) -> No
     image = cluster.images.data if name in DATA_TASKS else cluster.images.torch
     task.set_container_image(image)
     task.set_env_variable("BEBYGAN_IMAGE", image)
+    if step.gpus:
+        # Where the driver fails training would take the processor instead, for days.
+        task.set_env_variable("BEBYGAN_GPUS", str(step.gpus))
     _given_machine(task, step)
     _given_addresses(task, name, cluster.names)
     kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")

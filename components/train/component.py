@@ -22,11 +22,11 @@ def train(
 
         from bebygan.settings import GanSettings
         from components.common.config import from_yaml
-        from components.common.tracking import step_run
+        from components.common.training import tracked_training
         from components.train.step import train as run
 
         group = from_yaml(GanSettings, params)
-        with step_run("train", group, data_version) as track:
+        with tracked_training("train", group, data_version) as track:
             run(
                 Path(patches.path),
                 Path(warmup.path),

@@ -132,6 +132,7 @@ def launch(
                 "BEBYGAN_IMAGE": settings.image,
                 "BEBYGAN_CACHE": str(volume / "cache"),
                 "BEBYGAN_GPUS": str(settings.gpus),
+                "BEBYGAN_UNTRACKED": str(volume / "untracked"),
                 "PYTHONUNBUFFERED": "1",
             },
             lineage={variable: os.environ[variable] for variable in LINEAGE if os.environ.get(variable)},

@@ -21,9 +21,9 @@ def warmup(
         from pathlib import Path
 
         from components.common.config import WarmupParams, from_yaml
-        from components.common.tracking import step_run
+        from components.common.training import tracked_training
         from components.warmup.step import warm_up
 
         group = from_yaml(WarmupParams, params)
-        with step_run("warmup", group, data_version) as track:
+        with tracked_training("warmup", group, data_version) as track:
             warm_up(Path(patches.path), Path(generator.path), checkpoints, params=group, track=track)

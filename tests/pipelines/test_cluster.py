@@ -211,6 +211,8 @@ def test_every_task_has_the_machine_that_the_settings_say(given: Given) -> None:
         accelerator = resources.get("accelerator", {})
         assert int(accelerator.get("resourceCount", 0)) == step.gpus, name
         assert accelerator.get("resourceType", step.gpu_type) == step.gpu_type
+        asked = {"name": "BEBYGAN_GPUS", "value": str(step.gpus)}
+        assert (asked in container["env"]) == bool(step.gpus), name
         assert told[name].get("nodeSelector", {}).get("labels", {}) == step.node_selector, name
         assert [entry["key"] for entry in told[name].get("tolerations", [])] == [
             taint.key for taint in step.tolerations
@@ -225,17 +227,20 @@ def test_what_the_settings_say_of_machines_arrives(tmp_path: Path) -> None:
         tmp_path,
         ("steps.train.node_selector", {"gpu": "l4"}),
         ("steps.train.tolerations", [taint]),
-        ("steps.train.gpus", 4),
-        ("steps.preflight.gpus", 4),
+        ("steps.train.gpu_type", "amd.com/gpu"),
+        ("steps.preflight.gpus", 0),
     )
     compiled = retrain_yaml(load_cluster(path), load_params(ROOT / "params.yaml"))
     pipeline = next(yaml.safe_load_all(compiled))
     told = kubernetes(pipeline, platform_of(compiled))["train"]
     assert told["nodeSelector"] == {"labels": {"gpu": "l4"}}
     assert told["tolerations"] == [taint]
-    assert all_tasks(pipeline)["preflight"]["inputs"]["parameters"]["gpus"] == {"runtimeValue": {"constant": 4.0}}
-    counts = {name: each["resources"].get("accelerator", {}) for name, each in containers(pipeline).items()}
-    assert (counts["train"]["resourceCount"], counts["preflight"]["resourceCount"]) == ("4", "4")
+    assert all_tasks(pipeline)["preflight"]["inputs"]["parameters"]["gpus"] == {"runtimeValue": {"constant": 0.0}}
+    asked = {name: each["resources"].get("accelerator") for name, each in containers(pipeline).items()}
+    assert (asked["preflight"], asked["train"]["resourceType"]) == (None, "amd.com/gpu")
+    assert asked["warmup"] == {
+        "type": "nvidia.com/gpu", "count": "1", "resourceType": "nvidia.com/gpu", "resourceCount": "1",
+    }  # fmt: skip
 
 
 def test_torch_steps_have_shared_memory_within_their_memory(given: Given) -> None:
@@ -412,7 +417,12 @@ def test_the_manifests_hold_the_same_pipeline_under_a_name_that_changes_with_it(
 def test_training_on_other_machines_leaves_a_small_task_that_watches(tmp_path: Path) -> None:
     taint = {"key": "spot", "operator": "Exists", "effect": "NoSchedule"}
     path = settings(
-        tmp_path, ("training.where", "trainjob"), ("training.nodes", 3), ("steps.train.tolerations", [taint])
+        tmp_path,
+        ("training.where", "trainjob"),
+        ("training.nodes", 3),
+        ("steps.train.tolerations", [taint]),
+        ("steps.train.gpus", 8),
+        ("steps.preflight.gpus", 8),
     )
     cluster = load_cluster(path)
     compiled = retrain_yaml(cluster, load_params(ROOT / "params.yaml"))
@@ -429,7 +439,9 @@ def test_training_on_other_machines_leaves_a_small_task_that_watches(tmp_path: P
     task = all_tasks(pipeline)["train-on-nodes"]
     assert not task["cachingOptions"].get("enableCache")
     asked = from_yaml(TrainJobSettings, task["inputs"]["parameters"]["trainjob"]["runtimeValue"]["constant"])
-    assert (asked.image, asked.nodes, asked.gpus, asked.memory) == (TORCH, 3, 1, cluster.steps.train.memory[1])
+    assert (asked.image, asked.nodes, asked.gpus, asked.memory) == (TORCH, 3, 8, cluster.steps.train.memory[1])
+    assert all_tasks(pipeline)["preflight"]["inputs"]["parameters"]["gpus"] == {"runtimeValue": {"constant": 8.0}}
+    assert containers(pipeline)["preflight"]["resources"]["accelerator"]["resourceCount"] == "8"
     assert asked.tolerations == (taint,)
     assert (asked.claim, asked.runtime, asked.s3_secret) == ("bebygan-volume", "bebygan-train", "bebygan-s3")
     assert int(told["activeDeadlineSeconds"]) > asked.hours * 3600
@@ -449,7 +461,9 @@ def test_training_on_other_machines_leaves_a_small_task_that_watches(tmp_path: P
         ("steps.train.hours", 0, r"steps\.train\.hours"),
         ("images.data", "two words", r"images\.data"),
         ("training.nodes", 2, r"a pod is one machine"),
-        ("steps.preflight.gpus", 2, r"steps\.preflight\.gpus is 0, or as many as the 1"),
+        ("steps.train.gpus", 4, r"steps\.train\.gpus: a pod computes on one GPU"),
+        ("steps.warmup.gpus", 2, r"steps\.warmup\.gpus: a pod computes on one GPU"),
+        ("steps.train.gpus", 0, r"steps\.preflight\.gpus must be that of steps\.train, 0, or 0"),
         ("names.claim", "Not_A_Name", r"names\.claim"),
     ],
 )  # fmt: skip

@@ -48,8 +48,8 @@ class Place:
         self.environment.setenv(WATCHER, str(watched))
         params = load_params(self.project / "params.yaml", overrides)
         values = yaml.safe_load((ROOT / "infra/cluster.yaml").read_text())
-        # The runner waits between attempts as long as a cluster does.
-        values["steps"] = {name: step | {"retries": 0} for name, step in values["steps"].items()}
+        # The runner waits between attempts as long as a cluster does, and there may be no GPU here.
+        values["steps"] = {name: step | {"retries": 0, "gpus": 0} for name, step in values["steps"].items()}
         pipeline = retrain_on(from_yaml(Cluster, yaml.safe_dump(values)))
         given = {
             "source": str(self.project / source),
@@ -135,6 +135,8 @@ def test_the_first_run_tries_looks_decides_trains_and_promotes(place: Place, fir
     for step in STEPS[2:]:
         assert runs[step].data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert runs[step].data.tags["kfp_run_id"] == "kubeflow-1"
+    # As on a desk, the machine's load is logged beside the losses.
+    assert [name for name in runs["train"].data.metrics if name.startswith("system/")]
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["reason"] == "there is no champion yet; started because it was uploaded"
     assert parent.data.tags["console"] == "https://kubeflow.invalid/#/runs/details/kubeflow-1"

@@ -1,9 +1,13 @@
 """The change detector, really run: its tasks as processes, with a real tracker, against a stand-in of Kubeflow."""
 
+import json
 import os
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kfp import local
@@ -67,11 +71,35 @@ def place(tmp_path: Path, picture: Callable[..., Image.Image], monkeypatch: pyte
     photographs.mkdir()
     picture(1).save(photographs / "1.png")
     cluster = load_cluster()
+    # The runner waits between attempts as long as a cluster does.
+    look = cluster.steps.look.model_copy(update={"retries": 0})
+    cluster = cluster.model_copy(update={"steps": replace(cluster.steps, look=look)})
     package: Package = retrain_package(cluster)
     with standin() as server:
         monkeypatch.setenv("KFP_HOST", server.url)
         upload(connect(), package)
         yield Place(photographs, server, cluster, package.version, tmp_path)
+
+
+@pytest.fixture
+def posted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, str]]]:
+    """What a real webhook is told."""
+    messages: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", f"http://127.0.0.1:{server.server_port}")
+        yield messages
+        server.shutdown()
 
 
 def leave_a_champion(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +117,7 @@ def leave_a_champion(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_training_is_started_once_for_a_change_and_not_without(
-    place: Place, picture: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
+    place: Place, posted: list[dict[str, str]], picture: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = place.server
     leave_a_champion(place, monkeypatch)
@@ -113,3 +141,11 @@ def test_a_training_is_started_once_for_a_change_and_not_without(
     # It trains for days, and the detector looks every few minutes.
     assert f"not started: the run {run['run_id']}" in place.detect("train.seed=7")
     assert len(server.runs()) == 1
+
+    assert not posted
+    for photograph in place.photographs.iterdir():
+        photograph.unlink()
+    with pytest.raises(RuntimeError, match="failed"):
+        place.detect()
+    [message] = posted
+    assert (message["pipeline"], message["state"], message["model"]) == ("change detector", "FAILED", "bebygan")

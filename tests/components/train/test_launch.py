@@ -150,7 +150,8 @@ def test_a_training_on_machines_that_are_taken_away_gives_the_challenger_that_on
     assert again[0].endswith("is there already: nothing to train")
     assert contents(tmp_path / "again") == contents(tmp_path / "challenger")
     [asked] = cluster.server.created
-    assert {"name": "BEBYGAN_GPUS", "value": "0"} in asked["spec"]["trainer"]["env"]
+    told = {variable["name"]: variable.get("value") for variable in asked["spec"]["trainer"]["env"]}
+    assert (told["BEBYGAN_GPUS"], told["BEBYGAN_UNTRACKED"]) == ("0", str(tmp_path / "volume" / "untracked"))
 
 
 @pytest.mark.slow
