@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from bebygan.distributed import rank
-from bebygan.errors import DataError
+from bebygan.errors import DataError, Preempted
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import SPLITS, read_patches
@@ -73,6 +74,20 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
 
 
 @contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end the body with `Preempted`; within the loop `fit` first finishes an iteration and saves."""
+
+    def stop(*_: object) -> None:
+        raise Preempted("stopped on request; run again to go on from the last checkpoint")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
 def tracked_training(step: str, params: Optimisation, data_version: str) -> Iterator[Track]:
     """Join the processes that torchrun started, if it did, and track the first one's step in MLflow.
 
@@ -83,8 +98,9 @@ def tracked_training(step: str, params: Optimisation, data_version: str) -> Iter
 
     Raises:
         ConfigError, ServiceError: see `bebygan.training.distributed.joined` and `step_run`.
+        Preempted: SIGTERM came, or another process was lost.
     """
-    with joined():
+    with _stoppable(), joined():
         if rank() == 0:
             with step_run(step, params, data_version, machine=True) as track:
                 yield track

@@ -18,6 +18,7 @@ from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import Photograph, read_patches, write_shards
 from bebygan.networks.discriminator import Discriminator
+from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
 from bebygan.settings import GanSettings
 from components.common.config import load_params
@@ -274,6 +275,22 @@ def test_diverging_ends_with_its_code_and_a_failed_run(run_main: Main, tmp_path:
     client = mlflow_client()
     [run] = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert run.info.status == "FAILED"
+
+
+def test_a_stop_request_before_the_first_iteration_ends_with_its_code_too(
+    run_main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(path: Path) -> Generator:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load_generator(path)
+
+    monkeypatch.setattr("components.train.step.load_generator", stop)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_main() == (75, "error: stopped on request; run again to go on from the last checkpoint\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+    client = mlflow_client()
+    [run] = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert run.info.status == "KILLED"
 
 
 @pytest.mark.parametrize(
