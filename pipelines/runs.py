@@ -198,7 +198,7 @@ def logs(kubeflow: Kubeflow, run_id: str, only: str | None = None, *, follow: bo
             for node in nodes:
                 new = _printed(kubeflow, run, node)[shown[node] :]
                 # The rest of a line is yet to come.
-                new = new[: new.rfind("\n") + 1] if follow and task.alive else new
+                new = new[: new.rfind("\n") + 1] if follow and run.alive and task.alive else new
                 shown[node] += len(new)
                 fresh += new
             if (fresh and current != task.name) or ((fresh or task.error) and told.get(task.name) != _heading(task)):
