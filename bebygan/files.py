@@ -20,6 +20,7 @@ _CANNOT_WRITE = {
     errno.EACCES: "permission is denied",
     errno.ENOTDIR: "a file is where a folder should be",
     errno.EEXIST: "a file is where a folder should be",
+    errno.EISDIR: "a folder is where a file should be",
 }
 
 _PART = ".part"

@@ -95,6 +95,16 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
             pass
 
 
+def test_a_folder_in_the_place_of_a_file_is_named_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with (
+        pytest.raises(StorageError, match=r"cannot write .*a: a folder is where a file should be"),
+        whole_file(tmp_path / "a"),
+    ):
+        pass
+    assert names(tmp_path) == ["a"]
+
+
 def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "a"):
         (tmp_path / "nowhere").read_text()
