@@ -1,7 +1,5 @@
 import re
 import socket
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from components.common.tracking import mlflow_client
 from components.preflight import __main__ as command
 from components.preflight import step as module
 from components.preflight.step import Check, Places, checks, preflight
+from tests.standins.tls import loopback_certificate
 
 ROOT = Path(__file__).parents[3]
 
@@ -145,12 +144,7 @@ def test_a_tracker_that_has_no_place_for_files_is_named(places: Places, params: 
 @pytest.fixture
 def untrusted(tmp_path: Path) -> Iterator[str]:
     """Address of a server whose certificate nobody trusts."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
-    made += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(made, check=True, timeout=60, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
+    context, _ = loopback_certificate(tmp_path)
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
