@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from bebygan.errors import DataError
+from bebygan.errors import ConfigError, DataError
 from bebygan.files import sha256_of
 from components.common.progress import progress
 from components.common.storage import is_bucket, open_prefix
@@ -131,6 +131,9 @@ def list_source(source: str) -> tuple[list[SourceFile], int]:
         DataError: the folder is missing, cannot be listed, or there is nothing in it that may be a photograph.
         ServiceError: the bucket is away, unknown, or refuses.
     """
+    if not source:
+        # Such as an unset variable leaves behind: it would be the folder that we are in.
+        raise ConfigError("the source has no name: name a folder of photographs or s3://bucket/prefix")
     files = _bucket_files(source) if is_bucket(source) else _folder_files(Path(source))
     pictures = [file for file in files if not is_no_picture(file.name)]
     if not pictures:

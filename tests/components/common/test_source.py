@@ -97,7 +97,7 @@ def test_missing_empty_and_senseless_sources_are_told_apart(tmp_path: Path) -> N
             list_source(str(tmp_path / name))
     with pytest.raises(ConfigError, match=r"gs://bucket is neither a folder nor s3://"):
         list_source("gs://bucket")
-    with pytest.raises(ConfigError, match=r"the source without a name is neither"):
+    with pytest.raises(ConfigError, match="the source has no name"):
         list_source("")
 
 
