@@ -100,7 +100,8 @@ def tracked_training(step: str, params: Optimisation, data_version: str) -> Iter
         ConfigError, ServiceError: see `bebygan.training.distributed.joined` and `step_run`.
         Preempted: SIGTERM came, or another process was lost.
     """
-    with _stoppable(), joined():
+    # Not the other way round: a handler is not heard while processes wait for each other to come.
+    with joined(), _stoppable():
         if rank() == 0:
             with step_run(step, params, data_version, machine=True) as track:
                 yield track
