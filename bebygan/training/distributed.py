@@ -6,7 +6,6 @@ which each takes the gradient of its own objective. One reduction of 67 MB at th
 millisecond between GPUs of a machine, and the keys of checkpoints stay those of one process.
 """
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor, distributed
 
 from bebygan.distributed import processes
-from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
+from bebygan.errors import ConfigError, Preempted, ServiceError
 
-_log = logging.getLogger(__name__)
 _LONGEST_WAIT = timedelta(minutes=10)
 """For a process that hangs. One that ends closes its connections, which the others notice at once."""
 GPUS = "BEBYGAN_GPUS"
@@ -80,8 +78,6 @@ def joined() -> Iterator[None]:
         ) from error
     try:
         yield
-    except BebyganError:
-        raise
     except RuntimeError as error:
         if not _of_the_network(error):
             raise
