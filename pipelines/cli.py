@@ -98,6 +98,9 @@ def _run(options: argparse.Namespace) -> None:
     print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
     print()
     print(f"verdict:  {registration['verdict']}")
+    for reason in json.loads((outcome.report / "verdict.json").read_text())["reasons"]:
+        if reason.startswith("failed: "):
+            print(f"failed:   {reason.removeprefix('failed: ')}")
     print(_champion_line(model, registration["champion"]))
     print(f"report:   {report}")
     print(f"runs:     {_where_runs_are_shown(tracking_uri())}")

@@ -199,7 +199,10 @@ def test_a_challenger_that_fails_a_threshold_leaves_the_champion(changed_run: Fi
     assert [line.split()[0] for line in changed_run.out.splitlines()[1:5]] == [
         "bicubic", "warm-up", "challenger", "champion",
     ]  # fmt: skip
-    assert "\nverdict:  keep\nchampion: bebygan version 1\n" in changed_run.out
+    assert re.search(
+        r"\nverdict:  keep\nfailed:   psnr_y .* better by more than 50 asked\nchampion: bebygan version 1\n",
+        changed_run.out,
+    )
     client = client_of(project)
     assert client.get_model_version_by_alias("bebygan", "challenger").tags["verdict"] == "keep"
     assert client.get_model_version_by_alias("bebygan", "champion").tags["verdict"] == "promote"
