@@ -1,10 +1,12 @@
 """Arithmetic of the networks: which number format, on which device."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
+from torch import Tensor, nn
 
 from bebygan.settings import Precision
 
@@ -55,12 +57,21 @@ def tf32(allowed: bool) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def can_compile(device: torch.device) -> bool:
-    """Say whether torch.compile works on a device; where it does not, such as without a C++ compiler, warn."""
-    try:
-        torch.compile(torch.neg)(torch.zeros(1, device=device))
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        _log.warning("warning: torch.compile does not work here (%s): the networks run as they are", reason)
-        return False
-    return True
+def compile_in_place(network: nn.Module) -> None:
+    """Let a network run compiled; where that fails, such as without a C++ compiler, warn and run it as it is."""
+    # torch.compile(network) would put "_orig_mod." before each key of its state.
+    network.compile()
+    compiled = cast(Callable[..., Tensor], network._compiled_call_impl)
+
+    def call(*inputs: Tensor) -> Tensor:
+        # Compiled is what a pass needs, so only a pass shows whether it can be.
+        try:
+            return compiled(*inputs)
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            name = type(network).__name__.lower()
+            _log.warning("warning: torch.compile does not work here (%s): the %s runs as it is", reason, name)
+            network._compiled_call_impl = None
+            return cast(Tensor, network(*inputs))
+
+    network._compiled_call_impl = call

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import Optimisation, Precision
-from bebygan.training.precision import can_compile, resolve
+from bebygan.training.precision import compile_in_place, resolve
 
 FIRST_SCALE = 2.0**16
 """Of the losses in fp16, as torch's GradScaler begins."""
@@ -115,10 +115,9 @@ def new_state(
     for network in networks:
         place(network, device, channels_last=optimisation.channels_last).train()
     average = copy.deepcopy(generator).requires_grad_(False)
-    if optimisation.compile and can_compile(device):
+    if optimisation.compile:
         for network in networks:
-            # In place: torch.compile(network) would put "_orig_mod." before each key of its state.
-            network.compile()
+            compile_in_place(network)
     return TrainState(
         generator=generator,
         average=average,
