@@ -241,6 +241,7 @@ def retrain_on(cluster: Cluster) -> Any:
                     remote=remote,
                     checkpoints=checkpoints,
                     ledger=ledger,
+                    volume=VOLUME,
                     gpus=steps.preflight.gpus,
                     **inputs,
                 ),

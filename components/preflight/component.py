@@ -11,6 +11,7 @@ def preflight(
     remote: str,
     checkpoints: str,
     ledger: str,
+    volume: str,
     gpus: int,
     ingest_params: str,
     patches_params: str,
@@ -35,5 +36,5 @@ def preflight(
             "evaluate": evaluate_params,
             "register": register_params,
         }
-        places = Places(source=source, remote=remote, checkpoints=checkpoints, ledger=ledger)
+        places = Places(source=source, remote=remote, checkpoints=checkpoints, ledger=ledger, volume=volume)
         run(checks(places, params_of(groups), gpus))

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
@@ -25,6 +26,8 @@ class Places:
     remote: str
     checkpoints: str
     ledger: str
+    volume: str = ""
+    """Folder that this task sees, and trainings do, but none that reads photographs or writes remote and ledger."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,13 @@ class Check:
     """Time it is given."""
 
 
-def _photographs(source: str) -> str:
+def _refuse_volume(place: str, volume: str) -> None:
+    if volume and Path(place).is_relative_to(volume):
+        raise ConfigError(f"{place} lies on the volume, which only trainings see: name s3://bucket/prefix instead")
+
+
+def _photographs(source: str, volume: str) -> str:
+    _refuse_volume(source, volume)
     if is_bucket(source):
         open_prefix(source)
         return "can be listed"
@@ -52,7 +61,8 @@ def _photographs(source: str) -> str:
     return "can be listed"
 
 
-def _writable(place: str) -> str:
+def _writable(place: str, volume: str) -> str:
+    _refuse_volume(place, volume)
     if is_bucket(place):
         check_writable(place)
     else:
@@ -121,26 +131,26 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
         gpus: that the place where this runs must have.
     """
     _imported()
-    service = _SECONDS_FOR_A_SERVICE
-    found = [Check(f"photographs in {places.source}", lambda: _photographs(places.source), service)]
-    for what, place in (
-        ("DVC remote", places.remote),
-        ("ledger", places.ledger),
-        ("checkpoints in", places.checkpoints),
+    service, source, volume = _SECONDS_FOR_A_SERVICE, places.source, places.volume
+    found = [Check(f"photographs in {source}", partial(_photographs, source, volume), service)]
+    for what, place, refused in (
+        ("DVC remote", places.remote, volume),
+        ("ledger", places.ledger, volume),
+        ("checkpoints in", places.checkpoints, ""),
     ):
         if place:
-            found.append(Check(f"{what} {place}", lambda place=place: _writable(place), service))  # type: ignore[misc]
+            found.append(Check(f"{what} {place}", partial(_writable, place, refused), service))
     found.append(Check("MLflow", _tracker, service))
-    found.append(Check("model registry", lambda: _registry(params.evaluate.model_name), service))
+    found.append(Check("model registry", partial(_registry, params.evaluate.model_name), service))
     networks = ["alexnet", "lpips-alex"]
     if params.train.losses.perceptual:
         networks.insert(0, params.train.perceptual.network)
     for name in networks:
-        found.append(Check(f"weights {name}", lambda name=name: _weights(name), _SECONDS_FOR_WEIGHTS))  # type: ignore[misc]
+        found.append(Check(f"weights {name}", partial(_weights, name), _SECONDS_FOR_WEIGHTS))
     if start := params.warmup.weights:
-        found.append(Check(f"weights {start}", lambda: _start(start), _SECONDS_FOR_WEIGHTS))
+        found.append(Check(f"weights {start}", partial(_start, start), _SECONDS_FOR_WEIGHTS))
     if gpus:
-        found.append(Check("GPUs", lambda: _gpus(gpus), service))
+        found.append(Check("GPUs", partial(_gpus, gpus), service))
     return found
 
 

@@ -264,6 +264,8 @@ def test_only_those_who_keep_checkpoints_and_preflight_mount_the_volume(given: G
         assert (kept in given.containers[name]["env"]) == bool(mounts), name
     declared = pipeline["root"]["inputDefinitions"]["parameters"]["checkpoints"]
     assert declared["defaultValue"].startswith("/volume/")
+    told = all_tasks(pipeline)["preflight"]["inputs"]["parameters"]["volume"]
+    assert told == {"runtimeValue": {"constant": "/volume"}}
 
 
 def seconds(text: str) -> float:

@@ -105,6 +105,20 @@ def test_what_is_missing_is_named_alone_with_what_to_do(
     assert "\n" not in str(error)
 
 
+def test_what_other_tasks_would_not_find_on_the_volume_is_refused_though_this_one_sees_it(
+    places: Places, params: Params, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume"
+    (volume / "photographs").mkdir(parents=True)
+    lost = but(places, volume=str(volume), source=f"{volume}/photographs", ledger=f"{volume}/ledger")
+    error = failure(lost, params)
+    assert type(error) is ConfigError
+    assert str(error).startswith(
+        f"2 of 10 checks failed: photographs in {lost.source}: {lost.source} lies on the volume"
+    )
+    assert f"; ledger {volume}/ledger: {volume}/ledger lies on the volume, which only trainings see" in str(error)
+
+
 def test_a_bucket_server_that_is_away_is_named_for_each_place_that_lies_there(
     places: Places, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
