@@ -5,6 +5,7 @@ artifacts beside it, in mlartifacts.
 A run that MLFLOW_RUN_ID names is adopted (Kubeflow Pipelines with its MLflow plugin makes one for each task); else a
 new one is created in the experiment that MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME names, as a child of
 BEBYGAN_PARENT_RUN, or of the run that the first task of the same Kubeflow run (KFP_RUN_ID) opened.
+What the server does not take waits in the folder BEBYGAN_UNTRACKED, else in workspace/untracked.
 
 mlflow takes seconds to import, and reads its environment while it does: import it through `mlflow_client` only.
 """

@@ -61,7 +61,7 @@ def test_the_code_that_it_compares_is_that_of_the_images(
 
 def test_only_start_is_let_into_kubeflow(compiled: tuple[dict[str, Any], dict[str, Any]]) -> None:
     _, given = compiled
-    for name in ("look", "decide"):
+    for name in ("look", "decide", "notify"):
         assert "access-ml-pipeline" not in str(given[f"exec-{name}"])
     start = given["exec-start"]
     assert start["podMetadata"]["labels"] == {"access-ml-pipeline": "true"}

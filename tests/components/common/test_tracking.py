@@ -310,7 +310,9 @@ def test_each_attempt_at_a_run_keeps_its_own_values(
     params: Params, mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("components.common.delivery.SECONDS_BETWEEN_TRIES", 0.1)
-    spools = tmp_path / "workspace" / "untracked"
+    # A pod keeps them on a volume.
+    spools = tmp_path / "volume" / "untracked"
+    monkeypatch.setenv("BEBYGAN_UNTRACKED", str(spools))
     client = mlflow_client()
     theirs = client.create_run(client.create_experiment("kubeflow")).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
