@@ -14,6 +14,10 @@ IMAGE_LOCK = $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-an
 # for estimators of scikit-learn alone.
 NOT_LOCKED = $(foreach package,torch scikit-learn scipy skops,--unsafe-package $(package))
 
+# Whence an image is: in a tree that is no checkout, nobody knows.
+GIT_SHA = $$(git rev-parse --verify HEAD 2> /dev/null || echo unknown)
+GIT_DIRTY = $$(git diff --quiet HEAD > /dev/null 2>&1; case $$? in (0) echo false;; (1) echo true;; (*) echo unknown;; esac)
+
 SBOM = $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible
 
 .PHONY: help setup run test test-fast lint bench repro images tracker team-server sbom clean lock
@@ -65,12 +69,11 @@ infra/images/weights/fetched: .venv/installed
 
 images: infra/images/wheels/fetched infra/images/weights/fetched ## Build the images of the steps; BASE=, TAG=
 	for image in $(IMAGES); do docker build --tag bebygan-$$image-python:$(TAG) --file infra/images/$$image.Dockerfile \
-		--build-arg BASE=$(BASE) --build-arg GIT_SHA=$$(git rev-parse HEAD || echo unknown) \
-		--build-arg GIT_DIRTY=$$(git diff --quiet HEAD && echo false || echo true) . || exit; done
+		--build-arg BASE=$(BASE) --build-arg GIT_SHA=$(GIT_SHA) --build-arg GIT_DIRTY=$(GIT_DIRTY) . || exit; done
 
 tracker: infra/images/wheels/fetched ## Build the image of the tracking server
 	docker build --tag bebygan-tracker:$(TAG) --file infra/images/tracker.Dockerfile --build-arg BASE=$(BASE) \
-		--build-arg GIT_SHA=$$(git rev-parse HEAD || echo unknown) .
+		--build-arg GIT_SHA=$(GIT_SHA) .
 
 team-server: images tracker ## Build what infra/compose.yaml runs
 	docker build --tag bebygan-pipeline:$(TAG) --file infra/images/pipeline.Dockerfile \
@@ -79,7 +82,7 @@ team-server: images tracker ## Build what infra/compose.yaml runs
 sbom: setup ## Write what the images hold to $(BILLS)/bebygan-*.cdx.json (CycloneDX)
 	mkdir -p $(BILLS)
 	grep '^torch==' requirements.lock | cat infra/images/torch.lock - | $(SBOM) --output-file $(BILLS)/bebygan-torch.cdx.json -
-	$(SBOM) --output-file $(BILLS)/bebygan-data.cdx.json infra/images/data.lock
+	for lock in data tracker; do $(SBOM) --output-file $(BILLS)/bebygan-$$lock.cdx.json infra/images/$$lock.lock || exit; done
 
 lock: setup ## Write the lock files anew
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -P torch==2.13.0 --output-file requirements.lock pyproject.toml

@@ -211,7 +211,8 @@ def in_containers(
         yield local.DockerRunner(
             user=f"{_user()}:{os.getgid() or _USER}",
             read_only=True,
-            tmpfs={"/tmp": ""},  # noqa: S108 - inside the container
+            # Where torch.compile puts what it runs.
+            tmpfs={"/tmp": "exec"},  # noqa: S108 - inside the container
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
             network_mode=network or ("host" if remote else "none"),

@@ -22,8 +22,10 @@ dependencies)
     install --no-deps --require-hashes --requirement "$2"
     shift 2
     [ $# -eq 0 ] || install "$@"
-    # 250 MB: packages' own tests, what C++ is compiled against, and the pages of MLflow's server, but for what KEEP matches.
-    find /opt/venv -type d \( -name tests -o -path '*/torch/test' -o -path '*/torch/include' -o -path '*/mlflow/server/js' ! -path "${KEEP:-}" \) \
+    # 250 MB: packages' own tests, what torch.compile compiles against where there is a compiler, and the pages of MLflow's
+    # server, but for what KEEP matches.
+    headers=$(command -v c++ > /dev/null || echo '*/torch/include')
+    find /opt/venv -type d \( -name tests -o -path '*/torch/test' -o -path "$headers" -o -path '*/mlflow/server/js' ! -path "${KEEP:-}" \) \
         -prune -exec rm -r {} +
     find /opt/venv -path '*/torch/bin/*' -type f ! -name torch_shm_manager -delete
     echo /opt/bebygan > "$($python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bebygan.pth"
