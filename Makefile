@@ -25,11 +25,12 @@ SBOM = $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-repr
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
+# setuptools warns of every editable installation.
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --editable .
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-deps --editable .
 	$(BIN)/python -m components.common.weights vgg16 alexnet lpips-alex
 	touch $@
 
@@ -79,7 +80,7 @@ team-server: images tracker ## Build what infra/compose.yaml runs
 	docker build --tag bebygan-pipeline:$(TAG) --file infra/images/pipeline.Dockerfile \
 		--build-arg DATA=bebygan-data-python:$(TAG) --build-arg TORCH=bebygan-torch-python:$(TAG) .
 
-sbom: setup ## Write what the images hold to $(BILLS)/bebygan-*.cdx.json (CycloneDX)
+sbom: setup ## Write what the images hold to build/bebygan-*.cdx.json (CycloneDX); BILLS=
 	mkdir -p $(BILLS)
 	grep '^torch==' requirements.lock | cat infra/images/torch.lock - | $(SBOM) --output-file $(BILLS)/bebygan-torch.cdx.json -
 	for lock in data tracker; do $(SBOM) --output-file $(BILLS)/bebygan-$$lock.cdx.json infra/images/$$lock.lock || exit; done
