@@ -21,12 +21,20 @@ SECONDS_FOR_OTHERS = 30.0
 """For another machine to tell why it ended; ours would seem to be the first to end otherwise."""
 
 
+def _likeness_to_an_echo(code: int) -> int:
+    """Order exit codes, of which a negative one names a signal, from what a process says of itself to mere echoes.
+
+    SIGKILL may be its own end, for want of memory, or torchrun's, which ends those that do not hear SIGTERM.
+    """
+    if code == Preempted.exit_code:
+        return 2
+    return 3 if code == -signal.SIGTERM else int(code < 0)
+
+
 def _code_of(failures: Collection[ProcessFailure]) -> int:
     """Return the exit code of the first failure that is not the echo of another."""
-    own = [failure for failure in failures if failure.exitcode != Preempted.exit_code]
-    code = min(own or failures, key=lambda failure: failure.timestamp).exitcode
-    # A negative one names the signal.
-    return code if code >= 0 else 128 - code
+    first = min(failures, key=lambda failure: (_likeness_to_an_echo(failure.exitcode), failure.timestamp))
+    return first.exitcode if first.exitcode >= 0 else 128 - first.exitcode
 
 
 def main(arguments: Sequence[str]) -> int:

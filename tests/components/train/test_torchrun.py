@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from components.common.tracking import mlflow_client
+from components.train.torchrun import _code_of
 from tests.components.train.test_step import FILES, ROOT, TINY
 from tests.components.trained import contents
 from tests.conftest import free_ports
@@ -46,8 +48,7 @@ def torchrun(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
 def test_torchruns_exit_code_is_that_of_the_process_that_failed_first(
     torchrun: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
-    # 75 beside another code is the echo of a process that met another's end.
-    plans = ("wait,3", "75,5", "wait,wait")
+    plans = ("wait,3", "wait,wait")
     running = {codes: torchrun(codes, "--nproc-per-node", "2") for codes in plans}
     waiting = running["wait,wait"].stdout
     assert waiting
@@ -56,7 +57,24 @@ def test_torchruns_exit_code_is_that_of_the_process_that_failed_first(
     for process in running.values():
         process.communicate(timeout=120)
     codes = {codes: process.returncode for codes, process in running.items()}
-    assert codes == {"wait,3": 3, "75,5": 5, "wait,wait": 75}
+    assert codes == {"wait,3": 3, "wait,wait": 75}
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        # 75 is that of a process that met another's end, a signal may be torchrun's, which ends the others.
+        ((75, 5), 5),
+        ((-signal.SIGTERM, 5), 5),
+        ((-signal.SIGKILL, 5), 5),
+        ((75, -signal.SIGKILL), 137),
+        ((-signal.SIGTERM, 75), 75),
+        ((-signal.SIGTERM,), 143),
+    ],
+)
+def test_the_echo_of_a_failure_is_told_from_it(codes: tuple[int, ...], expected: int, tmp_path: Path) -> None:
+    failures = [ProcessFailure(rank, 1, code, str(tmp_path / "none")) for rank, code in enumerate(codes)]
+    assert _code_of(failures) == expected
 
 
 def test_a_machine_that_lost_another_lets_that_one_tell_why_first(
