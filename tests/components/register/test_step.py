@@ -3,7 +3,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -201,17 +202,11 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("survived", range(5))
-def test_a_kill_at_any_moment_leaves_a_valid_champion_and_repeating_completes(
-    survived: int,
-    registered: Callable[..., Registration],
-    generator_folder: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@contextmanager
+def killed_after(survived: int) -> Iterator[None]:
+    """Let whoever changes registry or ledger die at the change after so many."""
     from mlflow import MlflowClient
 
-    registered(generator_folder("one", 1), "promote")
-    two = generator_folder("two", 2)
     changes = 0
 
     def dying(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -224,15 +219,23 @@ def test_a_kill_at_any_moment_leaves_a_valid_champion_and_repeating_completes(
 
         return change
 
-    with monkeypatch.context() as patch:
-        for name in (
-            "set_registered_model_alias",
-            "set_model_version_tag",
-            "_create_model_version",
-        ):
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("set_registered_model_alias", "set_model_version_tag", "_create_model_version"):
             patch.setattr(MlflowClient, name, dying(getattr(MlflowClient, name)))
-        with pytest.raises(Killed):
-            registered(two, "promote", champion="1")
+        patch.setattr(promotion, "append", dying(promotion.append))
+        yield
+
+
+@pytest.mark.parametrize("survived", range(5))
+def test_a_kill_at_any_moment_leaves_a_valid_champion_and_repeating_completes(
+    survived: int,
+    registered: Callable[..., Registration],
+    generator_folder: Callable[..., Path],
+) -> None:
+    registered(generator_folder("one", 1), "promote")
+    two = generator_folder("two", 2)
+    with killed_after(survived), pytest.raises(Killed):
+        registered(two, "promote", champion="1")
     assert aliases()["champion"] in ("1", "2")
     done = registered(two, "promote", champion="1")
     assert (done.version, done.champion, done.previous) == ("2", "2", "1")
@@ -272,31 +275,12 @@ def test_a_kill_at_any_moment_leaves_a_ledger_that_the_next_registration_complet
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mlflow import MlflowClient
-
     ledger = str(tmp_path / "ledger")
     registered(generator_folder("one", 1), "promote", ledger=ledger)
     two = generator_folder("two", 2)
-    changes = 0
-
-    def dying(original: Callable[..., Any]) -> Callable[..., Any]:
-        def change(*arguments: Any, **options: Any) -> Any:
-            nonlocal changes
-            if changes == survived:
-                raise Killed
-            changes += 1
-            return original(*arguments, **options)
-
-        return change
-
-    with monkeypatch.context() as patch:
-        for name in ("set_registered_model_alias", "set_model_version_tag", "_create_model_version"):
-            patch.setattr(MlflowClient, name, dying(getattr(MlflowClient, name)))
-        patch.setattr(promotion, "append", dying(promotion.append))
-        with pytest.raises(Killed):
-            registered(two, "promote", champion="1", ledger=ledger)
+    with killed_after(survived), pytest.raises(Killed):
+        registered(two, "promote", champion="1", ledger=ledger)
     entered = len(moves(ledger)) == 2
     assert entered == (survived > 2)
     # Another challenger, which is not promoted, finds the interrupted promotion and completes it.
