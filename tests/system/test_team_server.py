@@ -225,7 +225,8 @@ def test_preflight_finds_everything_and_names_what_an_account_may_not(
     assert ".preflight-" not in " ".join(keys(team, "bebygan"))
     reader = run(project, *command, environment=team.environment("pipeline", **READER))
     assert reader.code == 4
-    assert re.search(r"^error: 1 of \d+ checks failed: model registry: .*Permission denied", reader.err, re.MULTILINE)
+    refused = r"^error: 2 of \d+ checks failed: MLflow: storing .*Permission denied.*; model registry: .*Permission denied"
+    assert re.search(refused, reader.err, re.MULTILINE)
 
 
 def test_after_everything_is_lost_a_backup_brings_back_the_same_champion(
