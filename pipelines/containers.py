@@ -225,12 +225,14 @@ def in_containers(
         docker_task_handler.run_docker_container = kubeflows
 
 
-def ask_containers_to_stop() -> None:
-    """Send SIGTERM to the tasks of this run.
+def ask_containers_to_stop() -> int:
+    """Send SIGTERM to the tasks of this run, and return how many there are.
 
     The first process of a container is a shell, which neither ends by a signal nor passes it on: all others are told.
     """
     run = os.environ["BEBYGAN_PARENT_RUN"]
     with _engine_errors():
-        for container in _client().containers.list(filters={"label": f"{_RUN}={run}"}):
+        containers = _client().containers.list(filters={"label": f"{_RUN}={run}"})
+        for container in containers:
             container.exec_run(["sh", "-c", "kill -TERM -1"])
+    return len(containers)

@@ -49,30 +49,39 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _ask_processes_to_stop() -> None:
-    for process in psutil.Process().children(recursive=True):
-        # A shell between us and the task waits for it, and must live to tell its exit code.
-        if not process.children():
-            process.terminate()
+def _ask_processes_to_stop() -> int:
+    # A shell between us and the task waits for it, and must live to tell its exit code.
+    asked = [process for process in psutil.Process().children(recursive=True) if not process.children()]
+    for process in asked:
+        process.terminate()
+    return len(asked)
 
 
 @contextmanager
-def _stop_requests_passed_on(ask_to_stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Pass SIGTERM on to the running task, whose end then ends the run. Yield whether there was one."""
+def _stop_requests_passed_on(ask_to_stop: Callable[[], int]) -> Iterator[Callable[[], bool]]:
+    """Pass SIGTERM on to the running task, whose end then ends the run, and yield whether it came.
+
+    Args:
+        ask_to_stop: asks the running task, and returns how many there were.
+    """
     requested = threading.Event()
 
     def pass_on(*_: object) -> None:
         requested.set()
-        ask_to_stop()
+        if not ask_to_stop():
+            # No task runs yet, or no more: the next one will be asked.
+            signal.alarm(1)
 
     if threading.current_thread() is not threading.main_thread():
         yield requested.is_set
         return
-    previous = signal.signal(signal.SIGTERM, pass_on)
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGALRM)}
     try:
         yield requested.is_set
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.alarm(0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

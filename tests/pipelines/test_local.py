@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,25 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("pipelines.local.fcntl.flock", refuse)
     with _log_of_this_run(tmp_path / "run.log") as log:
         assert not _alone(log)
+
+
+def test_a_stop_request_that_comes_between_two_tasks_reaches_the_next_one() -> None:
+    program = """
+import os, signal, time
+from pipelines.local import _stop_requests_passed_on
+tasks, asked = [0, 1], []
+def ask():
+    asked.append(tasks[len(asked)])
+    return asked[-1]
+with _stop_requests_passed_on(ask) as stopped:
+    os.kill(os.getpid(), signal.SIGTERM)
+    while len(asked) < 2:
+        time.sleep(0.05)
+    time.sleep(1.2)
+print(asked, stopped())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "[0, 1] True\n", done.stderr
 
 
 def test_the_newest_report_takes_the_place_of_the_last_one_whole(tmp_path: Path) -> None:
