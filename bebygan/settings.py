@@ -9,6 +9,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 VggName = Literal["vgg16", "vgg19"]
 Pyramid = Literal["matlab", "official"]
 MaskSource = Literal["hr", "lr"]
+ValidationMetric = Literal["validation.psnr_y", "validation.l1"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -107,10 +108,8 @@ class Retention(Settings):
     """So many of the newest, at least two: the last one may have been written while the disk failed."""
     every: int
     """Those of iterations that are a multiple of this; 0 keeps none for that."""
-    best: str | None
-    """The one with the best value of this name in the history, such as validation.psnr_y; none keeps none for that."""
-    best_is: Literal["highest", "lowest"]
-    """Which value of `best` is the best."""
+    best: ValidationMetric | None
+    """The one with the best value of this; none keeps none for that."""
 
     def __post_init__(self) -> None:
         require(self.newest >= 2, f"newest must be at least 2, got {self.newest}")
@@ -174,6 +173,10 @@ class Optimisation(Settings):
         require(self.clip_norm >= 0, f"clip_norm must not be negative, got {self.clip_norm}")
         for name in ("validate_every", "picture_every"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(
+            self.keep.best is None or self.validate_every > 0,
+            f"keep.best is {self.keep.best}, which nobody measures: set validate_every above 0, or keep.best to null",
+        )
         require(
             self.crop >= 12 * SCALE and self.crop % SCALE == 0,
             f"crop must be a multiple of {SCALE} and at least {12 * SCALE}, got {self.crop}",

@@ -69,7 +69,7 @@ def kept(iterations: Iterable[int], keep: Retention, history: Sequence[Mapping[s
         stay |= {iteration for iteration in ordered if iteration % keep.every == 0}
     if keep.best is not None:
         logged = [(entry["iteration"], entry[keep.best]) for entry in history if keep.best in entry]
-        sign = 1 if keep.best_is == "highest" else -1
+        sign = 1 if keep.best == "validation.psnr_y" else -1
         values = {
             iteration: [sign * value for at, value in logged if at <= iteration][-1]
             for iteration in ordered

@@ -29,7 +29,7 @@ def gan(**changes: Any) -> GanSettings:
         "losses": LossWeights(best_buddy=1, back_projection=1, perceptual=1, adversarial=0.005),
         "best_buddy": BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=512),
         "region": RegionSettings(mask_from="hr", window=11, threshold=0.025),
-        "keep": Retention(newest=2, every=0, best=None, best_is="highest"),
+        "keep": Retention(newest=2, every=0, best=None),
     }  # fmt: skip
     return GanSettings(**values | changes)
 
@@ -54,7 +54,7 @@ def test_taps_must_be_layers_of_the_network() -> None:
 
 def test_two_checkpoints_are_the_least_that_are_kept() -> None:
     with pytest.raises(ValueError, match="newest must be at least 2, got 1"):
-        Retention(newest=1, every=0, best=None, best_is="highest")
+        Retention(newest=1, every=0, best=None)
 
 
 def test_a_batch_must_be_divisible_into_the_parts_it_is_computed_in() -> None:
@@ -67,3 +67,10 @@ def test_the_discriminator_cannot_learn_first_where_there_is_none() -> None:
     alone = LossWeights(**asdict(gan().losses) | {"adversarial": 0.0})
     with pytest.raises(ValueError, match="discriminator_first needs an adversarial loss"):
         gan(losses=alone, discriminator_first=5)
+
+
+def test_the_best_checkpoint_by_what_is_never_measured_is_refused() -> None:
+    best = Retention(newest=2, every=0, best="validation.l1")
+    assert gan(keep=best, validate_every=5).keep == best
+    with pytest.raises(ValueError, match=r"keep\.best is validation\.l1, which nobody measures"):
+        gan(keep=best, validate_every=0)

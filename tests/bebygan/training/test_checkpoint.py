@@ -21,7 +21,7 @@ from tests.conftest import free_ports
 
 ROOT = Path(__file__).parents[3]
 JOB = {"step": "train", "params.iterations": "6", "code": "a" * 64}
-TWO = Retention(newest=2, every=0, best=None, best_is="highest")
+TWO = Retention(newest=2, every=0, best=None)
 
 
 def state(number: float = 1, **more: Any) -> dict[str, Any]:
@@ -55,20 +55,24 @@ def names(folder: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("keep", "stay"),
     [
-        (Retention(newest=2, every=0, best=None, best_is="highest"), {50, 60}),
-        (Retention(newest=3, every=0, best=None, best_is="highest"), {40, 50, 60}),
-        (Retention(newest=2, every=20, best=None, best_is="highest"), {20, 40, 50, 60}),
-        (Retention(newest=2, every=0, best="psnr", best_is="highest"), {30, 50, 60}),
-        (Retention(newest=2, every=0, best="psnr", best_is="lowest"), {20, 50, 60}),
-        (Retention(newest=2, every=25, best="psnr", best_is="lowest"), {20, 50, 60}),
-        (Retention(newest=2, every=0, best="absent", best_is="lowest"), {50, 60}),
+        (Retention(newest=2, every=0, best=None), {50, 60}),
+        (Retention(newest=3, every=0, best=None), {40, 50, 60}),
+        (Retention(newest=2, every=20, best=None), {20, 40, 50, 60}),
+        (Retention(newest=2, every=0, best="validation.psnr_y"), {30, 50, 60}),
+        (Retention(newest=2, every=0, best="validation.l1"), {20, 50, 60}),
+        (Retention(newest=2, every=25, best="validation.l1"), {20, 50, 60}),
     ],
 )
 def test_checkpoints_stay_by_number_by_interval_and_by_a_logged_value(keep: Retention, stay: set[int]) -> None:
     values = {12: 2.0, 20: 1.0, 30: 5.0, 40: 4.0, 55: 3.0}
     history = [{"iteration": float(at), "loss": 0.0} for at in range(60)]
-    history += [{"iteration": float(at), "psnr": value} for at, value in values.items()]
+    for at, value in values.items():
+        history.append({"iteration": float(at), "validation.psnr_y": value, "validation.l1": value})
     assert kept([10, 20, 30, 40, 50, 60], keep, history, 60) == stay
+
+
+def test_before_the_first_validation_there_is_no_best_checkpoint() -> None:
+    assert kept([10, 20, 30], Retention(newest=2, every=0, best="validation.l1"), [{"iteration": 30.0}], 30) == {20, 30}
 
 
 def test_later_checkpoints_than_the_one_just_written_do_not_stay() -> None:
@@ -76,7 +80,7 @@ def test_later_checkpoints_than_the_one_just_written_do_not_stay() -> None:
 
 
 def test_what_need_not_stay_is_removed(tmp_path: Path) -> None:
-    save(tmp_path, 1, 2, 3, 4, 5, keep=Retention(newest=2, every=3, best=None, best_is="highest"))
+    save(tmp_path, 1, 2, 3, 4, 5, keep=Retention(newest=2, every=3, best=None))
     assert list(checkpoints_in(tmp_path)) == [3, 4, 5]
     assert {path.name for path in tmp_path.iterdir()} == {
         f"iteration-0000000{number}.checkpoint" for number in (3, 4, 5)

@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "clip_norm": 1.0,
         "validate_every": 4,
         "picture_every": 0,
-        "keep": Retention(newest=2, every=0, best="validation.psnr_y", best_is="highest"),
+        "keep": Retention(newest=2, every=0, best="validation.psnr_y"),
     },
 }
 

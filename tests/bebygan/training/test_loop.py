@@ -51,7 +51,7 @@ SETTINGS = GanSettings(
     picture_every=0,
     validate_patches=4,
     checkpoint_every=2,
-    keep=Retention(newest=2, every=0, best=None, best_is="highest"),
+    keep=Retention(newest=2, every=0, best=None),
     log_every=1,
     losses=LossWeights(best_buddy=1, back_projection=1, perceptual=0, adversarial=0.005),
     best_buddy=BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=512),

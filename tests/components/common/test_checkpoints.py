@@ -18,7 +18,7 @@ from components.common.checkpoints import open_checkpoints, place_of
 from tests.conftest import free_ports
 
 JOB = {"step": "train", "params.iterations": "6", "code": "a" * 64}
-TWO = Retention(newest=2, every=0, best=None, best_is="highest")
+TWO = Retention(newest=2, every=0, best=None)
 
 
 def save(root: str, *iterations: int, keep: Retention = TWO, job: dict[str, str] = JOB) -> Path:
@@ -190,7 +190,7 @@ def test_what_was_at_fault_outlives_the_pod(
 def test_a_bucket_gets_what_stays_and_loses_what_need_not(prefix: str, stored: Callable[[], set[str]]) -> None:
     save(prefix, 1, 2, 3)
     assert stored() == keys(2, 3)
-    save(prefix, 4, 5, 6, keep=Retention(newest=2, every=3, best=None, best_is="highest"))
+    save(prefix, 4, 5, 6, keep=Retention(newest=2, every=3, best=None))
     assert stored() == keys(3, 5, 6)
 
 
@@ -314,7 +314,7 @@ def test_a_bucket_that_goes_away_holds_nothing_up_and_gets_all_when_it_is_back(
     prefix: str, relay: Relay, stored: Callable[[], set[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="components.common.checkpoints")
-    keep = Retention(newest=2, every=4, best=None, best_is="highest")
+    keep = Retention(newest=2, every=4, best=None)
     with open_checkpoints(prefix, JOB, first=True) as (folder, saved), Checkpoints(folder, JOB, keep, saved) as files:
 
         def one(iteration: int) -> None:
