@@ -21,14 +21,3 @@ def luma(image: Image) -> FloatArray:
         (H, W), float64, in [16, 235].
     """
     return _BLACK + image @ (_WEIGHTS / 255)
-
-
-def luma_uint8(image: Image) -> npt.NDArray[np.uint8]:
-    """Return Y of an 8-bit image (H, W, 3), rounded to 8 bits, as `rgb2ycbcr` of a uint8 image."""
-    return np.round(luma(image)).astype(np.uint8)
-
-
-def luma_float(image: npt.NDArray[np.floating]) -> FloatArray:
-    """Return Y of an image (H, W, 3) in [0, 1], in [16 / 255, 235 / 255], as `rgb2ycbcr` of a double image."""
-    weighted: FloatArray = image.astype(np.float64) @ _WEIGHTS
-    return (_BLACK + weighted) / 255
