@@ -9,7 +9,7 @@ set -u
 stop() {
     trap '' TERM INT
     # The run, or the pause.
-    kill -TERM "$!" 2> /dev/null
+    kill -TERM "${!:-}" 2> /dev/null
     wait
     exit 0
 }
