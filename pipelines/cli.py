@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from bebygan.files import storage_errors
-from components.common.cli import EXIT_CODES, add_params_arguments, end_quickly, report_errors
+from components.common.cli import EXIT_CODES, add_command, add_params_arguments, end_quickly, report_errors
 from components.common.config import load_params
 from components.common.job import job_here
 from components.common.progress import say
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="run the whole pipeline on this machine")
+    run = add_command(commands, "run", "run the whole pipeline on this machine")
     run.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
     run.add_argument("--workspace", type=Path, default=WORKSPACE, help="folder for outputs (default: %(default)s)")
     run.add_argument(
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run even when nothing changed")
     add_params_arguments(run)
     run.set_defaults(run=_run)
-    compile_ = commands.add_parser("compile", help="write the pipeline for Kubeflow")
+    compile_ = add_command(commands, "compile", "write the pipeline for Kubeflow")
     compile_.add_argument("output", type=Path, help="YAML file to write")
     compile_.add_argument(
         "--cluster", type=Path, default=Path("infra/cluster.yaml"), help="what tasks are given (default: %(default)s)"
@@ -143,11 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--namespace", default="bebygan", help="of those objects (default: %(default)s)")
     add_params_arguments(compile_)
     compile_.set_defaults(run=_compile)
-    preflight = commands.add_parser("preflight", help="try what a run will need, and name all that is missing")
+    preflight = add_command(commands, "preflight", "try what a run will need, and name all that is missing")
     add_preflight_arguments(preflight)
     add_params_arguments(preflight)
     preflight.set_defaults(run=_preflight)
-    manifests = commands.add_parser("manifests", help="build a cluster's manifests; every image needs a digest")
+    manifests = add_command(commands, "manifests", "build a cluster's manifests; every image needs a digest")
     manifests.add_argument("overlay", type=Path, help="e.g. infra/kubernetes/overlays/production")
     manifests.set_defaults(run=_manifests)
     cluster_cli.add_commands(commands)

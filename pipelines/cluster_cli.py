@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.cli import add_params_arguments
+from components.common.cli import add_command, add_params_arguments
 from components.common.config import load_params
 from components.common.progress import say
 
@@ -176,12 +176,7 @@ def _logs(options: argparse.Namespace) -> None:
 
 
 def _add_schedule(commands: Any) -> None:
-    schedule = commands.add_parser(
-        "schedule",
-        help="keep a cluster's schedules as a file declares them",
-        epilog=ENVIRONMENT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    schedule = add_command(commands, "schedule", "keep a cluster's schedules as a file declares them", ENVIRONMENT)
     actions = schedule.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, run, text in (
         ("plan", _plan, "say what apply would change"),
@@ -190,7 +185,7 @@ def _add_schedule(commands: Any) -> None:
         ("pause", _pause_or_resume, "let a schedule start nothing until it is resumed, whatever is applied"),
         ("resume", _pause_or_resume, "let a paused schedule start runs again"),
     ):
-        action = actions.add_parser(name, help=text)
+        action = add_command(actions, name, text, ENVIRONMENT)
         if run is _pause_or_resume:
             action.add_argument("name", help="of the schedule")
         action.add_argument(
@@ -202,7 +197,7 @@ def _add_schedule(commands: Any) -> None:
 def add_commands(commands: Any) -> None:
     """Add schedule, submit, runs and logs to the subparsers of `bebygan`."""
     _add_schedule(commands)
-    submit = commands.add_parser("submit", help="start a training on a cluster now")
+    submit = add_command(commands, "submit", "start a training on a cluster now", ENVIRONMENT)
     submit.add_argument("--source", required=True, help="s3://bucket/prefix, or a folder that tasks see")
     submit.add_argument("--remote", default="", help="DVC remote for data versions (default: none)")
     submit.add_argument("--ledger", default="", help="record of all moves of the champion, s3:// (default: none)")
@@ -218,10 +213,10 @@ def add_commands(commands: Any) -> None:
     submit.add_argument("--wait", action="store_true", help="wait for its end, and fail when it fails")
     add_params_arguments(submit)
     submit.set_defaults(run=_submit)
-    runs = commands.add_parser("runs", help="list the newest runs on a cluster")
+    runs = add_command(commands, "runs", "list the newest runs on a cluster", ENVIRONMENT)
     runs.add_argument("--number", type=_count, default=20, help="how many (default: %(default)s)")
     runs.set_defaults(run=_runs)
-    logs = commands.add_parser("logs", help="show what the tasks of a run on a cluster printed")
+    logs = add_command(commands, "logs", "show what the tasks of a run on a cluster printed", ENVIRONMENT)
     logs.add_argument("run_id", metavar="RUN", help="its id")
     logs.add_argument("--task", help="of this task alone")
     logs.add_argument("--follow", action="store_true", help="go on with what is printed until the run ends")

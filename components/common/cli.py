@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bebygan.errors import BebyganError
 from components.common.config import PARAMS_FILE, Params, load_params
@@ -31,6 +32,18 @@ def step_parser(step: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_params_arguments(parser)
+    return parser
+
+
+def add_command(commands: Any, name: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
+    """Add a command to an argparse's subparsers; `text` says what it does, in the list of commands and in its help."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     return parser
 
 

@@ -149,6 +149,13 @@ class Params:
     evaluate: EvaluateParams
     register: RegisterParams
 
+    def __post_init__(self) -> None:
+        for step, settings in (("warmup", self.warmup), ("train", self.train)):
+            require(
+                not settings.iterations or settings.crop <= self.patches.size,
+                f"{step}.crop must be at most patches.size, got {settings.crop} and {self.patches.size}",
+            )
+
 
 GROUPS = tuple(Params.__dataclass_fields__)
 """Names of the groups, which are those of the steps."""
@@ -247,6 +254,8 @@ def _explained(kind: type, error: ValidationError) -> str:
         return f"there is no parameter {name}{_nearest(str(last), known).replace('mean ', f'mean {prefix}', 1)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"parameter {name} is missing"
+    if first["type"] == "value_error" and not first["loc"]:
+        return first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"parameter {name}: {first['msg'].removeprefix('Value error, ')}"
     if first["type"] in _SHAPES:

@@ -111,6 +111,11 @@ def test_a_value_out_of_range_is_refused_in_one_line(assignment: str, words: str
     assert "\n" not in str(refused.value)
 
 
+def test_a_crop_that_no_patch_holds_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"^train\.crop must be at most patches\.size, got 320 and 256$"):
+        load_params(PARAMS, ["train.crop=320"])
+
+
 def test_a_missing_parameter_is_named(tmp_path: Path) -> None:
     values = yaml.safe_load(PARAMS.read_text())
     del values["train"]["batch"]
