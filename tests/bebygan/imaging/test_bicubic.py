@@ -123,13 +123,18 @@ def test_8_bit_images_are_rounded_after_rows_and_again_after_columns(
     def rounded(values: Tensor) -> Tensor:
         return torch.floor(values.clamp(0, 255) + 0.5)
 
+    def is_half(values: Tensor) -> Tensor:
+        return (values.clamp(0, 255) % 1 - 0.5).abs() < 1e-9
+
     planes = torch.from_numpy(image).permute(2, 0, 1)[None].double()
-    after_rows = rounded(plain.matlab_resize_rows(planes, rows) + 1e-10)
-    expected = rounded(plain.matlab_resize_rows(after_rows.mT, columns).mT + 1e-10)
+    rows_first = plain.matlab_resize_rows(planes, rows)
+    then_columns = plain.matlab_resize_rows(rounded(rows_first).mT, columns).mT
     found = resize_uint8(image, rows, columns)
     assert found.dtype == np.uint8
-    # Halves are decided by rounding noise, which the tiny addition settles for nearly all of them.
-    assert (found != expected[0].permute(1, 2, 0).numpy()).mean() < 0.02
+    # Noise in the last bits decides where a half goes.
+    undecided = is_half(then_columns) | is_half(rows_first).any(dim=3, keepdim=True)
+    equal = torch.from_numpy(found).permute(2, 0, 1)[None] == rounded(then_columns)
+    assert (equal | undecided).all()
 
 
 def test_sides_that_do_not_divide_are_refused() -> None:
