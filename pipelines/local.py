@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -20,9 +21,11 @@ from bebygan.errors import BebyganError, Preempted
 from bebygan.files import whole_folder
 from components.common.cli import FAILURE_FILE
 from components.common.job import Job, inputs_of
-from components.common.progress import WATCHER, say
+from components.common.progress import WATCHER
 from components.common.storage import is_bucket
 from components.common.tracking import PIPELINE, service_errors, step_run
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,15 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _ask_processes_to_stop() -> int:
-    # A shell between us and the task waits for it, and must live to tell its exit code.
-    asked = [process for process in psutil.Process().children(recursive=True) if not process.children()]
-    for process in asked:
-        process.terminate()
-    return len(asked)
+    asked = 0
+    for process in psutil.Process().children(recursive=True):
+        # It may end at this moment.
+        with suppress(psutil.NoSuchProcess):
+            # A shell between us and the task waits for it, and must live to tell its exit code.
+            if not process.children():
+                process.terminate()
+                asked += 1
+    return asked
 
 
 @contextmanager
@@ -167,7 +174,7 @@ def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
             if not any(run_folder.iterdir()):
                 run_folder.rmdir()
         except OSError as error:
-            say(f"warning: what an earlier run left in {run_folder} cannot be removed: {error.strerror}")
+            _log.warning("warning: what an earlier run left in %s cannot be removed: %s", run_folder, error.strerror)
 
 
 def run(
