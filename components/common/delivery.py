@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import math
-import os
 import queue
 import shutil
 import threading
@@ -260,23 +259,17 @@ class Delivery:
         for path in sorted(self._spool.parent.glob("*.jsonl")):
             try:
                 # NFS locks only files that are open for writing.
-                descriptor = os.open(path, os.O_RDWR)
-            except FileNotFoundError:
-                # Another run that begins here was quicker.
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not path.exists():
-                    continue
-                with self._errors("sending what an earlier run left"):
-                    self._send_leftover(path)
-                _log.info("MLflow has what an earlier run left in %s", path)
-            except BlockingIOError:
+                with path.open("r+") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if path.exists():
+                        with self._errors("sending what an earlier run left"):
+                            self._send_leftover(path)
+                        _log.info("MLflow has what an earlier run left in %s", path)
+            except (BlockingIOError, FileNotFoundError):
+                # Its process lives, or another run that begins here was quicker.
                 continue
             except (ServiceError, OSError) as error:
                 _log.warning("warning: %s. It stays in %s", error, path)
-            finally:
-                os.close(descriptor)
 
     def _send_leftover(self, path: Path) -> None:
         self._send_lines(path.read_text().splitlines())

@@ -364,11 +364,14 @@ def test_what_this_server_does_not_know_stays_and_is_named(
     (spools / "foreign.jsonl").write_text(json.dumps(entry) + "\n")
     # As a file is found that another run sends and removes meanwhile.
     (spools / "gone.jsonl").symlink_to("nowhere")
+    # As what another user left cannot be read.
+    (spools / "unreadable.jsonl").mkdir()
     with step_run("train", params.train) as run:
         run(1, {"best_buddy": 1.0})
     assert steps(run) == [1]
     assert (spools / "foreign.jsonl").exists()
     assert re.search(r"sending what an earlier run left failed at .* It stays in .*foreign\.jsonl", caplog.text)
+    assert re.search(r"warning: .* It stays in .*unreadable\.jsonl", caplog.text)
 
 
 @pytest.mark.slow
