@@ -7,13 +7,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bebygan.errors import BebyganError
+from bebygan.errors import BebyganError, Preempted
 from components.common.config import PARAMS_FILE, Params, load_params
 from components.common.progress import say
 
@@ -97,6 +98,23 @@ def task(step: str) -> Iterator[None]:
         sys.exit(error.exit_code)
     say(f"{step} done in {time.monotonic() - started:.0f} s")
     end_quickly()
+
+
+@contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """Let SIGTERM end the body at once with `Preempted(message)`; outside the main thread it changes nothing."""
+
+    def stop(*_: object) -> None:
+        raise Preempted(message)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def report_errors(run: Callable[[], None]) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from bebygan.distributed import rank
-from bebygan.errors import DataError, Preempted
+from bebygan.errors import DataError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import SPLITS, read_patches
@@ -23,6 +22,7 @@ from bebygan.training.pictures import picture_grid
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState
 from components.common.checkpoints import open_checkpoints
+from components.common.cli import stoppable
 from components.common.config import to_yaml
 from components.common.progress import progress_bar
 from components.common.provenance import code_hash, flatten
@@ -74,20 +74,6 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end the body with `Preempted`; within the loop `fit` first finishes an iteration and saves."""
-
-    def stop(*_: object) -> None:
-        raise Preempted("stopped on request; run again to go on from the last checkpoint")
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
 def tracked_training(step: str, params: Optimisation, data_version: str) -> Iterator[Track]:
     """Join the processes that torchrun started, if it did, and track the first one's step in MLflow.
 
@@ -100,8 +86,9 @@ def tracked_training(step: str, params: Optimisation, data_version: str) -> Iter
         ConfigError, ServiceError: see `bebygan.training.distributed.joined` and `step_run`.
         Preempted: SIGTERM came, or another process was lost.
     """
-    # Not the other way round: a handler is not heard while processes wait for each other to come.
-    with joined(), _stoppable():
+    # Not the other way round: a handler is not heard while processes wait for each other to come. Within the loop `fit`
+    # has its own, which first finishes an iteration and saves.
+    with joined(), stoppable("stopped on request; run again to go on from the last checkpoint"):
         if rank() == 0:
             with step_run(step, params, data_version, machine=True) as track:
                 yield track

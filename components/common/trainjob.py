@@ -30,6 +30,7 @@ from pydantic import Field
 from urllib3.exceptions import HTTPError, LocationValueError
 
 from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
+from components.common.cli import stoppable
 from components.common.config import Count, Group
 from components.common.provenance import flatten
 
@@ -662,23 +663,6 @@ def _failure(api: _Api, name: str, ended: Mapping[str, str]) -> Exception:
     return kinds[code](what) if code in kinds else RuntimeError(what)
 
 
-@contextmanager
-def _stop_requests(name: str) -> Iterator[None]:
-    """Turn SIGTERM into Preempted, at once: there is nothing to save here."""
-
-    def stop(*_: object) -> None:
-        raise Preempted(f"stopped on request; TrainJob {name} goes on, and running again goes on with it")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def run_trainjob(spec: TrainJobSpec, log: Callable[[str], None]) -> None:
     """Run a training on other machines to its end.
 
@@ -698,7 +682,7 @@ def run_trainjob(spec: TrainJobSpec, log: Callable[[str], None]) -> None:
         RuntimeError: the training met a bug; its traceback is in the log.
     """
     api = _connect(spec.settings.namespace)
-    with _stop_requests(spec.name):
+    with stoppable(f"stopped on request; TrainJob {spec.name} goes on, and running again goes on with it"):
         uid = _start(api, spec, log)
         with _log_of_node_zero(api, spec.name, log):
             ended = _wait(api, spec.name, uid, log)
