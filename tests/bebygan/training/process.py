@@ -88,7 +88,7 @@ def misbehave(folder: Path, what: str) -> None:
     def interrupted(state: TrainState, lr: torch.Tensor, hr: torch.Tensor) -> Mapping[str, torch.Tensor]:
         if state.iteration == 9 and what == "one-hangs":
             # Nobody would stay for the end of what `joined` grants.
-            distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=2))
+            distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
         if state.iteration == 9 and rank() == 1:
             FAULTS[what]()
         return step(state, lr, hr)

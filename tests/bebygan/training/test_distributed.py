@@ -125,7 +125,7 @@ def test_a_process_that_dies_ends_the_others_within_a_minute_and_in_one_line(two
 def test_a_process_that_hangs_does_not_hold_the_others_for_ever(two: Pair) -> None:
     (code, error), _ = two("one-hangs")
     assert code == 75
-    assert re.search(r"^error: another process .* lost its network \(.*Timed out waiting 2000ms", error, re.M), error
+    assert re.search(r"^error: another process .* lost its network \(.*Timed out waiting 1000ms", error, re.M), error
 
 
 def test_fewer_gpus_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

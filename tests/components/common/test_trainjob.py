@@ -274,6 +274,7 @@ def test_a_server_without_tls_is_told_from_one_that_is_away(
 def test_a_server_that_is_none_of_kubernetes_is_told(server: ApiServer, status: int, told: str) -> None:
     class LoginPage(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(status)
             self.end_headers()
             self.wfile.write(b"<html>please log in</html>")
