@@ -123,7 +123,7 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
 def begin(job: Job, *, force: str, asked_because: str, open_run: bool) -> Literal["train", "skip"]:
     """Decide, say so, and open the run that those of the steps will belong to.
 
-    Who opens none lets another pipeline train, and gives a job up that failed three times there.
+    Where no run is opened it is another pipeline that trains; a job that failed three times there is given up.
 
     Args:
         job: what would be run.

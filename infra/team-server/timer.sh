@@ -3,7 +3,7 @@
 #     INTERVAL=3600 LAST_RUN=file timer.sh bebygan run ...
 # LAST_RUN holds the last run's exit code and end; 75 means stopped while training, which goes on in the next run.
 # After exit code 4, a server that is away, the next run begins in 30 seconds, then in twice as many, up to INTERVAL: when
-# a machine starts, the servers take longer than this.
+# a machine starts, the first run may begin before the servers are ready.
 set -u
 
 stop() {
