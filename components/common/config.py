@@ -254,10 +254,9 @@ def _explained(kind: type, error: ValidationError) -> str:
         return f"there is no parameter {name}{_nearest(str(last), known).replace('mean ', f'mean {prefix}', 1)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"parameter {name} is missing"
-    if first["type"] == "value_error" and not first["loc"]:
-        return first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"parameter {name}: {first['msg'].removeprefix('Value error, ')}"
+        said = first["msg"].removeprefix("Value error, ")
+        return f"parameter {name}: {said}" if first["loc"] else str(said)
     if first["type"] in _SHAPES:
         return f"parameter {name} must be {_SHAPES[first['type']]}, got {first['input']!r}"
     return f"parameter {name}: {first['msg']} (got {first['input']!r})"
