@@ -1,13 +1,9 @@
 """The pipeline for a cluster, really run: its tasks as processes, with a real tracker and a real webhook."""
 
-import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +17,7 @@ from components.common.job import inputs_of
 from components.common.progress import WATCHER
 from pipelines.cluster import Cluster
 from pipelines.retrain import retrain_on
+from tests.standins.webhook import webhook
 
 pytestmark = [
     pytest.mark.slow,
@@ -77,39 +74,19 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """A real webhook, and what it was told."""
-    posted: list[dict[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", posted
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def place(new_project: Callable[[str], Path], webhook: tuple[str, list[dict[str, str]]]) -> Iterator[Place]:
+def place(new_project: Callable[[str], Path]) -> Iterator[Place]:
     project = new_project("cluster")
     uri = f"sqlite:///{project / 'mlflow.db'}"
     # Making its tables takes longer than preflight gives a server, on a busy machine.
     SqlAlchemyStore(uri, (project / "mlartifacts").as_uri())
-    with pytest.MonkeyPatch.context() as environment:
+    with pytest.MonkeyPatch.context() as environment, webhook() as hook:
         environment.chdir(project)
         for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "BEBYGAN_PARENT_RUN"):
             environment.delenv(name, raising=False)
         environment.setenv("MLFLOW_TRACKING_URI", uri)
-        environment.setenv("BEBYGAN_WEBHOOK_URL", webhook[0])
+        environment.setenv("BEBYGAN_WEBHOOK_URL", hook.address)
         environment.setenv("BEBYGAN_CONSOLE", "https://kubeflow.invalid")
-        yield Place(project, MlflowClient(tracking_uri=uri, registry_uri=uri), webhook[1], environment)
+        yield Place(project, MlflowClient(tracking_uri=uri, registry_uri=uri), hook.taken, environment)
 
 
 def stepped(told: str) -> list[str]:

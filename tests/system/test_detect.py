@@ -1,13 +1,9 @@
 """The change detector, really run: its tasks as processes, with a real tracker, against a stand-in of Kubeflow."""
 
-import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kfp import local
@@ -24,6 +20,7 @@ from pipelines.declared import Package, retrain_package
 from pipelines.detect import detect_on
 from pipelines.schedules import upload
 from tests.standins.kubeflow import ALIVE, Standin, standin
+from tests.standins.webhook import webhook
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -83,23 +80,10 @@ def place(tmp_path: Path, picture: Callable[..., Image.Image], monkeypatch: pyte
 
 @pytest.fixture
 def posted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, str]]]:
-    """What a real webhook is told."""
-    messages: list[dict[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", f"http://127.0.0.1:{server.server_port}")
-        yield messages
-        server.shutdown()
+    """What a webhook is told."""
+    with webhook() as hook:
+        monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", hook.address)
+        yield hook.taken
 
 
 def leave_a_champion(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,6 @@
-import json
 import logging
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,48 +8,20 @@ from components.common.config import load_params
 from components.common.tracking import mlflow_client, open_pipeline_run
 from components.notify import step as module
 from components.notify.step import DETECTOR, RETRAINING, Ending, notify
+from tests.standins.webhook import Webhook
+from tests.standins.webhook import webhook as standin
 
 ROOT = Path(__file__).parents[3]
 FAILED = Ending(pipeline=RETRAINING, state="FAILED", error="train: no GPU", model="bebygan")
 SUCCEEDED = Ending(pipeline=RETRAINING, state="SUCCEEDED", error="", model="bebygan")
 
 
-class Webhook:
-    """A server that takes JSON, after refusing as often as it is told."""
-
-    def __init__(self) -> None:
-        self.taken: list[dict[str, str]] = []
-        self.asked = 0
-        self.refusals: list[int] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.asked += 1
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                code = outer.refusals.pop(0) if outer.refusals else 200
-                if code == 200:
-                    assert self.headers["Content-Type"] == "application/json"
-                    outer.taken.append(json.loads(body))
-                self.send_response(code)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/a-secret-path"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    hook = Webhook()
-    monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", hook.address)
     monkeypatch.setattr(module, "_SECONDS_BEFORE_TRYING_AGAIN", (0.05, 0.05))
-    yield hook
-    hook.server.shutdown()
-    hook.server.server_close()
+    with standin() as hook:
+        monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", hook.address)
+        yield hook
 
 
 @pytest.fixture
