@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from bebygan.errors import StorageError
 
@@ -70,14 +71,15 @@ def _locked(path: Path) -> Iterator[bool]:
     # NFS locks only files that are open for writing.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        yield _lock(descriptor)
+        yield lock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def lock(file: int | IO[Any], how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
+    """Lock an open file until it is closed, and return whether it could be; `how` is what `fcntl.flock` takes."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how)
     except OSError:
         # A living process has it, or the file system knows no locks, as Lustre's often does.
         return False

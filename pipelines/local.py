@@ -18,7 +18,7 @@ from typing import TextIO
 import psutil
 
 from bebygan.errors import BebyganError, Preempted
-from bebygan.files import whole_folder
+from bebygan.files import lock, whole_folder
 from components.common.cli import FAILURE_FILE
 from components.common.job import Job, inputs_of
 from components.common.progress import WATCHER
@@ -133,29 +133,14 @@ def _absolute(place: str) -> str:
     return place if not place or is_bucket(place) else str(Path(place).resolve())
 
 
-def _locked(log: TextIO, how: int) -> bool:
-    """Lock the log, and say whether it could be."""
-    try:
-        fcntl.flock(log, how)
-    except OSError:
-        # Another run has it, or the file system knows no locks.
-        return False
-    return True
-
-
-def _alone(log: TextIO) -> bool:
-    """Whether no other run is under way in the workspace; each holds a lock on the log."""
-    return _locked(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 @contextmanager
 def _log_of_this_run(path: Path) -> Iterator[TextIO]:
-    """Yield the log, empty unless another run under way writes to it."""
+    """Yield the log, empty unless another run under way writes to it: each holds a lock on it."""
     # NFS shares a lock only with who may read.
     with path.open("a+") as log:
-        if _alone(log):
+        if lock(log):
             log.truncate(0)
-        _locked(log, fcntl.LOCK_SH)
+        lock(log, fcntl.LOCK_SH)
         yield log
 
 
@@ -256,7 +241,8 @@ def run(
             except RuntimeError as error:
                 raise _failure_of_task(failure, log, stopped=stopped()) from error
             outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
-            if _alone(lines):
+            if lock(lines):
+                # No other run is under way.
                 _remove_unused(outputs_of_tasks, {path.parent for path in outputs.values()})
         verdict = json.loads((outputs["evaluation"] / "verdict.json").read_text())
         with service_errors("tagging the run"):

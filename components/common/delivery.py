@@ -14,12 +14,13 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bebygan.errors import ServiceError
+from bebygan.files import lock
 from bebygan.imaging import Image
 
 if TYPE_CHECKING:
@@ -242,8 +243,7 @@ class Delivery:
             self._spool.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._spool.open("a")
             # Held as long as this process lives: nobody takes the file for a leftover. Some file systems know no locks.
-            with suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
         return self._file
 
     def _write(self, lines: Iterable[dict[str, Any]]) -> None:

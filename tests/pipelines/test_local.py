@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from bebygan.files import lock
 from pipelines import cli
-from pipelines.local import Outcome, _alone, _log_of_this_run, _remove_unused, publish
+from pipelines.local import Outcome, _log_of_this_run, _remove_unused, publish
 
 
 def test_a_run_is_not_alone_while_another_one_is_under_way_in_the_workspace(tmp_path: Path) -> None:
     path = tmp_path / "run.log"
     with path.open("w") as ours:
         with path.open("w") as theirs:
-            assert _alone(theirs)
-            assert not _alone(ours)
-        assert _alone(ours)
+            assert lock(theirs)
+            assert not lock(ours)
+        assert lock(ours)
 
 
 def test_the_log_begins_anew_unless_another_run_still_writes_to_it(tmp_path: Path) -> None:
@@ -34,9 +35,9 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr("pipelines.local.fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with _log_of_this_run(tmp_path / "run.log") as log:
-        assert not _alone(log)
+        assert not lock(log)
 
 
 def test_a_stop_request_that_comes_between_two_tasks_reaches_the_next_one() -> None:
