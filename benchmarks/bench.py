@@ -12,10 +12,10 @@ import torch
 from benchmarks.cases import Case, WrongResultError, cases, write_sample
 from benchmarks.figures import Figure, table, write_figures
 from benchmarks.measuring import Rounds
-from components.common.cli import report_errors
-from components.common.config import PARAMS_FILE, load_params
-from components.common.progress import say
-from components.common.weights import weights_file
+from components.cli import report_errors
+from components.config import PARAMS_FILE, load_params
+from components.progress import say
+from components.weights import weights_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results.json"

@@ -37,10 +37,10 @@ from bebygan.training.step import gan_step
 from benchmarks import pipeline, plain
 from benchmarks.figures import Figure, compared, limited, no_worse
 from benchmarks.measuring import Measured, Outputs, Prepare, Rounds, Work, difference, in_turn
-from components.common.config import Params, PatchesParams
-from components.common.dataset import read_photograph
-from components.common.tracking import step_run
+from components.config import Params, PatchesParams
 from components.patches.step import cropped_to_scale, textured_windows
+from components.stores.dataset import read_photograph
+from components.tracking.runs import step_run
 
 CPU = torch.device("cpu")
 _LOSS_NOISE = 1e-5

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from components.common.progress import progress_bar
+from components.progress import progress_bar
 
 Outputs = Mapping[str, Tensor | Sequence[Tensor]]
 """Results by name, to be compared; several tensors are compared as one."""

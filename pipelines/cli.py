@@ -10,17 +10,17 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from bebygan.files import storage_errors
-from components.common.cli import EXIT_CODES, add_command, add_params_arguments, end_quickly, report_errors
-from components.common.config import load_params
-from components.common.job import job_here
-from components.common.progress import say
-from components.common.registry import champion
-from components.common.tracking import WORKSPACE, tracking_uri, without_password
+from components.cli import EXIT_CODES, add_command, add_params_arguments, end_quickly, report_errors
+from components.config import load_params
 from components.detect.step import decide
+from components.job import job_here
 from components.preflight.__main__ import add_arguments as add_preflight_arguments
 from components.preflight.__main__ import run as run_preflight
-from pipelines import cluster_cli
-from pipelines.manifests import pinned_manifests
+from components.progress import say
+from components.tracking.registry import champion
+from components.tracking.runs import WORKSPACE, tracking_uri, without_password
+from pipelines.kubeflow import commands as cluster_commands
+from pipelines.kubeflow.manifests import pinned_manifests
 
 
 def _where_runs_are_shown(uri: str) -> str:
@@ -37,8 +37,8 @@ def _champion_line(model: str, version: str | None) -> str:
 def _compile(options: argparse.Namespace) -> None:
     # Not at the top: Kubeflow takes seconds that --help and a misspelt parameter need not wait for.
     params = load_params(options.params, options.set)
-    from pipelines.cluster import load_cluster  # noqa: PLC0415
-    from pipelines.compiled import retrain_manifests, retrain_yaml, write_pipeline  # noqa: PLC0415
+    from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml, write_pipeline  # noqa: PLC0415
+    from pipelines.kubeflow.resources import load_cluster  # noqa: PLC0415
 
     cluster = load_cluster(options.cluster)
     if not cluster.images.pinned:
@@ -61,7 +61,7 @@ def _manifests(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     # Not at the top: they take seconds that --help and a misspelt parameter need not wait for.
     from components.evaluate.table import text_table  # noqa: PLC0415
-    from pipelines import local  # noqa: PLC0415
+    from pipelines.local import run as local  # noqa: PLC0415
 
     params = load_params(options.params, options.set)
     # The embedded store belongs to the workspace; a server that is named stays.
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> None:
     ledger = str(options.workspace / "ledger") if options.ledger is None else options.ledger
     job = job_here(params, options.source)
     if options.containers:
-        from pipelines.containers import job_in_containers  # noqa: PLC0415
+        from pipelines.local.containers import job_in_containers  # noqa: PLC0415
 
         job = job_in_containers(job)
     model = params.evaluate.model_name
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     manifests = add_command(commands, "manifests", "build a cluster's manifests; every image needs a digest")
     manifests.add_argument("overlay", type=Path, help="e.g. infra/kubernetes/overlays/production")
     manifests.set_defaults(run=_manifests)
-    cluster_cli.add_commands(commands)
+    cluster_commands.add_commands(commands)
     return parser
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components.common.config import GROUPS
+from components.config import GROUPS
 from components.detect.component import decide, look
 from components.evaluate.component import evaluate
 from components.ingest.component import ingest
@@ -24,7 +24,7 @@ from components.register.component import register
 from components.train.component import train
 from components.train.launch_component import train_on_nodes
 from components.warmup.component import warmup
-from pipelines.cluster import VOLUME, Cluster, Step, launcher, place, trainjob_yaml
+from pipelines.kubeflow.resources import VOLUME, Cluster, Step, launcher, place, trainjob_yaml
 
 PIPELINE = "bebygan-retrain"
 CACHED = frozenset(("ingest", "patches", "warmup"))

@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from components.common.cli import run_step, step_parser
-from components.common.config import Params
-from components.common.job import job_here
+from components.cli import run_step, step_parser
+from components.config import Params
 from components.detect.step import decide
+from components.job import job_here
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:

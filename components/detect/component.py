@@ -2,16 +2,16 @@
 
 from kfp import dsl
 
-from components.common.images import DATA_IMAGE, TORCH_IMAGE
+from components.container_images import DATA_IMAGE, TORCH_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
 def look(source: str) -> str:
     """Return the version of what lies at a source, before it is taken in."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("look"):
-        from components.common.source import source_version
+        from components.stores.source import source_version
 
         return source_version(source)
 
@@ -32,11 +32,11 @@ def decide(
     register_params: str,
 ) -> str:
     """Return "train" or "skip"; a training can be opened as the run that its steps' runs belong to."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("decide"):
-        from components.common.job import Job, params_of
         from components.detect.step import begin
+        from components.job import Job, params_of
 
         groups = {
             "ingest": ingest_params,

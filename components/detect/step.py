@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 
 from bebygan.errors import ConfigError
-from components.common.config import to_yaml
-from components.common.job import Job
-from components.common.progress import say
-from components.common.provenance import flatten
-from components.common.registry import champion
-from components.common.tracking import PARENT, ended_runs, mlflow_client, open_pipeline_run, service_errors
+from components.config import to_yaml
+from components.job import Job
+from components.progress import say
+from components.tracking.provenance import flatten
+from components.tracking.registry import champion
+from components.tracking.runs import PARENT, ended_runs, mlflow_client, open_pipeline_run, service_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

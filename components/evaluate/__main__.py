@@ -5,12 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from components.common.cli import run_step, step_parser
-from components.common.config import Params
-from components.common.data_version import data_version
-from components.common.tracking import step_run
+from components.cli import run_step, step_parser
+from components.config import Params
 from components.evaluate.step import evaluate
 from components.evaluate.table import text_table
+from components.stores.data_version import data_version
+from components.tracking.runs import step_run
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:

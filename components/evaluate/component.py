@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.common.images import TORCH_IMAGE
+from components.container_images import TORCH_IMAGE
 
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
@@ -15,14 +15,14 @@ def evaluate(
     evaluation: dsl.Output[dsl.Artifact],
 ) -> str:
     """Compare the challenger with the others; returns the verdict."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("evaluate"):
         from pathlib import Path
 
-        from components.common.config import EvaluateParams, from_yaml
-        from components.common.tracking import step_run
+        from components.config import EvaluateParams, from_yaml
         from components.evaluate.step import evaluate as run
+        from components.tracking.runs import step_run
 
         group = from_yaml(EvaluateParams, params)
         folders = (Path(folder.path) for folder in (dataset, warmup, challenger, evaluation))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from components.common.config import HealthLimits
+from components.config import HealthLimits
 
 CHANCE = 0.6931
 """The discriminator's loss, log 2, when it tells nothing apart."""

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bebygan.imaging import Image
-from components.common.config import Metric
+from components.config import Metric
 from components.evaluate.pictures import SIDE, embedded, training_curves
 from components.evaluate.table import NAMES, TITLES, shown
 from components.evaluate.verdict import METRICS, Means

@@ -23,19 +23,19 @@ from bebygan.metrics.protocol import PROTOCOL
 from bebygan.networks.naming import load_generator
 from bebygan.precision import full_precision
 from bebygan.training.precision import training_device
-from components.common.config import EvaluateParams, Metric
-from components.common.data_version import data_version
-from components.common.dataset import photographs_of, read_photograph
-from components.common.progress import progress
-from components.common.provenance import provenance
-from components.common.registry import ModelVersion, champion, download_generator
-from components.common.tracking import StepRun
-from components.common.weights import weights_file
+from components.config import EvaluateParams, Metric
 from components.evaluate.health import examine
 from components.evaluate.pictures import SIDE, most_textured, side_by_side
 from components.evaluate.report import html_report
 from components.evaluate.table import NAMES
 from components.evaluate.verdict import METRICS, Candidate, Decision, Verdict, decide
+from components.progress import progress
+from components.stores.data_version import data_version
+from components.stores.dataset import photographs_of, read_photograph
+from components.tracking.provenance import provenance
+from components.tracking.registry import ModelVersion, champion, download_generator
+from components.tracking.runs import StepRun
+from components.weights import weights_file
 
 Upscaler = Callable[[Image], Image]
 _PICTURES = 12

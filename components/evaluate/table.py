@@ -1,6 +1,6 @@
 """The comparison as a table of text."""
 
-from components.common.config import Metric
+from components.config import Metric
 from components.evaluate.verdict import METRICS, Candidate, Means
 
 NAMES: dict[Candidate, str] = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from components.common.config import Metric, Thresholds
+from components.config import Metric, Thresholds
 
 Candidate = Literal["bicubic", "warmup", "challenger", "champion"]
 Means = Mapping[Candidate, Mapping[Metric, float]]

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.common.images import DATA_IMAGE
+from components.container_images import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -16,12 +16,12 @@ def ingest(
     docs: dsl.Output[dsl.Artifact],
 ) -> str:
     """Take photographs in; returns their data version. The versions are there for the cache, which must see them."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("ingest"):
         from pathlib import Path
 
-        from components.common.config import IngestParams, from_yaml
+        from components.config import IngestParams, from_yaml
         from components.ingest.step import ingest as run
 
         group = from_yaml(IngestParams, params)

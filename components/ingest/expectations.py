@@ -18,7 +18,7 @@ from great_expectations.expectations.core.expect_column_values_to_match_regex im
 from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull
 from great_expectations.expectations.expectation import Expectation
 
-from components.common.config import IngestParams
+from components.config import IngestParams
 from components.ingest.splits import SPLITS
 
 _NAME = "photographs"

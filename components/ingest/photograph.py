@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from bebygan.imaging.texture import local_deviation
-from components.common.config import IngestParams
+from components.config import IngestParams
 
 TEXTURE_WINDOW = 11
 TEXTURE_THRESHOLD = 0.025

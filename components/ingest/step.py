@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 
 from bebygan.errors import ConfigError, DataError
 from bebygan.files import whole_folder
-from components.common.config import IngestParams
-from components.common.data_version import data_version, push
-from components.common.progress import progress
-from components.common.source import SourceFile, list_source
-from components.common.storage import CONNECTIONS, is_bucket
+from components.config import IngestParams
 from components.ingest.photograph import Photograph, Reason, Refusal, examine
 from components.ingest.splits import SPLITS, Hashes, Split, near_duplicates, nearest, split_of
+from components.progress import progress
+from components.stores.data_version import data_version, push
+from components.stores.s3 import CONNECTIONS, is_bucket
+from components.stores.source import SourceFile, list_source
 
 if TYPE_CHECKING:
     import pandas as pd

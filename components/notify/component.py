@@ -2,16 +2,16 @@
 
 from kfp import dsl
 
-from components.common.images import TORCH_IMAGE
+from components.container_images import TORCH_IMAGE
 
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
 def notify(pipeline: str, evaluate_params: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """End the pipeline's run in MLflow and tell the webhook how it ended."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("notify"):
-        from components.common.config import EvaluateParams, from_yaml
+        from components.config import EvaluateParams, from_yaml
         from components.notify.step import Ending
         from components.notify.step import notify as run
 

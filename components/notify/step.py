@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bebygan.errors import ServiceError
-from components.common.progress import say
-from components.common.registry import champion
-from components.common.tracking import close_pipeline_run, mlflow_client, service_errors
+from components.progress import say
+from components.tracking.registry import champion
+from components.tracking.runs import close_pipeline_run, mlflow_client, service_errors
 
 RETRAINING = "retraining"
 DETECTOR = "change detector"

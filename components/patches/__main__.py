@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from components.common.cli import run_step, step_parser
-from components.common.config import Params
+from components.cli import run_step, step_parser
+from components.config import Params
 from components.patches.step import make_patches
 
 

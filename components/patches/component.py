@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.common.images import DATA_IMAGE
+from components.container_images import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -10,12 +10,12 @@ def patches(
     data_version: str, code_version: str, params: str, dataset: dsl.Input[dsl.Dataset], shards: dsl.Output[dsl.Dataset]
 ) -> None:
     """Make training patches. The versions are there for the cache, which must see them."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("patches"):
         from pathlib import Path
 
-        from components.common.config import PatchesParams, from_yaml
+        from components.config import PatchesParams, from_yaml
         from components.patches.step import make_patches
 
         make_patches(Path(dataset.path), Path(shards.path), from_yaml(PatchesParams, params))

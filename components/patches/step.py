@@ -14,10 +14,10 @@ from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
 from bebygan.imaging.shards import SPLITS, Photograph, write_shards
 from bebygan.imaging.texture import local_deviation
-from components.common.config import PatchesParams, to_yaml
-from components.common.data_version import data_version
-from components.common.dataset import photographs_of, read_photograph
-from components.common.progress import progress
+from components.config import PatchesParams, to_yaml
+from components.progress import progress
+from components.stores.data_version import data_version
+from components.stores.dataset import photographs_of, read_photograph
 
 
 def _starts(length: int, size: int, step: int) -> npt.NDArray[np.int64]:

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from components.common.cli import run_step, step_parser
-from components.common.config import Params
+from components.cli import run_step, step_parser
+from components.config import Params
 from components.preflight.step import Places, checks, preflight
 
 

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.common.images import TORCH_IMAGE
+from components.container_images import TORCH_IMAGE
 
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
@@ -21,10 +21,10 @@ def preflight(
     register_params: str,
 ) -> None:
     """Try what the run will need."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("preflight"):
-        from components.common.job import params_of
+        from components.job import params_of
         from components.preflight.step import Places, checks
         from components.preflight.step import preflight as run
 

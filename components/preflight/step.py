@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
-from components.common.config import Params
-from components.common.progress import say
-from components.common.storage import check_writable, is_bucket, open_prefix
+from components.config import Params
+from components.progress import say
+from components.stores.s3 import check_writable, is_bucket, open_prefix
 
 _SECONDS_FOR_A_SERVICE = 40.0
 _SECONDS_FOR_WEIGHTS = 600.0
@@ -78,26 +78,26 @@ def _writable(place: str, volume: str) -> str:
 
 
 def _tracker() -> str:
-    from components.common.tracking import check_tracker  # noqa: PLC0415
+    from components.tracking.runs import check_tracker  # noqa: PLC0415
 
     return f"answers at {check_tracker()}"
 
 
 def _registry(model: str) -> str:
-    from components.common.registry import check_rights  # noqa: PLC0415
+    from components.tracking.registry import check_rights  # noqa: PLC0415
 
     check_rights(model)
     return f"lets us change {model}"
 
 
 def _weights(name: str) -> str:
-    from components.common.weights import weights_file  # noqa: PLC0415
+    from components.weights import weights_file  # noqa: PLC0415
 
     return f"at {weights_file(name)}"
 
 
 def _start(weights: str) -> str:
-    from components.common.weights import GENERATORS  # noqa: PLC0415
+    from components.weights import GENERATORS  # noqa: PLC0415
 
     if weights in GENERATORS:
         return _weights(weights)
@@ -156,8 +156,8 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
 
 def _imported() -> None:
     """Import what the checks need: it takes seconds that no service is to blame for."""
-    import components.common.weights  # noqa: F401, PLC0415
-    from components.common.tracking import mlflow_client  # noqa: PLC0415
+    import components.weights  # noqa: F401, PLC0415
+    from components.tracking.runs import mlflow_client  # noqa: PLC0415
 
     mlflow_client()
 

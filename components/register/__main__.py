@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from components.common.cli import run_step, step_parser
-from components.common.config import Params
-from components.common.tracking import step_run
+from components.cli import run_step, step_parser
+from components.config import Params
+from components.tracking.runs import step_run
 
 
 def _data_version(evaluation: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.common.images import TORCH_IMAGE
+from components.container_images import TORCH_IMAGE
 
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
@@ -15,13 +15,13 @@ def register(
     registration: dsl.Output[dsl.Artifact],
 ) -> None:
     """Register the challenger with its verdict, and make it champion when the verdict says so."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("register"):
         from pathlib import Path
 
-        from components.common.config import RegisterParams, from_yaml
-        from components.common.tracking import step_run
+        from components.config import RegisterParams, from_yaml
+        from components.tracking.runs import step_run
 
         group = from_yaml(RegisterParams, params)
         folders = (Path(folder.path) for folder in (challenger, evaluation, registration))

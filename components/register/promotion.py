@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bebygan.errors import DataError
-from components.common.ledger import Move, append, last, now, who
-from components.common.registry import ModelVersion, as_version, champion
-from components.common.tracking import StepRun, service_errors
+from components.tracking.ledger import Move, append, last, now, who
+from components.tracking.registry import ModelVersion, as_version, champion
+from components.tracking.runs import StepRun, service_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

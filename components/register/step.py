@@ -22,10 +22,10 @@ from bebygan.errors import DataError, WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
-from components.common.config import RegisterParams
-from components.common.registry import ModelVersion, as_version, champion, version_with_alias
-from components.common.tracking import StepRun, service_errors
+from components.config import RegisterParams
 from components.register.promotion import PROMOTED, may_promote, promote, settle
+from components.tracking.registry import ModelVersion, as_version, champion, version_with_alias
+from components.tracking.runs import StepRun, service_errors
 
 _TILE = 512
 _FOLDER = Path(__file__).parent

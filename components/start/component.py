@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.common.images import DATA_IMAGE
+from components.container_images import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -23,7 +23,7 @@ def start(
     register_params: str,
 ) -> str:
     """Start the retraining pipeline, unless a run of the same inputs has not ended; returns the run's id."""
-    from components.common.cli import task
+    from components.cli import task
     from components.start.step import start as run
 
     with task("start"):

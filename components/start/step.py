@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from bebygan.errors import ServiceError
-from components.common.kubeflow import Kubeflow, Run, connect
-from components.common.progress import say
+from components.progress import say
+from components.start.kubeflow_client import Kubeflow, Run, connect
 
 PIPELINE = "bebygan-retrain"
 _OF_THIS_RUN = ("reason", "force")

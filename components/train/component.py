@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.common.images import TORCH_IMAGE
+from components.container_images import TORCH_IMAGE
 
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
@@ -15,15 +15,15 @@ def train(
     challenger: dsl.Output[dsl.Model],
 ) -> None:
     """Train Beby-GAN from the warm-up generator."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("train"):
         from pathlib import Path
 
         from bebygan.settings import GanSettings
-        from components.common.config import from_yaml
-        from components.common.training import tracked_training
+        from components.config import from_yaml
         from components.train.step import train as run
+        from components.training import tracked_training
 
         group = from_yaml(GanSettings, params)
         with tracked_training("train", group, data_version) as track:

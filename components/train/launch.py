@@ -27,10 +27,10 @@ import yaml
 from bebygan.errors import ConfigError, DataError, StorageError, WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.settings import GanSettings
-from components.common.cli import run_step, step_parser
-from components.common.config import Params, from_yaml, to_yaml
-from components.common.progress import say
-from components.common.trainjob import TrainJobSettings, TrainJobSpec, run_trainjob, trainjob_name
+from components.cli import run_step, step_parser
+from components.config import Params, from_yaml, to_yaml
+from components.progress import say
+from components.train.trainjob import TrainJobSettings, TrainJobSpec, run_trainjob, trainjob_name
 
 VOLUME = Path("/volume")
 """Where the volume is mounted, in this task and in the pods that train."""
@@ -106,7 +106,7 @@ def launch(
         DataError, WeightsError: there are no patches or no warm-up weights.
         ConfigError: the checkpoints would be lost with the pod; and see below.
         StorageError: the volume or the output cannot be written.
-        BebyganError, RuntimeError: see `components.common.trainjob.run_trainjob`.
+        BebyganError, RuntimeError: see `components.train.trainjob.run_trainjob`.
     """
     about, start = patches / "patches.json", warmup / "generator.safetensors"
     if not about.is_file():

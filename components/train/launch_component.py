@@ -5,7 +5,7 @@
 
 from kfp import dsl
 
-from components.common.images import DATA_IMAGE
+from components.container_images import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -22,11 +22,11 @@ def train_on_nodes(
     from pathlib import Path
 
     from bebygan.settings import GanSettings
-    from components.common.cli import task
-    from components.common.config import from_yaml
-    from components.common.progress import say
-    from components.common.trainjob import TrainJobSettings
+    from components.cli import task
+    from components.config import from_yaml
+    from components.progress import say
     from components.train.launch import launch
+    from components.train.trainjob import TrainJobSettings
 
     with task("train"):
         say(f"photographs {data_version}")

@@ -15,8 +15,8 @@ from bebygan.settings import GanSettings
 from bebygan.training.precision import training_device
 from bebygan.training.state import new_state, place
 from bebygan.training.step import gan_step
-from components.common.training import Track, job_of, train_generator, write_generator
-from components.common.weights import weights_file
+from components.training import Track, job_of, train_generator, write_generator
+from components.weights import weights_file
 
 
 def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:

@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from components.common.cli import add_training_arguments, run_step, step_parser
-from components.common.config import Params
-from components.common.training import photographs_version, tracked_training
+from components.cli import add_training_arguments, run_step, step_parser
+from components.config import Params
+from components.training import photographs_version, tracked_training
 from components.warmup.step import warm_up
 
 

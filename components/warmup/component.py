@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.common.images import TORCH_IMAGE
+from components.container_images import TORCH_IMAGE
 
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
@@ -15,13 +15,13 @@ def warmup(
     generator: dsl.Output[dsl.Model],
 ) -> None:
     """Train or import the PSNR-oriented generator. `code_version` is there for the cache, which must see it."""
-    from components.common.cli import task
+    from components.cli import task
 
     with task("warmup"):
         from pathlib import Path
 
-        from components.common.config import WarmupParams, from_yaml
-        from components.common.training import tracked_training
+        from components.config import WarmupParams, from_yaml
+        from components.training import tracked_training
         from components.warmup.step import warm_up
 
         group = from_yaml(WarmupParams, params)

@@ -12,9 +12,9 @@ from bebygan.networks.naming import load_generator
 from bebygan.training.precision import training_device
 from bebygan.training.state import new_state
 from bebygan.training.step import warmup_step
-from components.common.config import WarmupParams
-from components.common.training import Track, job_of, train_generator, write_generator
-from components.common.weights import GENERATORS, weights_file
+from components.config import WarmupParams
+from components.training import Track, job_of, train_generator, write_generator
+from components.weights import GENERATORS, weights_file
 
 
 def _weights_path(weights: str) -> Path:

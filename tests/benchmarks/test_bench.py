@@ -16,7 +16,7 @@ from bebygan.settings import GeneratorShape
 from benchmarks import bench, cases
 from benchmarks.figures import Figure, compared, limited, no_worse, table, write_figures
 from benchmarks.measuring import Measured, Outputs, Rounds, Work, difference, in_turn
-from components.common.config import load_params
+from components.config import load_params
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 ONCE = Rounds(least=1, seconds=0)

@@ -9,7 +9,7 @@ from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.imaging.tiling import upscale_image
 from bebygan.metrics.fidelity import psnr_y
 from bebygan.networks.naming import load_generator
-from components.common.config import load_params
+from components.config import load_params
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data/sample"

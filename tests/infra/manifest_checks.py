@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import kubernetes_validate
 
-from pipelines.manifests import containers
+from pipelines.kubeflow.manifests import containers
 
 Manifest = dict[str, Any]
 

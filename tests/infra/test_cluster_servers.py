@@ -20,7 +20,7 @@ import yaml
 from boto3.session import Session
 from botocore.exceptions import ClientError
 
-from pipelines.manifests import build, containers
+from pipelines.kubeflow.manifests import build, containers
 from tests.conftest import free_ports
 from tests.infra.manifest_checks import Manifest, name_of, pod_template
 from tests.servers import answers, mlflow_server, postgres, wait_for

@@ -19,10 +19,10 @@ import pytest
 from mlflow import MlflowClient
 
 from bebygan.errors import ConfigError
-from components.common.config import load_params
-from components.common.job import Job
-from components.common.provenance import code_hash
-from pipelines.containers import _run_to_its_end, in_containers
+from components.config import load_params
+from components.job import Job
+from components.tracking.provenance import code_hash
+from pipelines.local.containers import _run_to_its_end, in_containers
 from tests.infra.conftest import ROOT
 from tests.system.conftest import Finished, new_project, run, start  # noqa: F401 - a fixture
 
@@ -102,7 +102,7 @@ def test_an_image_is_no_larger_than_promised(step: str, engine: docker.DockerCli
 def test_an_image_holds_this_code_and_says_where_it_comes_from(
     step: str, engine: docker.DockerClient, images: dict[str, str]
 ) -> None:
-    program = "from components.common.provenance import *; print(code_hash()); print(BUILD_INFO.read_text())"
+    program = "from components.tracking.provenance import *; print(code_hash()); print(BUILD_INFO.read_text())"
     inside, built = said(engine, images[step], "python3", "-c", program).split("\n", 1)
     assert inside == code_hash()
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=False, capture_output=True, text=True)

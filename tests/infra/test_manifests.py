@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.cluster import TASKS, load_cluster
-from pipelines.declared import SERVICE_ACCOUNTS
-from pipelines.detect import GIVEN_ACCESS
-from pipelines.manifests import build, containers
+from pipelines.kubeflow.detect import GIVEN_ACCESS
+from pipelines.kubeflow.manifests import build, containers
+from pipelines.kubeflow.resources import TASKS, load_cluster
+from pipelines.kubeflow.schedule_file import SERVICE_ACCOUNTS
 from tests.infra.manifest_checks import (
     Manifest,
     amount,

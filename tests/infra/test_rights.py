@@ -11,13 +11,14 @@ import yaml
 from kfp import compiler, dsl
 
 from bebygan.errors import BebyganError
-from components.common import kubeflow, trainjob
-from components.common.config import from_yaml
-from components.common.kubeflow import connect
-from components.common.trainjob import TrainJobSettings, TrainJobSpec, run_trainjob
+from components.config import from_yaml
+from components.start import kubeflow_client as kubeflow
+from components.start.kubeflow_client import connect
 from components.start.step import PIPELINE, start
-from pipelines.cluster import load_cluster, trainjob_yaml
-from pipelines.manifests import build
+from components.train import trainjob
+from components.train.trainjob import TrainJobSettings, TrainJobSpec, run_trainjob
+from pipelines.kubeflow.manifests import build
+from pipelines.kubeflow.resources import load_cluster, trainjob_yaml
 from tests.standins.kubeflow import Standin, standin
 from tests.standins.kubernetes import ApiServer
 from tests.standins.trainer import Controllers

@@ -3,12 +3,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import grimp
 import pytest
 import yaml
 from kfp.compiler import Compiler
 
-from components.common.config import GROUPS
-from components.common.images import DATA_IMAGE, TORCH_IMAGE
+from components.config import GROUPS
+from components.container_images import DATA_IMAGE, TORCH_IMAGE
 from pipelines.retrain import retrain
 
 ROOT = Path(__file__).parents[2]
@@ -84,11 +85,19 @@ def test_a_step_is_given_its_own_parameters_in_both(graph: dict[str, Any], stage
     assert {parameter["parameterType"] for parameter in asked.values()} == {"STRING"}
 
 
+def _code_of(step: str) -> set[str]:
+    """Folders and files below the project that the command of a step imports."""
+    modules = grimp.build_graph("bebygan", "components").find_upstream_modules(f"components.{step}.__main__")
+    parts = {tuple(module.split(".")[:2]) for module in modules if module.startswith("components.")}
+    paths = {Path(*part) for part in parts}
+    return {"bebygan", *(str(path if (ROOT / path).is_dir() else path.with_suffix(".py")) for path in paths)}
+
+
 def test_a_stage_runs_its_step_and_depends_on_its_code(stages: dict[str, dict[str, Any]]) -> None:
     for name, stage in stages.items():
         python, module, step, *options = shlex.split(stage["cmd"])
         assert (python, module, step) == ("python", "-m", f"components.{name}")
-        assert {f"components/{name}", "components/common", "bebygan"} <= set(stage["deps"])
+        assert _code_of(name) <= set(stage["deps"])
         values = [value for value in options if not value.startswith("--") and not value.startswith("workspace/")]
         assert set(values) <= {*stage["deps"], *stage["outs"]}
         assert set(stage["outs"]) <= set(values)
@@ -147,7 +156,10 @@ def test_a_kubeflow_face_is_thin(path: str, face: ast.FunctionDef) -> None:
     assert [node for node in nodes if isinstance(node, deciding)] == [face]
     imported = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     own = path.rpartition("/")[0].replace("/", ".")
-    others = {module for module in imported if not module.startswith(("components.common.", f"{own}."))}
+    steps = {f"components.{path.parent.name}." for path in (ROOT / "components").glob("*/component.py")}
+    others = {module for module in imported if module.startswith(tuple(steps)) and not module.startswith(f"{own}.")}
+    assert not others
+    others = {module for module in imported if not module.startswith("components.")}
     assert others <= {"pathlib", "bebygan.settings"}
     assert not [node for node in nodes if isinstance(node, ast.Import)]
 

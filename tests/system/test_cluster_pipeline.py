@@ -12,10 +12,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from components.common.config import from_yaml, load_params
-from components.common.job import inputs_of
-from components.common.progress import WATCHER
-from pipelines.cluster import Cluster
+from components.config import from_yaml, load_params
+from components.job import inputs_of
+from components.progress import WATCHER
+from pipelines.kubeflow.resources import Cluster
 from pipelines.retrain import retrain_on
 from tests.standins.webhook import webhook
 

@@ -9,16 +9,16 @@ import pytest
 from kfp import local
 from PIL import Image
 
-from components.common.config import load_params
-from components.common.job import Job, inputs_of
-from components.common.kubeflow import connect
-from components.common.progress import WATCHER
-from components.common.source import source_version
-from components.common.tracking import close_pipeline_run, mlflow_client, open_pipeline_run, step_run
-from pipelines.cluster import Cluster, load_cluster
-from pipelines.declared import Package, retrain_package
-from pipelines.detect import detect_on
-from pipelines.schedules import upload
+from components.config import load_params
+from components.job import Job, inputs_of
+from components.progress import WATCHER
+from components.start.kubeflow_client import connect
+from components.stores.source import source_version
+from components.tracking.runs import close_pipeline_run, mlflow_client, open_pipeline_run, step_run
+from pipelines.kubeflow.detect import detect_on
+from pipelines.kubeflow.resources import Cluster, load_cluster
+from pipelines.kubeflow.schedule_file import Package, retrain_package
+from pipelines.kubeflow.schedules import upload
 from tests.standins.kubeflow import ALIVE, Standin, standin
 from tests.standins.webhook import webhook
 

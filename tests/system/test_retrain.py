@@ -15,8 +15,8 @@ from mlflow.entities import Run
 
 from bebygan.files import sha256_of
 from bebygan.networks.naming import load_generator
-from components.common.data_version import data_version, fetch
-from components.common.ledger import entries
+from components.stores.data_version import data_version, fetch
+from components.tracking.ledger import entries
 from tests.system.conftest import Finished, output_of, run, start
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ import pytest
 from boto3.session import Session
 from botocore.exceptions import ClientError
 
-from components.common.data_version import data_version, fetch
-from components.common.ledger import entries
+from components.stores.data_version import data_version, fetch
+from components.tracking.ledger import entries
 from tests.conftest import free_ports
 from tests.servers import SCRIPTS, TeamServer, team_server
 from tests.system.conftest import ROOT, Finished, run

@@ -6,7 +6,7 @@ from bebygan.losses.best_buddy import find_best_buddies
 from bebygan.networks.generator import Generator
 from bebygan.settings import BestBuddySettings, GeneratorShape
 from bebygan.training.pictures import LEVEL_COLOURS, level_map, picture_grid
-from components.common.config import load_params
+from components.config import load_params
 
 BUDDIES = BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=64)
 SIDE = 48

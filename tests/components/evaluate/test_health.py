@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bebygan.errors import ConfigError
-from components.common.config import load_params
+from components.config import load_params
 from components.evaluate.health import CHANCE, examine
 
 LIMITS = load_params(Path(__file__).parents[3] / "params.yaml").evaluate.health

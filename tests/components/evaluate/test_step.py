@@ -18,13 +18,13 @@ from bebygan.errors import DataError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
-from components.common.config import EvaluateParams
-from components.common.data_version import data_version
-from components.common.provenance import provenance
-from components.common.tracking import mlflow_client, step_run
+from components.config import EvaluateParams
 from components.evaluate.pictures import most_textured, side_by_side, training_curves
 from components.evaluate.step import central_square, evaluate, held_out
 from components.evaluate.table import text_table
+from components.stores.data_version import data_version
+from components.tracking.provenance import provenance
+from components.tracking.runs import mlflow_client, step_run
 
 ROOT = Path(__file__).parents[3]
 HEALTH = {"window": 0.5, "discriminator_loss": (0.05, 0.69), "logit_margin": 10.0, "textured_share": (0.05, 0.98)}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.common.config import Thresholds
+from components.config import Thresholds
 from components.evaluate.verdict import METRICS, decide, gain
 
 BICUBIC = {"psnr_y": 28.0, "ssim_y": 0.80, "lpips": 0.35, "lr_psnr": 45.0}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from components.common.config import IngestParams
+from components.config import IngestParams
 from components.ingest.expectations import validate
 
 PARAMS = IngestParams(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bebygan.losses.region_aware import local_deviation
-from components.common.config import IngestParams
+from components.config import IngestParams
 from components.ingest.photograph import Refusal, examine, texture
 
 Picture = Callable[..., Image.Image]

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from bebygan.errors import ConfigError, DataError, ServiceError, StorageError
-from components.common.config import IngestParams
-from components.common.data_version import data_version, fetch
+from components.config import IngestParams
 from components.ingest.splits import split_of
 from components.ingest.step import checks_page, ingest
+from components.stores.data_version import data_version, fetch
 
 Picture = Callable[..., Image.Image]
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
@@ -311,7 +311,7 @@ def test_a_bucket_that_goes_away_midway_stops_the_step(
     def away(*_: object) -> bytes:
         raise ServiceError("the server does not answer")
 
-    monkeypatch.setattr("components.common.storage.Prefix.read", away)
+    monkeypatch.setattr("components.stores.s3.Prefix.read", away)
     with pytest.raises(ServiceError, match="does not answer"):
         ingest(f"s3://{bucket}", tmp_path / "dataset", tmp_path / "docs", PARAMS)
     assert not (tmp_path / "dataset").exists()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from components.common.config import load_params
-from components.common.tracking import mlflow_client, open_pipeline_run
+from components.config import load_params
 from components.notify import step as module
 from components.notify.step import DETECTOR, RETRAINING, Ending, notify
+from components.tracking.runs import mlflow_client, open_pipeline_run
 from tests.standins.webhook import Webhook
 from tests.standins.webhook import webhook as standin
 

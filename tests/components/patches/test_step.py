@@ -21,10 +21,10 @@ from bebygan.errors import DataError, StorageError
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
 from bebygan.imaging.shards import read_patches
 from bebygan.imaging.texture import local_deviation
-from components.common.config import PatchesParams, from_yaml
-from components.common.data_version import data_version
-from components.common.dataset import read_photograph
+from components.config import PatchesParams, from_yaml
 from components.patches.step import cropped_to_scale, make_patches, textured_windows
+from components.stores.data_version import data_version
+from components.stores.dataset import read_photograph
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "resizer_uint8_x4.npz"

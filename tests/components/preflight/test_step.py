@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
-from components.common.config import Params, load_params
-from components.common.tracking import mlflow_client
+from components.config import Params, load_params
 from components.preflight import __main__ as command
 from components.preflight import step as module
 from components.preflight.step import Check, Places, checks, preflight
+from components.tracking.runs import mlflow_client
 from tests.standins.tls import loopback_certificate
 
 ROOT = Path(__file__).parents[3]

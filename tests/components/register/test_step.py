@@ -17,13 +17,13 @@ from bebygan.errors import DataError, ServiceError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
-from components.common.config import RegisterParams, load_params
-from components.common.ledger import append, entries
-from components.common.provenance import provenance
-from components.common.registry import champion, download_generator, version_with_alias
-from components.common.tracking import mlflow_client, step_run
+from components.config import RegisterParams, load_params
 from components.register import promotion, step
 from components.register.step import Registration, check_loads, register
+from components.tracking.ledger import append, entries
+from components.tracking.provenance import provenance
+from components.tracking.registry import champion, download_generator, version_with_alias
+from components.tracking.runs import mlflow_client, step_run
 
 ROOT = Path(__file__).parents[3]
 AUTOMATIC = RegisterParams(promotion="automatic")

@@ -7,7 +7,7 @@ import pytest
 from kfp import compiler, dsl
 
 from bebygan.errors import ServiceError
-from components.common.kubeflow import connect
+from components.start.kubeflow_client import connect
 from components.start.step import PIPELINE, start
 from tests.standins.kubeflow import ALIVE, Standin, reachable
 

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 
 from bebygan.errors import ConfigError, DataError, WeightsError
 from bebygan.settings import GanSettings
-from components.common import trainjob
-from components.common.config import from_yaml, load_params, to_yaml
-from components.common.tracking import mlflow_client
-from components.common.trainjob import TrainJobSettings
+from components.config import from_yaml, load_params, to_yaml
+from components.tracking.runs import mlflow_client
 from components.train import launch as launcher
+from components.train import trainjob
 from components.train.component import train as train_in_a_pod
 from components.train.launch import launch
 from components.train.launch_component import train_on_nodes
 from components.train.step import train
+from components.train.trainjob import TrainJobSettings
 from tests.components.trained import contents, ignore
 from tests.standins.kubernetes import ApiServer
 from tests.standins.trainer import ROOT, Controllers

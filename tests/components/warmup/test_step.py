@@ -18,8 +18,8 @@ from bebygan.files import sha256_of
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator, save_generator
 from bebygan.settings import GeneratorShape
-from components.common.config import WarmupParams, load_params
-from components.common.tracking import mlflow_client
+from components.config import WarmupParams, load_params
+from components.tracking.runs import mlflow_client
 from components.warmup.step import warm_up
 from tests.components.trained import contents, history, ignore
 

@@ -1,0 +1,141 @@
+"""The command line that all steps share: parameters, one-line errors, exit codes."""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bebygan.errors import BebyganError, Preempted
+from components.config import PARAMS_FILE, Params, load_params
+from components.progress import say
+
+EXIT_CODES = """exit codes:
+  0 done    1 a bug (traceback)    2 parameters or usage    3 photographs, manifest or patches
+  4 bucket, tracker or registry    5 network weights    6 disk full or read-only    75 stopped on request: run again
+"""
+
+
+def step_parser(step: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser for `python -m components.<step>` that knows --params and --set."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m components.{step}",
+        description=description,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_params_arguments(parser)
+    return parser
+
+
+def add_command(commands: Any, name: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
+    """Add a command to an argparse's subparsers; `text` says what it does, in the list of commands and in its help."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def add_params_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --params and --set."""
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE, help="parameters (default: %(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one, e.g. train.seed=2"
+    )
+
+
+FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
+"""Environment variable: where a failing task leaves its message and exit code, which Kubeflow's local runner drops."""
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """Add --patches, --output and --checkpoints; `output` says what is written."""
+    parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
+    parser.add_argument("--output", type=Path, required=True, help=f"folder for the {output}")
+    parser.add_argument(
+        "--checkpoints", default="workspace/checkpoints", help="folder or s3:// prefix that survives (%(default)s)"
+    )
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("bebygan", "components", "pipelines"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+
+
+def end_quickly() -> None:
+    """Spare a process that is about to end the second that looking through all of torch and mlflow takes."""
+    gc.freeze()
+
+
+@contextmanager
+def task(step: str) -> Iterator[None]:
+    """Frame the work of a Kubeflow task, imports included: tell that it begins and how long it took.
+
+    On an error that a user can act on, end the process with one line and the right exit code.
+    """
+    _log_to_stderr()
+    started = time.monotonic()
+    say(f"{step} ...")
+    try:
+        yield
+    except BebyganError as error:
+        print(f"error: {step}: {error}", file=sys.stderr)
+        if path := os.environ.get(FAILURE_FILE):
+            Path(path).write_text(json.dumps({"message": f"{step}: {error}", "exit_code": error.exit_code}))
+        sys.exit(error.exit_code)
+    say(f"{step} done in {time.monotonic() - started:.0f} s")
+    end_quickly()
+
+
+@contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """Let SIGTERM end the body at once with `Preempted(message)`; outside the main thread it changes nothing."""
+
+    def stop(*_: object) -> None:
+        raise Preempted(message)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def report_errors(run: Callable[[], None]) -> int:
+    """Call `run` and return the exit code; an error that a user can act on becomes one line on stderr."""
+    _log_to_stderr()
+    try:
+        run()
+    except BebyganError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def run_step(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, Params], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line, read the parameters, run a step, and return its exit code."""
+    options = parser.parse_args(arguments)
+    return report_errors(lambda: run(options, load_params(options.params, options.set)))

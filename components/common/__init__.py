@@ -1,1 +1,0 @@
-"""What the steps have in common: configuration, command line, storage, tracking, provenance, weights."""

@@ -1,0 +1,81 @@
+"""What a run is made of: by it a finished run is known again, and what changed since is told."""
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import yaml
+
+from bebygan.files import sha256_of
+from components.config import GROUPS, Params, from_yaml, to_yaml
+from components.stores.source import source_version
+from components.tracking.provenance import code_hash
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is made of. Two runs of the same job make the same model."""
+
+    params: Params
+    source: str
+    """Folder or s3:// prefix of photographs. Where they lie does not count, only what they are."""
+    source_version: str
+    code_version: str
+    """On this machine a hash of sources and starting weights, on a cluster the digests of the images."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the SHA-256 over photographs, code and parameters."""
+        parts = (self.source_version, self.code_version, to_yaml(self.params))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Return what the run of the whole pipeline carries in MLflow, beside its provenance."""
+        return {
+            "fingerprint": self.fingerprint,
+            "source": self.source,
+            "source_version": self.source_version,
+            "code_version": self.code_version,
+        }
+
+
+def job_here(params: Params, source: str) -> Job:
+    """Identify photographs, code and starting weights of a run on this machine.
+
+    Raises:
+        DataError, ServiceError: the photographs cannot be listed.
+    """
+    digest = hashlib.sha256(code_hash().encode())
+    weights = Path(params.warmup.weights or "")
+    if weights.is_file():
+        digest.update(sha256_of(weights).encode())
+    return Job(params, source, source_version(source), digest.hexdigest())
+
+
+def params_of(groups: Mapping[str, str]) -> Params:
+    """Put the groups' YAML texts together, as the inputs of a pipeline hold them.
+
+    Args:
+        groups: YAML by the name of the group.
+
+    Raises:
+        ConfigError: a value is unknown, missing or out of range.
+    """
+    return Params(
+        **{name: from_yaml(kind, groups[name]) for name, kind in get_type_hints(Params).items() if name in GROUPS}
+    )
+
+
+def inputs_of(params: Params) -> dict[str, str]:
+    """Return the inputs of a pipeline that hold the parameters: `<group>_params`, each a YAML text of one line."""
+    # Kubeflow's compiler writes defaults into a comment, which a second line would fall out of.
+    return {
+        f"{group}_params": yaml.safe_dump(
+            yaml.safe_load(to_yaml(getattr(params, group))), default_flow_style=True, width=sys.maxsize
+        ).strip()
+        for group in GROUPS
+    }

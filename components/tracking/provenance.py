@@ -1,0 +1,105 @@
+"""Where a result comes from: the facts that every run and every model version carries as tags."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bebygan.metrics.protocol import PROTOCOL
+from components.config import to_yaml
+
+UNKNOWN = "unknown"
+BUILD_INFO = Path("/etc/bebygan.json")
+"""Written when an image is built: {"git_sha": ..., "git_dirty": "true" or "false"}; there is no git inside."""
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("bebygan", "components", "pipelines")
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of everything in a tree of mappings that is no mapping itself."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@cache
+def code_hash() -> str:
+    """Return the SHA-256 over paths and contents of all sources: the same code has it, with git or without."""
+    digest = hashlib.sha256()
+    folders = (_ROOT / package for package in _PACKAGES)
+    sources = sorted(path for folder in folders for suffix in ("py", "html") for path in folder.rglob(f"*.{suffix}"))
+    for path in sources:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(_ROOT).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says, or None where there is no git, no repository, or git refuses."""
+    try:
+        result = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return None if result.returncode else result.stdout.strip()
+
+
+def _git_facts() -> dict[str, str]:
+    # A copy installed inside another project must not pass for that project's revision.
+    if _git("ls-files", "--error-unmatch", __file__) is not None:
+        changes = _git("status", "--porcelain", "--untracked-files=no")
+        dirty = UNKNOWN if changes is None else str(bool(changes)).lower()
+        return {"git_sha": _git("rev-parse", "HEAD") or UNKNOWN, "git_dirty": dirty}
+    try:
+        built = json.loads(BUILD_INFO.read_text())
+    except (OSError, ValueError):
+        built = {}
+    return {name: str(built.get(name, UNKNOWN)) for name in ("git_sha", "git_dirty")}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _seed(params: object) -> str:
+    seeds = [value for name, value in flatten(yaml.safe_load(to_yaml(params))) if name.rpartition(".")[2] == "seed"]
+    return ", ".join(str(seed) for seed in seeds) or "none"
+
+
+def provenance(params: object, data_version: str | None = None) -> dict[str, str]:
+    """Return the facts of a run of this process, each as text; one that cannot be found out is "unknown".
+
+    Args:
+        params: the parameters that the step was given, a group or all of them.
+        data_version: of the photographs; None where the caller does not know.
+
+    Returns:
+        git_sha, git_dirty, code_hash, data_version, params_hash, image_digest (environment BEBYGAN_IMAGE), kfp_run_id
+        (environment KFP_RUN_ID), seed ("none" where nothing is drawn), metric_protocol (a hash of the definitions),
+        python_version, torch_version.
+    """
+    return {
+        **_git_facts(),
+        "code_hash": code_hash(),
+        "data_version": data_version or UNKNOWN,
+        "params_hash": hashlib.sha256(to_yaml(params).encode()).hexdigest(),
+        "image_digest": os.environ.get("BEBYGAN_IMAGE") or UNKNOWN,
+        "kfp_run_id": os.environ.get("KFP_RUN_ID") or UNKNOWN,
+        "seed": _seed(params),
+        "metric_protocol": hashlib.sha256(json.dumps(dict(PROTOCOL), sort_keys=True).encode()).hexdigest()[:16],
+        "python_version": platform.python_version(),
+        "torch_version": _version("torch"),
+    }

@@ -1,0 +1,116 @@
+"""Reading MLflow's model registry."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from components.tracking.runs import mlflow_client, service_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+Alias = Literal["champion", "challenger", "previous"]
+WEIGHTS_IN_MODEL = "artifacts/generator.safetensors"
+"""Where the generator lies inside a registered model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """A version of a registered model."""
+
+    model: str
+    version: str
+    run_id: str
+    tags: Mapping[str, str]
+    """Provenance, verdict, metrics and the weights' SHA-256; see `components.register.step`."""
+
+    @property
+    def uri(self) -> str:
+        """Address by which MLflow loads it."""
+        return f"models:/{self.model}/{self.version}"
+
+
+def as_version(found: "MlflowVersion") -> ModelVersion:
+    """Keep of MLflow's answer what is used here."""
+    return ModelVersion(
+        model=found.name, version=str(found.version), run_id=found.run_id or "", tags=dict(found.tags or {})
+    )
+
+
+def _exists(client: "MlflowClient", model: str) -> bool:
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        client.get_registered_model(model)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
+    """Return the version that holds an alias, or None when no version does.
+
+    Raises:
+        ServiceError: the registry is away or refuses.
+    """
+    client = mlflow_client()
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    with service_errors(f"asking for the {alias} of {model}"):
+        try:
+            return as_version(client.get_model_version_by_alias(model, alias))
+        except MlflowException as error:
+            # A model without the alias is an invalid parameter to MLflow; a model that is not there does not exist.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            # With a login it refuses who asks for an alias of a model that is not there.
+            if error.error_code == "PERMISSION_DENIED" and not _exists(client, model):
+                return None
+            raise
+
+
+def champion(model: str) -> ModelVersion | None:
+    """Return the version that holds the alias champion, or None when there is none yet.
+
+    Raises:
+        ServiceError: the registry is away or refuses.
+    """
+    return version_with_alias(model, "champion")
+
+
+def check_rights(model: str) -> None:
+    """Make sure that versions of a model may be made and its aliases moved, and leave nothing behind.
+
+    MLflow's login asks for the same right to tag a model; where there is no model yet, whether one may be created.
+
+    Raises:
+        ServiceError: the registry is away or refuses.
+    """
+    client = mlflow_client()
+    trial = f"preflight-{uuid.uuid4().hex}"
+    with service_errors(f"trying whether {model} may be changed in the registry"):
+        if client.search_registered_models(f"name='{model}'"):
+            client.set_registered_model_tag(model, trial, "")
+            client.delete_registered_model_tag(model, trial)
+        else:
+            client.create_registered_model(trial)
+            client.delete_registered_model(trial)
+
+
+def download_generator(version: ModelVersion, folder: Path) -> Path:
+    """Fetch the generator's weights of a version into a folder and return the file's path.
+
+    Raises:
+        ServiceError: the registry or its artifact store is away, refuses, or has lost the file.
+    """
+    mlflow_client()
+    import mlflow  # noqa: PLC0415
+
+    with service_errors(f"fetching the weights of {version.uri}"):
+        found = mlflow.artifacts.download_artifacts(f"{version.uri}/{WEIGHTS_IN_MODEL}", dst_path=str(folder))
+    return Path(found)

@@ -1,0 +1,169 @@
+"""What the warm-up and the GAN phase have in common around the training loop: job identity, history, progress."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import yaml
+
+from bebygan.distributed import rank
+from bebygan.errors import DataError
+from bebygan.files import sha256_of
+from bebygan.imaging import Image
+from bebygan.imaging.shards import SPLITS, read_patches
+from bebygan.networks.naming import save_generator
+from bebygan.settings import Optimisation
+from bebygan.training.checkpoint import Job
+from bebygan.training.distributed import joined
+from bebygan.training.loop import Step, fit
+from bebygan.training.pictures import picture_grid
+from bebygan.training.sampling import batch
+from bebygan.training.state import TrainState
+from components.cli import stoppable
+from components.config import to_yaml
+from components.progress import progress_bar
+from components.stores.checkpoints import open_checkpoints
+from components.tracking.provenance import code_hash, flatten
+from components.tracking.runs import step_run
+
+Track = Callable[[int, Mapping[str, float | Image]], None]
+"""Takes an iteration's number and what is logged of it: values, and pictures."""
+_PICTURED = 3
+"""Patches that a picture of training shows."""
+
+
+def _about(patches: Path) -> Path:
+    path = patches / "patches.json"
+    if not path.is_file():
+        raise DataError(f"{patches} holds no patches.json: run patches first")
+    return path
+
+
+def photographs_version(patches: Path) -> str:
+    """Return the data version of the photographs that patches were made from.
+
+    Raises:
+        DataError: there are no patches.
+    """
+    return str(json.loads(_about(patches).read_text())["made_from"]["data_version"])
+
+
+def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -> dict[str, str]:
+    """Return what a training run is made of: a checkpoint is resumed only by the same job.
+
+    Args:
+        step: name of the step.
+        params: of the step.
+        patches: folder whose patches.json holds the checksums of all pixels.
+        start: identity of the weights that training starts from.
+
+    Raises:
+        DataError: there are no patches.
+    """
+    settings = flatten(yaml.safe_load(to_yaml(params)))
+    return {
+        "step": step,
+        "patches": sha256_of(_about(patches)),
+        "data_version": photographs_version(patches),
+        "code": code_hash(),
+        **{f"params.{name}": str(value) for name, value in settings},
+        **start,
+    }
+
+
+@contextmanager
+def tracked_training(step: str, params: Optimisation, data_version: str) -> Iterator[Track]:
+    """Join the processes that torchrun started, if it did, and track the first one's step in MLflow.
+
+    Args:
+        step: name of the step.
+        params: of the step.
+        data_version: of the photographs.
+
+    Raises:
+        ConfigError, ServiceError: see `bebygan.training.distributed.joined` and `step_run`.
+        Preempted: SIGTERM came, or another process was lost.
+    """
+    # Not the other way round: a handler is not heard while processes wait for each other to come. Within the loop `fit`
+    # has its own, which first finishes an iteration and saves.
+    with joined(), stoppable("stopped on request; run again to go on from the last checkpoint"):
+        if rank() == 0:
+            with step_run(step, params, data_version, machine=True) as track:
+                yield track
+        else:
+            yield lambda *_: None
+
+
+def train_generator(
+    state: TrainState,
+    patches: Path,
+    optimisation: Optimisation,
+    step: Step,
+    *,
+    checkpoints: str | Path,
+    job: Job,
+    track: Track,
+) -> None:
+    """Train with a progress bar, resuming the same job from its checkpoints.
+
+    Args:
+        state: changed in place.
+        patches: folder that the patches step wrote.
+        optimisation: how long and how fast.
+        step: one iteration.
+        checkpoints: folder or s3:// prefix under which each job has its own place; see `open_checkpoints`.
+        job: see `job_of`.
+        track: is given the logged values and pictures.
+
+    Raises:
+        Preempted, StorageError, DataError, ConfigError: see `bebygan.training.loop.fit`.
+        ServiceError: the bucket for the checkpoints is away, unknown or refuses.
+    """
+    # The splits lie in the same files: to compare them with their checksums once is enough.
+    train, validation = (read_patches(patches, split, verify=split == "train") for split in SPLITS)
+    device = next(state.generator.parameters()).device
+    done = 0
+    first = rank() == 0
+    with progress_bar(job["step"], "iterations", optimisation.iterations) if first else nullcontext(int) as advance:
+
+        def watch(iteration: int, logged: Mapping[str, float] | None) -> None:
+            nonlocal done
+            if logged is not None:
+                track(iteration, logged)
+            if optimisation.picture_every and iteration % optimisation.picture_every == 0:
+                pair = batch(validation or train, 0, 0, _PICTURED, crop=optimisation.crop, device=device)
+                track(iteration, {"samples": picture_grid(state.average, *pair, optimisation)})
+            advance(iteration - done)
+            done = iteration
+
+        with open_checkpoints(str(checkpoints), job, first=first) as (folder, saved):
+            fit(
+                state,
+                train,
+                optimisation,
+                step,
+                checkpoints=folder,
+                job=job,
+                watch=watch,
+                saved=saved,
+                validation=validation,
+            )
+
+
+def write_generator(folder: Path, state: TrainState, params: Optimisation, job: Job) -> None:
+    """Write what a training step delivers: averaged and raw generator, and the logged values.
+
+    Args:
+        folder: exists; gets generator.safetensors (the average), generator_raw.safetensors and history.jsonl.
+        state: after training.
+        params: of the step; the weights' files name their hash and the seed.
+        job: of which the weights' files name all but the single parameters.
+    """
+    metadata = {name: text for name, text in job.items() if not name.startswith("params.")}
+    metadata |= {"params": hashlib.sha256(to_yaml(params).encode()).hexdigest(), "seed": str(params.seed)}
+    save_generator(state.average, folder / "generator.safetensors", metadata=metadata)
+    save_generator(state.generator, folder / "generator_raw.safetensors", metadata=metadata)
+    lines = (json.dumps(entry) + "\n" for entry in state.history)
+    (folder / "history.jsonl").write_text("".join(lines))

@@ -1,0 +1,1 @@
+"""The pipeline on Kubeflow: compiled, submitted, scheduled, and what its tasks are given."""

@@ -1,0 +1,78 @@
+"""Pipelines as Kubeflow reads them."""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp.compiler import Compiler
+from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+from bebygan.files import whole_file
+from components.config import Params
+from components.job import inputs_of
+from pipelines.kubeflow.resources import Cluster
+from pipelines.retrain import PIPELINE, retrain_on
+
+
+def _compiled(pipeline: Any, **options: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        # The compiler goes by the suffix.
+        path = Path(folder) / "pipeline.yaml"
+        Compiler().compile(pipeline, str(path), **options)
+        return path.read_bytes()
+
+
+def pipeline_yaml(pipeline: Any, defaults: Mapping[str, str]) -> bytes:
+    """Return a pipeline's intermediate representation (KFP v2), the same bytes each time.
+
+    Args:
+        pipeline: what a function becomes under `@dsl.pipeline`.
+        defaults: values of inputs that a run takes unless it is given others.
+    """
+    return _compiled(pipeline, pipeline_parameters=dict(defaults))
+
+
+def retrain_yaml(cluster: Cluster, params: Params) -> bytes:
+    """Return the retraining pipeline for a cluster. Runs take these parameters unless they are given others."""
+    return pipeline_yaml(retrain_on(cluster), inputs_of(params))
+
+
+def version_name(content: bytes, pipeline: str = PIPELINE) -> str:
+    """Return what a version of a pipeline is called: the same for the same content, another for another.
+
+    At most 63 characters of what names in Kubernetes are made of.
+    """
+    return f"{pipeline}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def retrain_manifests(cluster: Cluster, params: Params, namespace: str) -> bytes:
+    """Return the pipeline and this version of it as Kubernetes objects (pipelines.kubeflow.org/v2beta1)."""
+    name = version_name(retrain_yaml(cluster, params))
+    options = KubernetesManifestOptions(
+        pipeline_name=PIPELINE, pipeline_version_name=name, namespace=namespace, include_pipeline_manifest=True
+    )
+    written = _compiled(
+        retrain_on(cluster),
+        pipeline_parameters=inputs_of(params),
+        kubernetes_manifest_format=True,
+        kubernetes_manifest_options=options,
+    )
+    objects = list(yaml.safe_load_all(written))
+    for each in objects:
+        # The compiler calls the version like the pipeline, so that a page lists versions that nobody can tell apart.
+        if each["kind"] == "PipelineVersion":
+            each["spec"]["displayName"] = name
+    return yaml.safe_dump_all(objects, sort_keys=True).encode()
+
+
+def write_pipeline(path: Path, content: bytes) -> None:
+    """Write a compiled pipeline.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,0 +1,313 @@
+"""What tasks are given on a cluster: image, machine, time, retries, volume, secrets; see infra/cluster.yaml."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from kfp import dsl, kubernetes
+from pydantic import AfterValidator, ConfigDict, Field
+
+from bebygan.errors import ConfigError
+from bebygan.settings import require
+from components.config import Count, Group, from_yaml, to_yaml
+
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|[MGT]|[KMGT]i)?")
+_USER = 1000
+"""Of the images."""
+_SECONDS_OF_GRACE = 3600
+"""Time for which retries are granted beyond all attempts and the time between them: pods wait for machines."""
+_SECONDS_BETWEEN_ATTEMPTS = 60
+
+
+def amount(quantity: str) -> float:
+    """Return the number that Kubernetes means by a quantity such as 500m or 2Gi."""
+    match = _QUANTITY.fullmatch(quantity)
+    if match is None:
+        raise ValueError(f"{quantity!r} is no quantity of Kubernetes, such as 500m, 2 or 16Gi")
+    return float(match[1]) * _UNITS[match[2] or ""]
+
+
+def _range(value: tuple[str, str]) -> tuple[str, str]:
+    require(amount(value[0]) <= amount(value[1]), f"the request {value[0]} is more than the limit {value[1]}")
+    return value
+
+
+def _quantity(value: str) -> str:
+    amount(value)
+    return value
+
+
+Quantity = Annotated[str, AfterValidator(_quantity)]
+Range = Annotated[tuple[str, str], AfterValidator(_range)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+Image = Annotated[str, Field(pattern=r"^[\w][\w.:/-]*(@sha256:[0-9a-f]{64})?$")]
+
+
+class Toleration(Group):
+    """A taint of machines that a task puts up with."""
+
+    key: str
+    operator: Literal["Equal", "Exists"]
+    value: str = ""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+
+
+class Step(Group):
+    """What one task is given."""
+
+    cpu: Range
+    """Requested, and at most."""
+    memory: Range
+    """Requested, and at most; what lies in /dev/shm counts."""
+    gpus: Annotated[int, Field(ge=0)]
+    gpu_type: str
+    """Name of the resource, such as nvidia.com/gpu."""
+    node_selector: dict[str, str]
+    """Labels of the machines to run on."""
+    tolerations: tuple[Toleration, ...]
+    shared_memory: Quantity | None
+    """Size of /dev/shm, which training loaders need more of than the 64 MiB that containers get; none leaves it."""
+    hours: Annotated[float, Field(gt=0)]
+    """After which one attempt is stopped."""
+    retries: Annotated[int, Field(ge=0, le=10)]
+    """Attempts after a failed one. A machine that goes away ends the task: Kubeflow does not try that again."""
+
+    @property
+    def seconds(self) -> int:
+        """Return the time of one attempt."""
+        return round(self.hours * 3600)
+
+    @property
+    def retry_window(self) -> int:
+        """Return for how many seconds after the first attempt began another one may begin: longer than all of them."""
+        between = _SECONDS_BETWEEN_ATTEMPTS * (1 << self.retries)
+        return (self.retries + 1) * self.seconds + between + _SECONDS_OF_GRACE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The tasks of the pipeline. No pydantic model: those have an attribute `register` of their own."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    preflight: Step
+    look: Step
+    decide: Step
+    ingest: Step
+    patches: Step
+    warmup: Step
+    train: Step
+    evaluate: Step
+    register: Step
+    notify: Step
+
+
+TASKS = tuple(Steps.__dataclass_fields__)
+DATA_TASKS = frozenset(("look", "ingest", "patches", "launch", "start"))
+"""Those that run in the image without torch. `launch` trains on other machines, `start` starts another pipeline."""
+
+
+class Images(Group):
+    """The two images; in production by digest, else a new image of an old name passes for the old one."""
+
+    data: Image
+    torch: Image
+
+    @property
+    def version(self) -> str:
+        """Return the identity of the code, as runs and caches know it."""
+        return f"{self.data} {self.torch}"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether both are named by digest."""
+        return all("@sha256:" in image for image in (self.data, self.torch))
+
+
+class Training(Group):
+    """Where the train step computes."""
+
+    where: Literal["pod", "trainjob"]
+    """In its own pod, or on other machines as a TrainJob of Kubeflow Trainer, which survives the loss of a machine."""
+    nodes: Count
+    """Machines of a TrainJob."""
+    runtime: Name
+    """Its TrainingRuntime."""
+    service_account: Name
+    """Of its pods."""
+
+
+class Names(Group):
+    """What the tasks refer to in their namespace, by name."""
+
+    config_map: Name
+    """MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, BEBYGAN_CONSOLE, BEBYGAN_TRACKER; what it lacks is
+    not set."""
+    s3_secret: Name
+    mlflow_secret: Name
+    webhook_secret: Name
+    claim: Name
+    """Volume for checkpoints and shards, mounted at /volume; user 1000 must be able to write it."""
+
+
+class Cluster(Group):
+    """All that infra/cluster.yaml says."""
+
+    images: Images
+    names: Names
+    training: Training
+    steps: Steps
+
+
+CLUSTER_FILE = Path("infra/cluster.yaml")
+VOLUME = "/volume"
+"""Where the volume is mounted, in tasks and in the pods of a TrainJob."""
+
+
+def load_cluster(path: Path = CLUSTER_FILE) -> Cluster:
+    """Read what tasks are given.
+
+    Raises:
+        ConfigError: the file cannot be read, or a name is unknown (the nearest one is told), missing or out of range.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the cluster's settings {path}: {error.strerror}") from error
+    try:
+        cluster = from_yaml(Cluster, text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    train, in_pod = cluster.steps.train, cluster.training.where == "pod"
+    if in_pod and cluster.training.nodes > 1:
+        raise ConfigError(f"{path}: a pod is one machine: set training.where to trainjob, or training.nodes to 1")
+    for name in TASKS:
+        if getattr(cluster.steps, name).gpus > 1 and (in_pod or name not in ("preflight", "train")):
+            raise ConfigError(
+                f"{path}: steps.{name}.gpus: a pod computes on one GPU; train alone can use more, with training.where "
+                "set to trainjob"
+            )
+    if cluster.steps.preflight.gpus not in (0, train.gpus):
+        raise ConfigError(f"{path}: steps.preflight.gpus must be that of steps.train, {train.gpus}, or 0")
+    return cluster
+
+
+_S3 = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_MLFLOW = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+_WEBHOOK = ("BEBYGAN_WEBHOOK_URL",)
+_READS_BUCKETS = frozenset(("preflight", "look", "ingest", "warmup", "train", "evaluate", "register"))
+_TRACKED = frozenset(("preflight", "decide", "warmup", "train", "evaluate", "register", "notify"))
+_ON_VOLUME = frozenset(("preflight", "warmup", "train", "launch"))
+
+
+def _same(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _given_addresses(task: dsl.PipelineTask, name: str, names: Names) -> None:
+    """Give a task the addresses and credentials that it needs, by reference, and no others."""
+    # Optional all: a pod that lacks one would wait for it without a word, where preflight says what is missing.
+    if name in _READS_BUCKETS:
+        kubernetes.use_secret_as_env(task, names.s3_secret, _same(_S3), optional=True)
+    if name in _TRACKED:
+        kubernetes.use_secret_as_env(task, names.mlflow_secret, _same(_MLFLOW), optional=True)
+    if name == "notify":
+        kubernetes.use_secret_as_env(task, names.webhook_secret, _same(_WEBHOOK), optional=True)
+    addresses = [
+        *(("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION") if name in _READS_BUCKETS else ()),
+        *(("MLFLOW_TRACKING_URI",) if name in _TRACKED else ()),
+        *(("BEBYGAN_CONSOLE", "BEBYGAN_TRACKER") if name == "notify" else ()),
+    ]
+    if addresses:
+        kubernetes.use_config_map_as_env(task, names.config_map, _same(tuple(addresses)), optional=True)
+
+
+def _given_machine(task: dsl.PipelineTask, step: Step) -> None:
+    task.set_cpu_request(step.cpu[0]).set_cpu_limit(step.cpu[1])
+    task.set_memory_request(step.memory[0]).set_memory_limit(step.memory[1])
+    if step.gpus:
+        task.set_accelerator_type(step.gpu_type).set_accelerator_limit(step.gpus)
+    for label, value in step.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for taint in step.tolerations:
+        kubernetes.add_toleration(task, taint.key, taint.operator, taint.value or None, taint.effect)
+
+
+def launcher(train: Step) -> Step:
+    """Return what the task is given that starts a TrainJob and watches it: little, but more time than that has."""
+    return train.model_copy(
+        update={
+            "cpu": ("100m", "1"),
+            "memory": ("256Mi", "1Gi"),
+            "gpus": 0,
+            "node_selector": {},
+            "tolerations": (),
+            "shared_memory": None,
+            "hours": train.hours + 1,
+        }
+    )
+
+
+def place(task: dsl.PipelineTask, name: str, cluster: Cluster, step: Step) -> None:
+    """Give a task all that it has on a cluster.
+
+    Args:
+        task: of any pipeline.
+        name: of the task, one of TASKS, launch or start: it says what the task may read and where it writes.
+        cluster: the settings.
+        step: machine, time and retries.
+    """
+    image = cluster.images.data if name in DATA_TASKS else cluster.images.torch
+    task.set_container_image(image)
+    task.set_env_variable("BEBYGAN_IMAGE", image)
+    if step.gpus:
+        # Where the driver fails training would take the processor instead, for days.
+        task.set_env_variable("BEBYGAN_GPUS", str(step.gpus))
+    _given_machine(task, step)
+    _given_addresses(task, name, cluster.names)
+    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
+    # All that is written to beside a root filesystem that may be read-only, and that is not ours anyway.
+    kubernetes.empty_dir_mount(task, "tmp", "/tmp")  # noqa: S108
+    kubernetes.empty_dir_mount(task, "workspace", "/app/workspace")
+    if step.shared_memory:
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", "Memory", step.shared_memory)  # noqa: S108
+    if name in _ON_VOLUME:
+        kubernetes.mount_pvc(task, cluster.names.claim, VOLUME)
+        # What MLflow did not take would be lost with the pod.
+        task.set_env_variable("BEBYGAN_UNTRACKED", f"{VOLUME}/untracked")
+    kubernetes.set_timeout(task, step.seconds)
+    if step.retries:
+        # Kubeflow counts the window from the start of the first attempt, and without one allows an hour.
+        task.set_retry(step.retries, f"{_SECONDS_BETWEEN_ATTEMPTS}s", 2.0, f"{step.retry_window}s")
+
+
+def trainjob_yaml(cluster: Cluster) -> str:
+    """Return what the launcher is told about the machines that train, see `components.train.trainjob`."""
+    # It imports the client of Kubernetes, which nothing else here needs.
+    from components.train.trainjob import TrainJobSettings  # noqa: PLC0415
+
+    train, names = cluster.steps.train, cluster.names
+    return to_yaml(
+        TrainJobSettings(
+            namespace=None,
+            runtime=cluster.training.runtime,
+            image=cluster.images.torch,
+            nodes=cluster.training.nodes,
+            gpus=train.gpus,
+            gpu_type=train.gpu_type,
+            cpu=train.cpu[1],
+            memory=train.memory[1],
+            shared_memory=train.shared_memory or "64Mi",
+            hours=train.hours,
+            node_selector=train.node_selector,
+            tolerations=tuple(taint.model_dump(exclude_defaults=True) for taint in train.tolerations),
+            claim=names.claim,
+            service_account=cluster.training.service_account,
+            config_map=names.config_map,
+            s3_secret=names.s3_secret,
+            mlflow_secret=names.mlflow_secret,
+        )
+    )

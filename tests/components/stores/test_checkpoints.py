@@ -1,0 +1,361 @@
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bebygan.errors import ConfigError, DataError, Preempted, ServiceError
+from bebygan.settings import Retention
+from bebygan.training.checkpoint import Checkpoints, checkpoints_in, name_of
+from components.stores.checkpoints import open_checkpoints, place_of
+from tests.conftest import free_ports
+
+JOB = {"step": "train", "params.iterations": "6", "code": "a" * 64}
+TWO = Retention(newest=2, every=0, best=None)
+
+
+def save(root: str, *iterations: int, keep: Retention = TWO, job: dict[str, str] = JOB) -> Path:
+    with open_checkpoints(root, job, first=True) as (folder, saved), Checkpoints(folder, job, keep, saved) as files:
+        for iteration in iterations:
+            files.save(iteration, {"iteration": iteration, "history": [], "weights": torch.full((9,), iteration)})
+    return folder
+
+
+def resumed_from(root: str) -> int | None:
+    with open_checkpoints(root, JOB, first=True) as (folder, saved), Checkpoints(folder, JOB, TWO, saved) as files:
+        found = files.load()
+    return found and int(found["iteration"])
+
+
+@pytest.fixture
+def new_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Gives this process an empty temporary folder, as a new pod has."""
+    pods = iter(range(100))
+
+    def begin() -> None:
+        folder = tmp_path / f"pod {next(pods)}"
+        folder.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+
+    begin()
+    return begin
+
+
+@pytest.fixture
+def prefix(bucket: str) -> str:
+    return f"s3://{bucket}/checkpoints"
+
+
+@pytest.fixture
+def stored(s3: Any, bucket: str) -> Callable[[], set[str]]:
+    """Tells the keys of the bucket."""
+    return lambda: {entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket).get("Contents", ())}
+
+
+def keys(*iterations: int) -> set[str]:
+    return {f"checkpoints/{place_of(JOB)}/{name_of(iteration)}" for iteration in iterations}
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_job_has_one_place_whatever_the_order_of_its_facts() -> None:
+    assert place_of(JOB) == place_of(dict(reversed(JOB.items())))
+    assert re.fullmatch(r"train-[0-9a-f]{16}", place_of(JOB))
+    for name in JOB:
+        assert place_of(JOB | {name: "other"}) != place_of(JOB)
+
+
+def test_a_folder_is_written_to_directly(tmp_path: Path) -> None:
+    save(str(tmp_path / "volume"), 1, 2)
+    assert list(checkpoints_in(tmp_path / "volume" / place_of(JOB))) == [1, 2]
+    assert resumed_from(str(tmp_path / "volume")) == 2
+
+
+def test_another_jobs_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
+    folder = save(str(tmp_path), 1, job=JOB | {"params.iterations": "8"})
+    with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations is 8 there and 6 here; choose"):
+        resumed_from(str(folder))
+    assert resumed_from(str(save(str(tmp_path), 3))) == 3
+
+
+def test_beginning_anew_says_what_differs_from_the_newest_job_that_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for iterations, age in (("7", 100), ("8", 50)):
+        folder = save(str(tmp_path), 1, job=JOB | {"params.iterations": iterations})
+        os.utime(folder, (time.time() - age,) * 2)
+    caplog.set_level(logging.INFO, logger="components.stores.checkpoints")
+    # Where a command line was called before in this process, the second one has told, too.
+    caplog.clear()
+    save(str(tmp_path), 1)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line == f"train begins anew: of the job in {folder}, params.iterations is 8 there and 6 here"
+    caplog.clear()
+    save(str(tmp_path), 2)
+    assert not caplog.records
+
+
+ENDED = JOB | {"params.keep.every": "0", "params.keep.best": "None"}
+OTHERS = {
+    "ended": (6, ENDED),
+    "under way": (5, ENDED),
+    "kept every thousandth": (6, ENDED | {"params.keep.every": "1000"}),
+    "kept the best": (6, ENDED | {"params.keep.best": "validation.psnr_y"}),
+    "of another step": (6, ENDED | {"step": "warmup"}),
+}
+
+
+def test_what_ended_long_ago_is_removed_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="components.stores.checkpoints")
+    others = {name: save(str(tmp_path), 4, last, job=job | {"name": name}) for name, (last, job) in OTHERS.items()}
+    for folder in others.values():
+        os.utime(folder, (time.time() - 15 * 24 * 3600,) * 2)
+    others["ended lately"] = save(str(tmp_path), 6, job=ENDED | {"name": "ended lately"})
+    others["damaged"] = tmp_path / "train-0123456789abcdef"
+    others["damaged"].mkdir()
+    (others["damaged"] / name_of(6)).write_bytes(b"damaged")
+    os.utime(others["damaged"], (0, 0))
+
+    save(str(tmp_path), 6, job=ENDED)
+    assert {name for name, folder in others.items() if not folder.exists()} == {"ended"}
+    assert f"{others['ended']} is removed: its training ended long ago" in caplog.text
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_what_ended_long_ago_is_removed_from_a_bucket_and_from_here(
+    prefix: str, stored: Callable[[], set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: save(prefix, 4, last, job=job | {"name": name}) for name, (last, job) in OTHERS.items()}
+    assert len(stored()) == 10
+    monkeypatch.setattr("components.stores.checkpoints._SECONDS_AFTER_THE_END", -3600.0)
+    save(prefix, 4)
+    gone = place_of(ENDED | {"name": "ended"})
+    assert {key.split("/")[1] for key in stored()} == {folder.name for folder in folders.values()} - {gone} | {
+        place_of(JOB)
+    }
+    assert {name for name, folder in folders.items() if not folder.exists()} == {"ended"}
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_beginning_anew_in_a_bucket_says_what_differs_too(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    other = JOB | {"params.iterations": "8"}
+    save(prefix, 1, job=other)
+    caplog.set_level(logging.INFO, logger="components.stores.checkpoints")
+    caplog.clear()
+    save(prefix, 1)
+    save(prefix, 2)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"train begins anew: of the job in {prefix}/{place_of(other)}, params.iterations is 8 there and 6 here"
+    )
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_another_jobs_place_in_a_bucket_is_refused_with_what_differs(
+    prefix: str, stored: Callable[[], set[str]]
+) -> None:
+    folder = save(prefix, 1, job=JOB | {"params.iterations": "8"})
+    before = stored()
+    with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations is 8 there and 6 here; choose"):
+        resumed_from(f"{prefix}/{folder.name}")
+    assert stored() == before
+    assert resumed_from(prefix) is None
+    assert resumed_from(f"{prefix}/{save(prefix, 3).name}") == 3
+
+
+@pytest.mark.usefixtures("new_pod")
+@pytest.mark.parametrize("first", [True, False])
+def test_what_was_at_fault_outlives_the_pod(
+    prefix: str, first: bool, stored: Callable[[], set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "not-finite-00000005-process-0.safetensors"
+    with pytest.raises(DataError), open_checkpoints(prefix, JOB, first=first) as (folder, _):  # noqa: PT012
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(b"lr and hr")
+        raise DataError("training diverged")
+    assert stored() == {f"checkpoints/{place_of(JOB)}/{name}"}
+    assert not warnings(caplog)
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_a_bucket_gets_what_stays_and_loses_what_need_not(prefix: str, stored: Callable[[], set[str]]) -> None:
+    save(prefix, 1, 2, 3)
+    assert stored() == keys(2, 3)
+    save(prefix, 4, 5, 6, keep=Retention(newest=2, every=3, best=None))
+    assert stored() == keys(3, 5, 6)
+
+
+def test_a_new_pod_goes_on_from_the_bucket(
+    prefix: str, stored: Callable[[], set[str]], new_pod: Callable[[], None]
+) -> None:
+    save(prefix, 1, 2, 3)
+    new_pod()
+    assert resumed_from(prefix) == 3
+    new_pod()
+    save(prefix, 4)
+    # What the new pod never had counts too, and is not lost because it is not here.
+    assert stored() == keys(3, 4)
+
+
+def test_what_is_newer_here_is_not_replaced_by_what_the_bucket_has(
+    prefix: str, s3: Any, bucket: str, new_pod: Callable[[], None]
+) -> None:
+    folder = save(prefix, 1, 2)
+    (folder / name_of(2)).rename(folder / name_of(3))
+    new_pod()
+    save(prefix, 9)
+    for number in (1, 9):
+        s3.delete_object(Bucket=bucket, Key=next(iter(keys(number))))
+    assert resumed_from(prefix) == 9
+
+
+def test_a_damaged_copy_falls_back_to_the_one_before(
+    prefix: str, s3: Any, bucket: str, new_pod: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    save(prefix, 1, 2)
+    s3.put_object(Bucket=bucket, Key=next(iter(keys(2))), Body=b"damaged")
+    new_pod()
+    assert resumed_from(prefix) == 1
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_a_file_that_was_cut_off_here_is_fetched_again(prefix: str) -> None:
+    folder = save(prefix, 1, 2)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert resumed_from(prefix) == 2
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_only_the_first_process_asks_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with open_checkpoints("s3://bucket/checkpoints", JOB, first=False) as (_, saved):
+        assert saved is None
+
+
+@pytest.mark.usefixtures("new_pod")
+def test_a_bucket_that_is_away_at_the_start_is_an_error(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(ServiceError, match="does not answer"), open_checkpoints(f"s3://{bucket}/c", JOB, first=True):
+        pass
+
+
+class Relay:
+    """Stands between a client and the S3 server and can be cut."""
+
+    def __init__(self, endpoint: str) -> None:
+        [self.port] = free_ports(1)
+        self._target = endpoint.rpartition(":")[2]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.open()
+
+    def open(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", RELAY, str(self.port), self._target], stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"open\n"
+
+    def cut(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+RELAY = """
+import asyncio
+import sys
+
+async def copy(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    writer.close()
+
+async def relay(reader, writer):
+    upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(copy(reader, upstream_writer), copy(upstream_reader, writer))
+
+async def main():
+    async with await asyncio.start_server(relay, "127.0.0.1", int(sys.argv[1])) as server:
+        print("open", flush=True)
+        await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def relay(s3_endpoint: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:  # noqa: ARG001
+    relay = Relay(s3_endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
+    yield relay
+    relay.cut()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("new_pod")
+def test_a_bucket_that_goes_away_holds_nothing_up_and_gets_all_when_it_is_back(
+    prefix: str, relay: Relay, stored: Callable[[], set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="components.stores.checkpoints")
+    keep = Retention(newest=2, every=4, best=None)
+    with open_checkpoints(prefix, JOB, first=True) as (folder, saved), Checkpoints(folder, JOB, keep, saved) as files:
+
+        def one(iteration: int) -> None:
+            files.save(iteration, {"iteration": iteration, "history": []})
+            files.wait()
+
+        one(1)
+        deadline = time.monotonic() + 60
+        while stored() != keys(1):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        relay.cut()
+        started = time.monotonic()
+        for iteration in (2, 3, 4, 5):
+            one(iteration)
+        assert time.monotonic() - started < 2
+        while not warnings(caplog):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        relay.open()
+        one(6)
+    assert stored() == keys(4, 5, 6)
+    assert len(warnings(caplog)) == 1
+    assert f"{prefix}/{place_of(JOB)} has all checkpoints again" in caplog.text
+    assert re.search(
+        r"is kept here alone: .* does not answer for .* Training goes on; copying is tried again", warnings(caplog)[0]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("new_pod")
+def test_a_process_that_is_asked_to_stop_waits_seconds_and_no_more_for_a_bucket_that_is_away(
+    prefix: str, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = 0.0
+    with pytest.raises(Preempted), open_checkpoints(prefix, JOB, first=True) as (folder, saved):  # noqa: PT012
+        with Checkpoints(folder, JOB, TWO, saved) as files:
+            relay.cut()
+            files.save(1, {"iteration": 1, "history": []})
+        started = time.monotonic()
+        raise Preempted("stopped")
+    assert time.monotonic() - started < 15
+    assert warnings(caplog)
+    assert list(checkpoints_in(folder)) == [1]

@@ -1,0 +1,243 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bebygan.errors import ConfigError, DataError, ServiceError, StorageError
+from components.stores.data_version import data_version, fetch, push
+
+
+def dvc(*arguments: str, cwd: Path) -> None:
+    site = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(cwd / ".dvc" / "site")}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=os.environ | site, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def object_of(remote: Path, digest: str) -> Path:
+    return remote / "files" / "md5" / digest[:2] / digest[2:]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with all that a listing can stumble over."""
+    folder = tmp_path / "dataset"
+    for name in ("b.txt", "a/c.bin", "a/d e.txt", "a-b/ü.txt", "Z"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode() * 1000)
+    (folder / "copy of Z").write_bytes((folder / "Z").read_bytes())
+    (folder / "empty file").touch()
+    (folder / "empty folder").mkdir()
+    return folder
+
+
+def repository(path: Path) -> Path:
+    path.mkdir()
+    dvc("init", "--no-scm", "--quiet", cwd=path)
+    return path
+
+
+def pointer(version: str, repository: Path) -> None:
+    """What a repository has in git for a data version."""
+    (repository / "data.dvc").write_text(f"outs:\n- md5: {version}\n  hash: md5\n  path: data\n")
+
+
+def test_the_version_is_what_dvc_add_gives(folder: Path, tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo")
+    shutil.copytree(folder, repo / "data")
+    dvc("add", "data", cwd=repo)
+    assert data_version(folder) == yaml.safe_load((repo / "data.dvc").read_text())["outs"][0]["md5"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(files=st.dictionaries(st.sampled_from("abcdefgh"), st.binary(max_size=20), min_size=1))
+def test_the_version_tells_folders_apart_and_nothing_else(
+    files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def made(files: dict[str, bytes]) -> Path:
+        folder = tmp_path_factory.mktemp("folder")
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return folder
+
+    version = data_version(made(files))
+    assert version == data_version(made(dict(reversed(files.items()))))
+    name, content = next(iter(files.items()))
+    assert version != data_version(made(files | {name: content + b"1"}))
+    assert version != data_version(made(files | {"new": b""}))
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_folder_without_files_has_no_version(made: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    if made:
+        folder.mkdir()
+    with pytest.raises(DataError, match=r"dataset holds no files.*check the path"):
+        data_version(folder)
+
+
+def test_a_version_goes_through_a_local_remote_and_back(folder: Path, tmp_path: Path) -> None:
+    version = push(folder, str(tmp_path / "remote"))
+    assert version == data_version(folder)
+    fetch(version, str(tmp_path / "remote"), tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(folder)
+
+
+def test_a_version_goes_through_a_bucket_and_back(folder: Path, bucket: str, tmp_path: Path) -> None:
+    remote = f"s3://{bucket}/dvc"
+    version = push(folder, remote)
+    fetch(version, remote, tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(folder)
+    assert push(folder, remote) == version
+
+
+def test_dvc_pulls_what_was_pushed(folder: Path, bucket: str, s3_environment: dict[str, str], tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo")
+    pointer(push(folder, f"s3://{bucket}/dvc"), repo)
+    dvc("remote", "add", "--default", "storage", f"s3://{bucket}/dvc", cwd=repo)
+    dvc("remote", "modify", "storage", "endpointurl", s3_environment["AWS_ENDPOINT_URL"], cwd=repo)
+    dvc("pull", cwd=repo)
+    assert contents(repo / "data") == contents(folder)
+
+
+def test_what_dvc_pushed_is_fetched(folder: Path, tmp_path: Path) -> None:
+    repo = repository(tmp_path / "repo")
+    shutil.copytree(folder, repo / "data")
+    dvc("remote", "add", "--default", "storage", str(tmp_path / "remote"), cwd=repo)
+    dvc("add", "data", cwd=repo)
+    dvc("push", cwd=repo)
+    fetch(data_version(folder), str(tmp_path / "remote"), tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(folder)
+
+
+def test_pushing_leaves_the_folder_and_its_neighbours_as_they_were(folder: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mode for path in folder.rglob("*")}
+    push(folder, str(tmp_path / "remote"))
+    assert {path: path.stat().st_mode for path in folder.rglob("*")} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"dataset", "remote"}
+
+
+def test_the_remote_shares_no_file_with_the_folder(folder: Path, tmp_path: Path) -> None:
+    version = push(folder, str(tmp_path / "remote"))
+    expected = contents(folder)
+    (folder / "b.txt").write_bytes(b"overwritten in place")
+    fetch(version, str(tmp_path / "remote"), tmp_path / "back")
+    assert contents(tmp_path / "back") == expected
+
+
+def test_a_remote_with_odd_characters_in_its_path_works(folder: Path, tmp_path: Path) -> None:
+    remote = str(tmp_path / "re, mote #1")
+    fetch(push(folder, remote), remote, tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(folder)
+
+
+def test_a_damaged_object_is_refused_and_the_old_folder_kept(folder: Path, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    version = push(folder, str(remote))
+    damaged = object_of(remote, json.loads(object_of(remote, version).read_bytes())[0]["md5"])
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"other bytes")
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "old").write_bytes(b"old")
+    with pytest.raises(DataError, match=r"files/md5/.* is damaged: delete it there and push"):
+        fetch(version, str(remote), tmp_path / "back")
+    assert contents(tmp_path / "back") == {"old": b"old"}
+    assert not list(tmp_path.glob(".back*"))
+
+
+def test_a_damaged_listing_is_refused(folder: Path, tmp_path: Path) -> None:
+    version = push(folder, str(tmp_path / "remote"))
+    listing = object_of(tmp_path / "remote", version)
+    listing.chmod(0o644)
+    listing.write_bytes(listing.read_bytes().replace(b"b.txt", b"c.txt"))
+    with pytest.raises(DataError, match="damaged"):
+        fetch(version, str(tmp_path / "remote"), tmp_path / "back")
+
+
+def test_a_lost_object_is_named(folder: Path, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    version = push(folder, str(remote))
+    lost = json.loads(object_of(remote, version).read_bytes())[0]["md5"]
+    object_of(remote, lost).unlink()
+    with pytest.raises(DataError, match=f"has no object {lost}: push the data version there"):
+        fetch(version, str(remote), tmp_path / "back")
+
+
+def test_an_unknown_version_is_named(bucket: str, tmp_path: Path) -> None:
+    version = f"{'0' * 32}.dir"
+    for remote in (str(tmp_path), f"s3://{bucket}"):
+        with pytest.raises(DataError, match=f"has no object {version}"):
+            fetch(version, remote, tmp_path / "back")
+
+
+@pytest.mark.parametrize("version", ["", "latest", "0" * 32, f"../{'0' * 29}.dir", f"{'0' * 32}.dir\n"])
+def test_what_is_no_version_is_refused(version: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no data version"):
+        fetch(version, str(tmp_path), tmp_path / "back")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
+def test_a_listing_that_names_files_outside_is_refused(name: str, tmp_path: Path) -> None:
+    def md5(content: bytes) -> str:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    remote = tmp_path / "remote"
+    content = md5(b"1")
+    listing = json.dumps([{"md5": content, "relpath": name}]).encode()
+    version = f"{md5(listing)}.dir"
+    for digest, stored in ((content, b"1"), (version, listing)):
+        object_of(remote, digest).parent.mkdir(parents=True, exist_ok=True)
+        object_of(remote, digest).write_bytes(stored)
+    with pytest.raises(DataError, match="outside its folder"):
+        fetch(version, str(remote), tmp_path / "deep" / "back")
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_a_folder_that_is_this_version_already_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    version = push(folder, str(tmp_path / "remote"))
+    shutil.rmtree(tmp_path / "remote")
+    before = folder.stat().st_ino
+    fetch(version, str(tmp_path / "remote"), folder)
+    assert folder.stat().st_ino == before
+
+
+def test_pushing_to_a_missing_bucket_is_explained(folder: Path, s3_environment: dict[str, str]) -> None:
+    with pytest.raises(ServiceError, match=f"no bucket nowhere at {s3_environment['AWS_ENDPOINT_URL']}"):
+        push(folder, "s3://nowhere/dvc")
+
+
+def test_pushing_with_a_wrong_secret_is_explained(folder: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(ServiceError, match="check AWS_ACCESS_KEY_ID"):
+        push(folder, f"s3://{bucket}/dvc")
+
+
+def test_a_remote_whose_disk_is_full_says_so(folder: Path, small_disk: Path) -> None:
+    (folder / "large").write_bytes(os.urandom(2**18))
+    with pytest.raises(StorageError, match="disk of the remote is full"):
+        push(folder, str(small_disk / "remote"))
+
+
+def test_fetching_onto_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, small_disk: Path) -> None:
+    (folder / "large").write_bytes(os.urandom(2**18))
+    version = push(folder, str(tmp_path / "remote"))
+    with pytest.raises(StorageError, match=r"cannot write .*back: the disk is full"):
+        fetch(version, str(tmp_path / "remote"), small_disk / "back")
+    assert not list(small_disk.iterdir())
+
+
+def test_naming_a_version_needs_neither_dvc_nor_boto3() -> None:
+    code = "import sys, components.stores.data_version; sys.exit(bool({'dvc', 'boto3', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,194 @@
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bebygan.errors import (
+    BebyganError,
+    ConfigError,
+    DataError,
+    Preempted,
+    ServiceError,
+    StorageError,
+    WeightsError,
+)
+from components import progress
+from components.cli import EXIT_CODES, FAILURE_FILE, report_errors, run_step, step_parser, task
+from components.config import Params, load_params
+
+ROOT = Path(__file__).parents[2]
+CODES = [
+    (ConfigError, 2), (DataError, 3), (ServiceError, 4), (WeightsError, 5), (StorageError, 6), (Preempted, 75),
+]  # fmt: skip
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """Makes a file of what a person watches; reads it."""
+    path = tmp_path / "watched"
+    path.touch()
+    monkeypatch.setenv(progress.WATCHER, str(path))
+    progress._opened.cache_clear()
+    yield path.read_text
+    progress._opened.cache_clear()
+
+
+def fail(error: BaseException) -> Callable[[], None]:
+    def run() -> None:
+        raise error
+
+    return run
+
+
+def seen(*arguments: str) -> Params:
+    """Return the parameters that a step gets from its command line."""
+    found: list[Params] = []
+    parser = step_parser("ingest", "Ingest.")
+    arguments = ("--params", str(ROOT / "params.yaml"), *arguments)
+    assert run_step(parser, lambda _, params: found.append(params), arguments) == 0
+    return found[0]
+
+
+@pytest.mark.parametrize(("kind", "code"), CODES)
+def test_an_error_that_a_user_can_act_on_is_one_line_and_its_code(
+    kind: type[BebyganError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_errors(fail(kind("photographs/a.png is gone: bring it back"))) == code
+    assert capsys.readouterr() == ("", "error: photographs/a.png is gone: bring it back\n")
+
+
+def test_every_kind_of_error_has_a_code_of_its_own_that_help_explains() -> None:
+    assert {kind: kind.exit_code for kind in BebyganError.__subclasses__()} == dict(CODES)
+    explained = {int(code) for code in re.findall(r"(?:^|  )(\d+) ", EXIT_CODES, re.MULTILINE)}
+    assert explained == {0, 1, *(code for _, code in CODES)}
+    assert EXIT_CODES in step_parser("train", "Train.").format_help()
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        report_errors(fail(ZeroDivisionError()))
+
+
+def test_an_interrupt_ends_with_one_line_and_the_shell_s_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_errors(fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_what_ends_well_ends_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_errors(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_step_gets_the_file_s_parameters_and_the_changes() -> None:
+    assert seen() == load_params(ROOT / "params.yaml")
+    assert seen("--set", "train.seed=2", "--set", "train.seed=3").train.seed == 3
+    assert seen("--params", str(ROOT / "params" / "paper.yaml")).train.iterations == 600_000
+
+
+def test_the_example_in_the_help_is_a_parameter() -> None:
+    [example] = re.findall(r"e\.g\.\s+(\S+=\S+)", step_parser("train", "Train.").format_help())
+    assert seen("--set", example) != seen()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "ingest.test_shar=1"], "there is no parameter ingest.test_shar; did you mean ingest.test_share?"),
+        (["--params", "nowhere.yaml"], "cannot read the parameters nowhere.yaml: No such file or directory"),
+    ],
+)
+def test_wrong_parameters_never_reach_the_step(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    at = [] if "--params" in arguments else ["--params", str(ROOT / "params.yaml")]
+    assert run_step(step_parser("ingest", "Ingest."), never, [*at, *arguments]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_wrong_usage_ends_with_the_code_of_wrong_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = step_parser("ingest", "Ingest.")
+    parser.add_argument("--source", required=True)
+    with pytest.raises(SystemExit) as end:
+        run_step(parser, lambda *_: None, ["--sauce", "photographs"])
+    assert end.value.code == ConfigError.exit_code
+    assert "--source" in capsys.readouterr().err
+
+
+def test_options_of_the_step_reach_it() -> None:
+    parser = step_parser("ingest", "Ingest.")
+    parser.add_argument("--source", type=Path)
+    found: list[argparse.Namespace] = []
+    run_step(parser, lambda options, _: found.append(options), ["--params", str(ROOT / "params.yaml"), "--source", "x"])
+    assert found[0].source == Path("x")
+
+
+def test_we_speak_and_libraries_only_warn() -> None:
+    code = (
+        "import logging\n"
+        "from components.cli import report_errors\n"
+        "def run():\n"
+        "    for name in ('bebygan.x', 'components.x', 'pipelines.x', 'botocore'):\n"
+        "        logging.getLogger(name).info('%s says', name)\n"
+        "    logging.getLogger('botocore').warning('botocore warns')\n"
+        "report_errors(run)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["bebygan.x says", "components.x says", "pipelines.x says", "botocore warns"]
+
+
+def test_a_task_tells_when_it_begins_and_ends(watched: Callable[[], str], capsys: pytest.CaptureFixture[str]) -> None:
+    with task("patches"):
+        assert watched() == "patches ...\n"
+    assert re.fullmatch(r"patches \.\.\.\npatches done in \d+ s\n", watched())
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in CODES])
+def test_a_task_that_fails_leaves_its_message_and_code(
+    kind: type[BebyganError],
+    watched: Callable[[], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "failure.json"))
+    with pytest.raises(SystemExit) as end, task("train"):
+        raise kind("weights are gone")
+    assert end.value.code == kind.exit_code
+    assert capsys.readouterr().err == "error: train: weights are gone\n"
+    assert json.loads((tmp_path / "failure.json").read_text()) == {
+        "message": "train: weights are gone",
+        "exit_code": kind.exit_code,
+    }
+    assert "done" not in watched()
+
+
+def test_a_task_on_a_cluster_ends_with_the_code_alone(
+    watched: Callable[[], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(FAILURE_FILE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end, task("train"):
+        raise Preempted("stopped")
+    assert end.value.code == 75
+    assert watched() == "train ...\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"watched"}
+
+
+def test_a_bug_in_a_task_keeps_its_traceback_and_leaves_no_message(
+    watched: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "failure.json"))
+    with pytest.raises(ZeroDivisionError), task("train"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "failure.json").exists()
+    assert watched() == "train ...\n"

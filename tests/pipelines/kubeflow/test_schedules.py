@@ -1,0 +1,420 @@
+"""Declared schedules and what becomes of them on a stand-in server, through kfp's real client."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kfp import compiler
+
+from bebygan.errors import ConfigError, ServiceError
+from components.start.kubeflow_client import connect
+from pipelines.kubeflow.schedule_file import Package, Wanted, interval_seconds, load_schedules
+from pipelines.kubeflow.schedules import Action, apply, forecast, kept, pause, resume
+from tests.standins.kubeflow import ALIVE, Standin, greeting, reachable
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    path = tmp_path_factory.mktemp("package") / "greeting.yaml"
+    compiler.Compiler().compile(greeting, str(path))
+    return Package("greeting", path.read_bytes())
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
+    with reachable(monkeypatch) as server:
+        # So that nothing but our own care keeps runs alive.
+        server.honours_orphan = False
+        yield server
+
+
+@pytest.fixture
+def wanted(package: Package) -> Callable[..., Wanted]:
+    def make(name: str, **changes: Any) -> Wanted:
+        schedule = Wanted(
+            name=name,
+            paused=False,
+            package=package,
+            parameters={"name": "Ada"},
+            experiment="tests",
+            cron="0 0 2 * * *",
+            interval=None,
+            concurrency=1,
+            catchup=False,
+            service_account="somebody",
+        )
+        return replace(schedule, **changes)
+
+    return make
+
+
+def state(server: Standin) -> dict[str, list[tuple[str, str]]]:
+    """Triggers and modes by name: what a clean apply determines."""
+    return {
+        name: sorted((each["trigger"].get("cron_schedule", {}).get("cron", ""), each["mode"]) for each in found)
+        for name, found in server.schedules().items()
+    }
+
+
+def declared(schedules: Sequence[Wanted]) -> dict[str, list[tuple[str, str]]]:
+    return {each.name: [(each.cron or "", "DISABLE" if each.paused else "ENABLE")] for each in schedules}
+
+
+def test_what_is_declared_is_made_and_enabled(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    schedules = [wanted("daily"), wanted("often", cron=None, interval=900), wanted("later", paused=True)]
+    assert apply(connect(), "us", schedules) == []
+    assert state(server) == declared(schedules)
+    [often] = server.schedules()["often"]
+    assert often["trigger"] == {"periodic_schedule": {"interval_second": "900"}}
+    assert (often["no_catchup"], often["max_concurrency"], often["service_account"]) == (True, "1", "somebody")
+    assert often["runtime_config"] == {"parameters": {"name": "Ada"}}
+    assert len(server.tables["pipeline_versions"]) == 1
+
+
+def test_applying_twice_changes_nothing(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    schedules = [wanted("daily"), wanted("later", paused=True)]
+    apply(connect(), "us", schedules)
+    before = {name: dict(rows) for name, rows in server.tables.items()}
+    server.requests.clear()
+    told: list[Action] = []
+    apply(connect(), "us", schedules, tell=told.append)
+    assert told == []
+    assert {name: dict(rows) for name, rows in server.tables.items()} == before
+    assert not [request for request in server.requests if not request.startswith("GET")]
+
+
+def test_a_hundred_unchanged_schedules_cost_two_requests_in_all(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    schedules = [wanted(f"schedule-{number}") for number in range(100)]
+    apply(connect(), "us", schedules)
+    server.requests.clear()
+    apply(connect(), "us", schedules)
+    # The mark is 200.
+    assert server.requests == ["GET /apis/v2beta1/healthz", "GET /apis/v2beta1/recurringruns"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cron": "0 0 3 * * *"},
+        {"cron": None, "interval": 60},
+        {"parameters": {"name": "Bob"}},
+        {"concurrency": 2},
+        {"catchup": True},
+        {"experiment": "others"},
+        {"service_account": "others"},
+        {"package": "another"},
+    ],
+)
+def test_a_changed_schedule_is_replaced_whatever_changed(
+    server: Standin, wanted: Callable[..., Wanted], package: Package, change: dict[str, Any]
+) -> None:
+    apply(connect(), "us", [wanted("daily")])
+    [old] = server.schedules()["daily"]
+    if "package" in change:
+        change = {"package": Package("greeting", package.content + b"# newer\n")}
+    apply(connect(), "us", [wanted("daily", **change)])
+    [new] = server.schedules()["daily"]
+    assert new["recurring_run_id"] != old["recurring_run_id"]
+    assert new["mode"] == "ENABLE"
+    assert len(server.tables["pipeline_versions"]) == (2 if "package" in change else 1)
+
+
+def test_pausing_in_the_file_changes_no_more_than_that(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    apply(connect(), "us", [wanted("daily")])
+    [old] = server.schedules()["daily"]
+    apply(connect(), "us", [wanted("daily", paused=True)])
+    [paused] = server.schedules()["daily"]
+    assert (paused["recurring_run_id"], paused["mode"]) == (old["recurring_run_id"], "DISABLE")
+    apply(connect(), "us", [wanted("daily")])
+    assert server.schedules()["daily"][0]["mode"] == "ENABLE"
+
+
+def test_a_schedule_with_a_run_alive_is_disabled_and_deleted_later(
+    server: Standin, wanted: Callable[..., Wanted]
+) -> None:
+    apply(connect(), "us", [wanted("daily"), wanted("gone")])
+    runs = server.tick()
+    assert apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *")]) == ["daily", "gone"]
+    assert state(server) == {
+        "daily": [("0 0 2 * * *", "DISABLE"), ("0 0 3 * * *", "ENABLE")],
+        "gone": [("0 0 2 * * *", "DISABLE")],
+    }
+    assert apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *")]) == ["daily", "gone"]
+    for run in runs:
+        server.finish(run)
+    assert apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *")]) == []
+    assert state(server) == {"daily": [("0 0 3 * * *", "ENABLE")]}
+    assert server.killed == []
+
+
+def test_an_old_schedule_that_is_declared_again_is_taken_up_again(
+    server: Standin, wanted: Callable[..., Wanted]
+) -> None:
+    apply(connect(), "us", [wanted("daily")])
+    [old] = server.schedules()["daily"]
+    server.tick()
+    apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *")])
+    apply(connect(), "us", [wanted("daily")])
+    [again] = server.schedules()["daily"]
+    assert (again["recurring_run_id"], again["mode"]) == (old["recurring_run_id"], "ENABLE")
+
+
+def test_schedules_of_others_are_left_alone(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    apply(connect(), "them", [wanted("daily")])
+    connected = connect()
+    pipeline, version = (next(iter(server.tables[each])) for each in ("pipelines", "pipeline_versions"))
+    by_hand = connected.create_recurring_run(
+        name="daily", description="made in the browser", experiment_id=connected.experiment("tests"),
+        pipeline_id=pipeline, version_id=version, parameters={"name": "Eve"}, cron="0 0 1 * * *", interval=None,
+        concurrency=1, catchup=False, service_account="somebody",
+    )  # fmt: skip
+    connected.enable(by_hand)
+    apply(connect(), "us", [])
+    assert state(server) == {"daily": [("0 0 1 * * *", "ENABLE"), ("0 0 2 * * *", "ENABLE")]}
+
+
+def test_the_forecast_is_what_apply_then_does(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    apply(connect(), "us", [wanted("daily"), wanted("gone"), wanted("busy")])
+    server.tables["recurring_runs"][server.schedules()["daily"][0]["recurring_run_id"]]["mode"] = "DISABLE"
+    server.tables["recurring_runs"][server.schedules()["gone"][0]["recurring_run_id"]]["mode"] = "DISABLE"
+    server.tick()
+    schedules = [wanted("daily"), wanted("busy", cron="0 0 3 * * *"), wanted("new")]
+    connected = connect()
+    there = kept(connected.recurring_runs(), "us")
+    expected = forecast(schedules, there, lambda each: bool(connected.alive_runs(each)))
+    writing = [request for request in server.requests if not request.startswith("GET")]
+    done: list[Action] = []
+    assert apply(connect(), "us", schedules, tell=done.append) == ["busy"]
+    assert sorted((action.kind, action.name) for action in done) == sorted(
+        (action.kind, action.name) for action in expected
+    )
+    assert ("enable", "daily") in [(action.kind, action.name) for action in done]
+    assert writing == [request for request in server.requests if not request.startswith("GET")][: len(writing)]
+
+
+def test_what_is_paused_by_hand_stays_so_until_it_is_resumed_by_hand(
+    server: Standin, wanted: Callable[..., Wanted]
+) -> None:
+    other = wanted("other")
+    apply(connect(), "us", [wanted("daily"), other])
+    pause(connect(), "us", "daily")
+    assert {mode for _, mode in state(server)["daily"]} == {"DISABLE"}
+    assert state(server)["other"] == [("0 0 2 * * *", "ENABLE")]
+    apply(connect(), "us", [wanted("daily"), other])
+    assert state(server)["daily"] == [("0 0 2 * * *", "DISABLE")]
+    apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *"), other])
+    assert state(server)["daily"] == [("0 0 3 * * *", "DISABLE")]
+    resume(connect(), "us", "daily")
+    assert state(server)["daily"] == [("0 0 3 * * *", "ENABLE")]
+    apply(connect(), "us", [wanted("daily", cron="0 0 3 * * *"), other])
+    assert state(server) == {"daily": [("0 0 3 * * *", "ENABLE")], "other": [("0 0 2 * * *", "ENABLE")]}
+
+
+def test_pausing_and_resuming_at_once_leaves_it_as_it_was(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    apply(connect(), "us", [wanted("daily")])
+    server.tick()
+    pause(connect(), "us", "daily")
+    pause(connect(), "us", "daily")
+    resume(connect(), "us", "daily")
+    assert state(server) == {"daily": [("0 0 2 * * *", "ENABLE")]}
+    with pytest.raises(ConfigError, match="is not paused by hand"):
+        resume(connect(), "us", "daily")
+    with pytest.raises(ConfigError, match="no schedule dialy of us on the server; known are daily"):
+        pause(connect(), "us", "dialy")
+    assert server.killed == []
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it did it", "after it did it"])
+def test_pausing_and_resuming_can_be_repeated_when_the_server_died(
+    server: Standin, wanted: Callable[..., Wanted], before: bool
+) -> None:
+    apply(connect(), "us", [wanted("daily")])
+    for change, mode in ((pause, "DISABLE"), (resume, "ENABLE")):
+        died = 0
+        while True:
+            connected = connect()
+            server.requests.clear()
+            server.dies_at, server.dies_before = died + 1, before
+            try:
+                change(connected, "us", "daily")
+            except ServiceError:
+                server.dies_at = None
+                died += 1
+            except ConfigError:
+                # Resumed by the request that got no answer.
+                break
+            else:
+                break
+            assert died < 20
+        server.dies_at = None
+        apply(connect(), "us", [wanted("daily")])
+        assert state(server) == {"daily": [("0 0 2 * * *", mode)]}
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it did it", "after it did it"])
+def test_an_apply_during_which_the_server_died_is_completed_by_the_next(
+    server: Standin, wanted: Callable[..., Wanted], before: bool
+) -> None:
+    """At each request in turn, of an apply that makes, replaces, pauses and removes, with a run alive."""
+    first = [wanted("replaced"), wanted("gone"), wanted("paused"), wanted("busy")]
+    second = [
+        wanted("replaced", cron="0 0 3 * * *"),
+        wanted("paused", paused=True),
+        wanted("busy", cron="0 0 3 * * *"),
+        wanted("new", experiment="others"),
+    ]
+    died = 0
+    while True:
+        server.dies_at = None
+        for table in server.tables.values():
+            table.clear()
+        apply(connect(), "us", first)
+        [run] = [run for run in server.tick() if server.tables["runs"][run]["display_name"] == "busy"]
+        for each in server.runs():
+            if each["run_id"] != run:
+                server.finish(each["run_id"])
+        connected = connect()
+        server.requests.clear()
+        server.dies_at, server.dies_before = died + 1, before
+        try:
+            apply(connected, "us", second)
+        except ServiceError as error:
+            assert "see that it runs" in str(error)  # noqa: PT017
+        else:
+            break
+        died += 1
+        server.dies_at = None
+        assert apply(connect(), "us", second) == ["busy"]
+        assert state(server) == declared(second) | {"busy": [("0 0 2 * * *", "DISABLE"), ("0 0 3 * * *", "ENABLE")]}
+        assert server.tables["runs"][run]["state"] in ALIVE
+    assert died >= 15
+    assert server.killed == []
+
+
+def test_two_who_apply_at_once_duplicate_nothing(server: Standin, wanted: Callable[..., Wanted]) -> None:
+    """All that they do falls into one second, so that the server cannot tell which was first."""
+    schedules = [wanted("daily"), wanted("new")]
+    for change in range(10):
+        schedules = [wanted("daily", parameters={"name": f"{change}"}), wanted(f"new-{change}")]
+        together = threading.Barrier(2)
+        met = set()
+
+        def meet(request: str, together: threading.Barrier = together, met: set[int] = met) -> None:
+            # Each has looked, and neither has made anything yet.
+            if request == "POST /apis/v2beta1/recurringruns" and len(met) < 2:
+                met.add(threading.get_ident())
+                together.wait(timeout=20)
+
+        server.before = meet
+        failed: list[BaseException] = []
+
+        def one(schedules: list[Wanted] = schedules, failed: list[BaseException] = failed) -> None:
+            try:
+                apply(connect(), "us", schedules)
+            except BaseException as error:  # noqa: BLE001 - told by the thread that waits
+                failed.append(error)
+
+        people = [threading.Thread(target=one) for _ in range(2)]
+        for person in people:
+            person.start()
+        for person in people:
+            person.join()
+        assert failed == []
+        # Both made both.
+        assert server.requests.count("POST /apis/v2beta1/recurringruns") == 4 * (change + 1)
+        assert state(server) == declared(schedules)
+
+
+NAMES = ("a", "b", "c")
+FILES = st.dictionaries(st.sampled_from(NAMES), st.tuples(st.integers(0, 2), st.booleans()))
+STEPS = st.lists(st.tuples(FILES, st.booleans(), st.booleans()), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS)
+def test_whatever_is_edited_what_is_declared_is_there_once_and_no_run_is_killed(
+    server: Standin,
+    wanted: Callable[..., Wanted],
+    steps: list[tuple[dict[str, tuple[int, bool]], bool, bool]],
+) -> None:
+    for table in server.tables.values():
+        table.clear()
+    for file, runs_start, runs_end in steps:
+        schedules = [
+            wanted(name, cron=f"0 0 {hour} * * *", paused=paused) for name, (hour, paused) in sorted(file.items())
+        ]
+        busy = apply(connect(), "us", schedules)
+        on = {name: [entry for entry in found if entry[1] == "ENABLE"] for name, found in state(server).items()}
+        assert {name: found for name, found in on.items() if found} == {
+            name: found for name, found in declared(schedules).items() if found[0][1] == "ENABLE"
+        }
+        for name, found in state(server).items():
+            kept_for_runs = [entry for entry in found if entry not in declared(schedules).get(name, [])]
+            assert not kept_for_runs or name in busy
+            assert len(set(found)) == len(found)
+        if runs_start:
+            server.tick()
+        if runs_end:
+            for run in server.runs(*ALIVE):
+                server.finish(run["run_id"])
+    assert server.killed == []
+
+
+FILE = """
+owner: us
+cluster: infra/cluster.yaml
+schedules:
+  - name: weekly
+    pipeline: retrain
+    cron: 0 0 2 * * sun
+    source: s3://photographs/new
+  - name: often
+    pipeline: detect
+    every: 15min
+    source: s3://photographs/new
+    set: [train.seed=2]
+"""
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "schedules.yaml"
+    path.write_text(FILE)
+    found = load_schedules(path)
+    weekly, often = found.schedules
+    assert (found.owner, found.require_digests) == ("us", False)
+    assert (weekly.cron, weekly.every, weekly.concurrency, weekly.catchup) == ("0 0 2 * * sun", None, 1, False)
+    assert (interval_seconds(often.every), often.set) == (900, ("train.seed=2",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("0 0 2 * * sun", "0 0 25 * * sun", "schedule weekly: parameter cron: hour: '25' is not within 0-23"),
+        ("0 0 2 * * sun", "0 2 * * sun", "six are needed"),
+        ("15min", "often", "schedule often: parameter every: 'often' is no interval"),
+        ("pipeline: detect", "pipeline: dectect", "schedule often: parameter pipeline"),
+        ("    cron:", "    corn:", "there is no parameter corn; did you mean cron?"),
+        ("    every: 15min\n", "", "schedule often: give one of cron and every"),
+        ("name: often", "name: weekly", "schedule weekly: there are two of this name"),
+        ("name: often", "name: Often!", "parameter name"),
+        ("    source: s3://photographs/new\n    set", "    set", "parameter source is missing"),
+        ("set: [train.seed=2]", "concurrency: 11", "parameter concurrency"),
+        ("owner: us", "onwer: us", "did you mean owner?"),
+        ("schedules:\n", "schedules: 3\nrest:\n", "the last one a list"),
+        ("owner: us", "owner: [", "is not YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_the_schedule(tmp_path: Path, old: str, new: str, told: str) -> None:
+    path = tmp_path / "schedules.yaml"
+    assert old in FILE
+    path.write_text(FILE.replace(old, new))
+    with pytest.raises(ConfigError) as caught:
+        load_schedules(path)
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,118 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bebygan.files import lock
+from pipelines import cli
+from pipelines.local.run import Outcome, _log_of_this_run, _remove_unused, publish
+
+
+def test_a_run_is_not_alone_while_another_one_is_under_way_in_the_workspace(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    with path.open("w") as ours:
+        with path.open("w") as theirs:
+            assert lock(theirs)
+            assert not lock(ours)
+        assert lock(ours)
+
+
+def test_the_log_begins_anew_unless_another_run_still_writes_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    path.write_text("of an earlier run\n")
+    with _log_of_this_run(path) as first:
+        print("first", file=first, flush=True)
+        with _log_of_this_run(path) as second:
+            print("second", file=second, flush=True)
+        print("first again", file=first)
+    assert path.read_text() == "first\nsecond\nfirst again\n"
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with _log_of_this_run(tmp_path / "run.log") as log:
+        assert not lock(log)
+
+
+def test_a_stop_request_that_comes_between_two_tasks_reaches_the_next_one() -> None:
+    program = """
+import os, signal, time
+from pipelines.local.run import _stop_requests_passed_on
+tasks, asked = [0, 1], []
+def ask():
+    asked.append(tasks[len(asked)])
+    return asked[-1]
+with _stop_requests_passed_on(ask) as stopped:
+    os.kill(os.getpid(), signal.SIGTERM)
+    while len(asked) < 2:
+        time.sleep(0.05)
+    time.sleep(1.2)
+print(asked, stopped())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "[0, 1] True\n", done.stderr
+
+
+def test_what_cannot_be_removed_does_not_hold_up_the_end_of_a_run(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from components.progress import WATCHER
+from pipelines.local.run import _environment, _remove_unused, _watcher
+folder = Path(sys.argv[1])
+(folder / "pipeline").mkdir()
+(folder / "pipeline" / "foreign").touch()
+with _watcher(folder, containers=False) as watcher, _environment({WATCHER: watcher}):
+    _remove_unused(folder / "pipeline", ())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("foreign cannot be removed")) == (0, 1), done.stderr
+
+
+def test_the_newest_report_takes_the_place_of_the_last_one_whole(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        made = tmp_path / text
+        (made / "pictures").mkdir(parents=True)
+        (made / "report.html").write_text(text)
+        (made / "pictures" / f"{text}.png").touch()
+        page = publish(Outcome(made, made), tmp_path)
+    assert page.read_text() == "second"
+    assert [path.name for path in (tmp_path / "report" / "pictures").iterdir()] == ["second.png"]
+
+
+def test_a_workspace_that_cannot_be_written_is_told_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///never.db")
+    (tmp_path / "file").touch()
+    assert cli.main(["run", "--workspace", str(tmp_path / "file" / "workspace")]) == 6
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot write {tmp_path}/file/workspace: ")
+    assert said.count("\n") == 1
+
+
+def test_the_address_of_a_server_is_shown_without_its_password() -> None:
+    assert cli._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
+
+
+def test_what_was_not_used_is_removed_and_what_cannot_be_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for task in ("first/ingest", "first/train", "second/train", "third/evaluate"):
+        (tmp_path / task / "artifact").mkdir(parents=True)
+    (tmp_path / "foreign").touch()
+    _remove_unused(tmp_path, {tmp_path / "first/ingest", tmp_path / "third/evaluate"})
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")}
+    assert left == {"first/ingest", "third/evaluate"}
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "third", "foreign"}
+    assert caplog.messages == [
+        f"warning: what an earlier run left in {tmp_path / 'foreign'} cannot be removed: Not a directory"
+    ]
