@@ -5,7 +5,8 @@ file or as one YAML string (Kubeflow turns integers inside dict parameters into 
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -278,9 +279,29 @@ def from_yaml(kind: type[T], text: str) -> T:
     return _validated(kind, _parse(text, "the configuration"))
 
 
+def plain(group: object) -> dict[str, Any]:
+    """Return a group as nested dictionaries of what YAML and JSON can hold: numbers, text, booleans, lists and None."""
+    values: dict[str, Any] = TypeAdapter(type(group)).dump_python(group, mode="json")
+    return values
+
+
 def to_yaml(group: object) -> str:
     """Write a group as YAML that `from_yaml` reads back to an equal one; the same text each time."""
-    return yaml.safe_dump(TypeAdapter(type(group)).dump_python(group, mode="json"), sort_keys=True)
+    return yaml.safe_dump(plain(group), sort_keys=True)
+
+
+def one_line_yaml(group: object) -> str:
+    """Write a group as one line of YAML. Unlike JSON, it reads back to the same floats and fits in a comment."""
+    return yaml.safe_dump(plain(group), sort_keys=True, default_flow_style=True, width=sys.maxsize).strip()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of each leaf in a tree of mappings; an empty mapping yields nothing."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Params:

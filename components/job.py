@@ -1,16 +1,13 @@
 """What a run is made of: by it a finished run is known again, and what changed since is told."""
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-import yaml
-
 from bebygan.files import sha256_of
-from components.config import GROUPS, Params, from_yaml, to_yaml
+from components.config import GROUPS, Params, from_yaml, one_line_yaml, to_yaml
 from components.stores.source import source_version
 from components.tracking.provenance import code_hash
 
@@ -73,9 +70,4 @@ def params_of(groups: Mapping[str, str]) -> Params:
 def inputs_of(params: Params) -> dict[str, str]:
     """Return the inputs of a pipeline that hold the parameters: `<group>_params`, each a YAML text of one line."""
     # Kubeflow's compiler writes defaults into a comment, which a second line would fall out of.
-    return {
-        f"{group}_params": yaml.safe_dump(
-            yaml.safe_load(to_yaml(getattr(params, group))), default_flow_style=True, width=sys.maxsize
-        ).strip()
-        for group in GROUPS
-    }
+    return {f"{group}_params": one_line_yaml(getattr(params, group)) for group in GROUPS}

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import yaml
-
 from bebygan.distributed import rank
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
@@ -22,10 +20,10 @@ from bebygan.training.pictures import picture_grid
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState
 from components.cli import stoppable
-from components.config import to_yaml
+from components.config import flatten, plain, to_yaml
 from components.progress import progress_bar
 from components.stores.checkpoints import open_checkpoints
-from components.tracking.provenance import code_hash, flatten
+from components.tracking.provenance import code_hash
 from components.tracking.runs import step_run
 
 Track = Callable[[int, Mapping[str, float | Image]], None]
@@ -62,7 +60,7 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
     Raises:
         DataError: there are no patches.
     """
-    settings = flatten(yaml.safe_load(to_yaml(params)))
+    settings = flatten(plain(params))
     return {
         "step": step,
         "patches": sha256_of(_about(patches)),

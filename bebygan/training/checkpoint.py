@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from bebygan.differences import differences
 from bebygan.distributed import processes, rank
 from bebygan.errors import BebyganError, ConfigError, DataError, StorageError
 from bebygan.files import storage_errors, whole_file
@@ -78,18 +79,6 @@ def kept(iterations: Iterable[int], keep: Retention, history: Sequence[Mapping[s
         if values:
             stay.add(max(values, key=lambda iteration: (values[iteration], -iteration)))
     return stay
-
-
-def differences(there: Job, here: Job) -> str:
-    """Say in which names two jobs differ, and their values; empty where they are the same."""
-    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    return ", ".join(f"{name} is {_shown(there.get(name))} there and {_shown(here.get(name))} here" for name in names)
-
-
-def _shown(text: str | None) -> str:
-    if text is None:
-        return "not set"
-    return text[:12] if len(text) == _DIGEST_LENGTH else text[:40]
 
 
 def job_in(file: BinaryIO) -> dict[str, str] | None:
@@ -268,8 +257,8 @@ class Checkpoints:
                     f"{path} has format {header['format']}, this version of bebygan reads {FORMAT}: go on with the "
                     "version that wrote it, or choose another folder"
                 )
-            if differing := differences(header["job"], self._job):
-                raise ConfigError(f"{path} belongs to another run: {differing}; choose another folder")
+            if changed := differences(header["job"], self._job):
+                raise ConfigError(f"{path} belongs to another run: {', '.join(changed)}; choose another folder")
             state: dict[str, Any] = torch.load(body, map_location="cpu", weights_only=True)
             return state
         if paths:

@@ -4,13 +4,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import yaml
-
+from bebygan.differences import differences
 from bebygan.errors import ConfigError
-from components.config import to_yaml
+from components.config import flatten, plain, to_yaml
 from components.job import Job
 from components.progress import say
-from components.tracking.provenance import flatten
 from components.tracking.registry import champion
 from components.tracking.runs import PARENT, ended_runs, mlflow_client, open_pipeline_run, service_errors
 
@@ -57,16 +55,8 @@ def _changed_parameters(job: Job, before: "Run") -> str | None:
     """Name the parameters that differ, or return None when none does."""
     if before.data.tags.get("params_hash") == hashlib.sha256(to_yaml(job.params).encode()).hexdigest():
         return None
-    now = {name: str(value) for name, value in flatten(yaml.safe_load(to_yaml(job.params)))}
-    then = before.data.params
-    changed = [
-        f"{name} {then.get(name, 'unset')} -> {now.get(name, 'unset')}"
-        for name in sorted(now.keys() | then.keys())
-        if now.get(name) != then.get(name)
-    ]
-    if len(changed) > _NAMED:
-        changed[_NAMED:] = [f"and {len(changed) - _NAMED} more"]
-    return f"parameters changed ({', '.join(changed)})"
+    now = {name: str(value) for name, value in flatten(plain(job.params))}
+    return f"parameters changed ({', '.join(differences(before.data.params, now, _NAMED))})"
 
 
 def _reason(job: Job, made: _Made | None) -> str:
@@ -76,15 +66,15 @@ def _reason(job: Job, made: _Made | None) -> str:
     if before is None or "source_version" not in before.data.tags:
         return f"what the champion, version {version}, was made of is not known"
     tags = before.data.tags
-    differences = [
+    changes = [
         "photographs changed" if tags["source_version"] != job.source_version else None,
         "code changed" if tags.get("code_version") != job.code_version else None,
         _changed_parameters(job, before),
     ]
-    told = [difference for difference in differences if difference]
-    if not told:
+    changed = [change for change in changes if change]
+    if not changed:
         return f"nothing changed since the champion, version {version}, but the run that made it did not finish"
-    return f"{', '.join(told)} since the champion, version {version}"
+    return f"{', '.join(changed)} since the champion, version {version}"
 
 
 def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decision:

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bebygan.differences import differences
 from bebygan.errors import DataError, ServiceError
-from bebygan.training.checkpoint import Job, Keep, Saved, checkpoints_in, differences, iteration_of, job_in, name_of
+from bebygan.training.checkpoint import Job, Keep, Saved, checkpoints_in, iteration_of, job_in, name_of
 from bebygan.training.loop import FAULTS
 from components.stores.s3 import Prefix, StoredFile, is_bucket, open_prefix
 
@@ -221,7 +222,8 @@ def _look_around(others: Iterable[_Place], job: Job, *, anew: bool) -> None:
     others = sorted(others, key=lambda place: place.written, reverse=True)
     for place in others if anew else ():
         if (last := place.job()) is not None:
-            _log.info("%s begins anew: of the job in %s, %s", job["step"], place.address, differences(last, job))
+            changed = ", ".join(differences(last, job))
+            _log.info("%s begins anew: of the job in %s, %s", job["step"], place.address, changed)
             break
     for place in others:
         if time.time() - place.written > _SECONDS_AFTER_THE_END and place.has_ended():

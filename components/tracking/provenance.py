@@ -6,30 +6,17 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from bebygan.metrics.protocol import PROTOCOL
-from components.config import to_yaml
+from components.config import flatten, plain, to_yaml
 
 UNKNOWN = "unknown"
 BUILD_INFO = Path("/etc/bebygan.json")
 """Written when an image is built: {"git_sha": ..., "git_dirty": "true" or "false"}; there is no git inside."""
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("bebygan", "components", "pipelines")
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of everything in a tree of mappings that is no mapping itself."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 @cache
@@ -75,7 +62,7 @@ def _version(package: str) -> str:
 
 
 def _seed(params: object) -> str:
-    seeds = [value for name, value in flatten(yaml.safe_load(to_yaml(params))) if name.rpartition(".")[2] == "seed"]
+    seeds = [value for name, value in sorted(flatten(plain(params))) if name.rpartition(".")[2] == "seed"]
     return ", ".join(str(seed) for seed in seeds) or "none"
 
 

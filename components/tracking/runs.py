@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import yaml
 
 from bebygan.errors import Preempted, ServiceError
 from bebygan.imaging import Image
-from components.config import to_yaml
+from components.config import flatten, plain
 from components.tracking.delivery import Delivery, spool_of
-from components.tracking.provenance import flatten, provenance
+from components.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -218,7 +217,7 @@ def _experiment(client: "MlflowClient") -> str:
 def _describe(client: "MlflowClient", run_id: str, params: object, facts: Mapping[str, str]) -> None:
     from mlflow.entities import Param, RunTag  # noqa: PLC0415
 
-    values = [Param(name, str(value)) for name, value in flatten(yaml.safe_load(to_yaml(params)))]
+    values = [Param(name, str(value)) for name, value in flatten(plain(params))]
     client.log_batch(run_id, params=values, tags=[RunTag(name, value) for name, value in facts.items()])
 
 

@@ -22,13 +22,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from bebygan.errors import ConfigError, DataError, StorageError, WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.settings import GanSettings
 from components.cli import run_step, step_parser
-from components.config import Params, from_yaml, to_yaml
+from components.config import Params, from_yaml, one_line_yaml, to_yaml
 from components.progress import say
 from components.train.trainjob import TrainJobSettings, TrainJobSpec, run_trainjob, trainjob_name
 
@@ -59,8 +57,7 @@ def _share(source: Path, target: Path) -> None:
 
 def _command(home: Path, shards: Path, checkpoints: str, params: GanSettings) -> tuple[str, ...]:
     """Return the command that trains, in the image of the training step."""
-    # One line that reads back to the same floats, as JSON would not.
-    group = yaml.safe_dump(yaml.safe_load(to_yaml(params)), default_flow_style=True, width=sys.maxsize).strip()
+    group = one_line_yaml(params)
     places = {"patches": shards, "warmup": home / "warmup", "output": home / "challenger", "checkpoints": checkpoints}
     return (
         *("python", "-m", "components.train.torchrun", "-m", "components.train", "--set", f"train={group}"),

@@ -29,10 +29,10 @@ from kubernetes.config.config_exception import ConfigException  # type: ignore[i
 from pydantic import Field
 from urllib3.exceptions import HTTPError, LocationValueError
 
+from bebygan.differences import differences
 from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
 from components.cli import stoppable
-from components.config import Count, Group
-from components.tracking.provenance import flatten
+from components.config import Count, Group, flatten
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RESOURCE = f"{PLURAL}.{GROUP}"
@@ -452,13 +452,6 @@ def _time_of(line: str) -> datetime | None:
         return None
 
 
-def _differences(asked: str, exists: str) -> str:
-    """Say in what two trainings that were asked for differ."""
-    new, old = (dict(flatten(json.loads(text))) for text in (asked, exists))
-    names = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
-    return ", ".join(f"{name} is {old.get(name, 'not set')}, not {new.get(name, 'unset')}" for name in names)
-
-
 def _start(api: _Api, spec: TrainJobSpec, log: Callable[[str], None]) -> str:
     """Create the TrainJob, or find the one that runs; return its uid."""
     body = manifest(spec)
@@ -484,8 +477,10 @@ def _start(api: _Api, spec: TrainJobSpec, log: Callable[[str], None]) -> str:
         if exists is None:
             raise ConfigError(f"{named} exists and is not of this pipeline: delete it, or choose another namespace")
         if asked != exists:
+            running, wanted = (dict(flatten(json.loads(text))) for text in (exists, asked))
+            changed = ", ".join(differences(running, wanted))
             raise ConfigError(
-                f"{named} trains the same already, otherwise: {_differences(asked, exists)}; wait for its end, or end "
+                f"{named} trains the same already, otherwise: {changed}; wait for its end, or end "
                 f"it with kubectl -n {api.namespace} delete trainjob {spec.name}"
             )
         log(f"{named} runs already; going on with it")

@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import yaml
 
+from bebygan.differences import differences
 from bebygan.errors import ConfigError, ServiceError
+from components.config import flatten
 from components.start.kubeflow_client import Kubeflow, RecurringRun
-from components.tracking.provenance import flatten
 from pipelines.kubeflow.schedule_file import Package, Wanted
 
 _ROUNDS = 10
@@ -163,12 +164,7 @@ def difference(wanted: Wanted, there: RecurringRun) -> str:
     """Say how a declared schedule differs from one on the server."""
     now, then = _parameters(wanted.parameters), _parameters(there.parameters)
     told = [f"{there.trigger} -> {wanted.trigger}"] if there.trigger != wanted.trigger else []
-    told += [
-        f"{name} {then.get(name, 'unset')} -> {now.get(name, 'unset')}"
-        for name in sorted(now.keys() | then.keys())
-        if now.get(name) != then.get(name)
-    ]
-    return ", ".join(told) or "code, images or resources"
+    return ", ".join(told + differences(then, now)) or "code, images or resources"
 
 
 class _Server:

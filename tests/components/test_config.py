@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bebygan.errors import ConfigError
-from components.config import GROUPS, from_yaml, load_params, to_yaml
+from components.config import GROUPS, flatten, from_yaml, load_params, one_line_yaml, plain, to_yaml
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params.yaml"
@@ -154,3 +154,15 @@ def test_integers_stay_integers(iterations: int) -> None:
     again = from_yaml(type(group), to_yaml(group))
     assert type(again.iterations) is int
     assert again.iterations == iterations
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_one_line_and_plain_values_read_back_to_an_equal_group(group: str) -> None:
+    value = getattr(load_params(ROOT / "params.yaml"), group)
+    assert "\n" not in one_line_yaml(value)
+    assert from_yaml(type(value), one_line_yaml(value)) == value
+    assert plain(value) == yaml.safe_load(to_yaml(value))
+
+
+def test_a_tree_is_flattened_to_dotted_names() -> None:
+    assert dict(flatten({"a": 1, "b": {"c": {"d": [1, 2]}, "e": None}})) == {"a": 1, "b.c.d": [1, 2], "b.e": None}

@@ -16,7 +16,7 @@ import torch
 from bebygan.errors import ConfigError, DataError, StorageError
 from bebygan.settings import Retention
 from bebygan.training import checkpoint
-from bebygan.training.checkpoint import Checkpoints, Saved, checkpoints_in, differences, iteration_of, job_in, kept
+from bebygan.training.checkpoint import Checkpoints, Saved, checkpoints_in, iteration_of, job_in, kept
 from tests.conftest import free_ports
 
 ROOT = Path(__file__).parents[3]
@@ -147,10 +147,8 @@ def test_another_job_is_refused_with_names_and_values(tmp_path: Path) -> None:
         load(tmp_path, other)
     assert str(caught.value) == (
         f"{tmp_path / 'iteration-00000001.checkpoint'} belongs to another run: "
-        "code is aaaaaaaaaaaa there and bbbbbbbbbbbb here, params.iterations is 6 there and 8 here, "
-        "params.new is not set there and 1 here; choose another folder"
+        "code aaaaaaaaaaaa -> bbbbbbbbbbbb, params.iterations 6 -> 8, params.new unset -> 1; choose another folder"
     )
-    assert differences(JOB, JOB) == ""
 
 
 def test_a_newer_format_is_refused_with_both_numbers_and_not_passed_over(
@@ -379,5 +377,5 @@ def test_the_first_of_several_processes_reads_and_writes_for_all(tmp_path: Path)
     assert [process.returncode for process in ranks] == [0, 0]
     assert outputs[0] != outputs[1]
     for output in outputs:
-        assert "belongs to another run: code is aaaaaaaaaaaa there and not set here" in output
+        assert "belongs to another run: code aaaaaaaaaaaa -> unset" in output
     assert names(tmp_path) == [5]

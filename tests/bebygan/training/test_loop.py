@@ -173,9 +173,7 @@ def test_only_damaged_checkpoints_stop_the_run(patches: Patches, tmp_path: Path)
 def test_a_checkpoint_of_another_job_is_refused_with_what_differs(patches: Patches, tmp_path: Path) -> None:
     run(patches, tmp_path)
 
-    with pytest.raises(
-        ConfigError, match=r"belongs to another run: params is p there and q here; choose another folder"
-    ):
+    with pytest.raises(ConfigError, match=r"belongs to another run: params p -> q; choose another folder"):
         fit(
             state(),
             patches,

@@ -82,7 +82,7 @@ def test_a_folder_is_written_to_directly(tmp_path: Path) -> None:
 
 def test_another_jobs_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
     folder = save(str(tmp_path), 1, job=JOB | {"params.iterations": "8"})
-    with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations is 8 there and 6 here; choose"):
+    with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations 8 -> 6; choose"):
         resumed_from(str(folder))
     assert resumed_from(str(save(str(tmp_path), 3))) == 3
 
@@ -98,7 +98,7 @@ def test_beginning_anew_says_what_differs_from_the_newest_job_that_is_there(
     caplog.clear()
     save(str(tmp_path), 1)
     [line] = [record.getMessage() for record in caplog.records]
-    assert line == f"train begins anew: of the job in {folder}, params.iterations is 8 there and 6 here"
+    assert line == f"train begins anew: of the job in {folder}, params.iterations 8 -> 6"
     caplog.clear()
     save(str(tmp_path), 2)
     assert not caplog.records
@@ -154,9 +154,7 @@ def test_beginning_anew_in_a_bucket_says_what_differs_too(prefix: str, caplog: p
     save(prefix, 1)
     save(prefix, 2)
     [line] = [record.getMessage() for record in caplog.records]
-    assert line == (
-        f"train begins anew: of the job in {prefix}/{place_of(other)}, params.iterations is 8 there and 6 here"
-    )
+    assert line == (f"train begins anew: of the job in {prefix}/{place_of(other)}, params.iterations 8 -> 6")
 
 
 @pytest.mark.usefixtures("new_pod")
@@ -165,7 +163,7 @@ def test_another_jobs_place_in_a_bucket_is_refused_with_what_differs(
 ) -> None:
     folder = save(prefix, 1, job=JOB | {"params.iterations": "8"})
     before = stored()
-    with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations is 8 there and 6 here; choose"):
+    with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations 8 -> 6; choose"):
         resumed_from(f"{prefix}/{folder.name}")
     assert stored() == before
     assert resumed_from(prefix) is None

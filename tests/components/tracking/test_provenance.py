@@ -10,7 +10,7 @@ import pytest
 
 from components.config import EvaluateParams, Params, load_params
 from components.tracking import provenance as module
-from components.tracking.provenance import UNKNOWN, code_hash, flatten, provenance
+from components.tracking.provenance import UNKNOWN, code_hash, provenance
 
 ROOT = Path(__file__).parents[3]
 FACTS = {
@@ -128,10 +128,6 @@ def test_the_params_hash_is_that_of_the_values(params: Params) -> None:
     other = evaluate.model_copy(update={"crop": 256})
     hashes = [provenance(group)["params_hash"] for group in (evaluate, same, other)]
     assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_a_tree_is_flattened_to_dotted_names() -> None:
-    assert dict(flatten({"a": 1, "b": {"c": {"d": [1, 2]}, "e": None}})) == {"a": 1, "b.c.d": [1, 2], "b.e": None}
 
 
 def test_it_needs_no_torch() -> None:
