@@ -31,7 +31,7 @@ help: ## Show this list
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-deps --editable .
-	$(BIN)/python -m components.weights vgg16 alexnet lpips-alex
+	$(BIN)/python -m bebygan.pretrained vgg16 alexnet lpips-alex
 	touch $@
 
 setup: .venv/installed ## Install everything into .venv
@@ -65,7 +65,7 @@ infra/images/wheels/fetched: $(LOCKS:%=infra/images/%.lock) .venv/installed
 	touch $@
 
 infra/images/weights/fetched: .venv/installed
-	cp $$($(BIN)/python -m components.weights | sed 's/.*: //') $(@D)
+	cp $$($(BIN)/python -m bebygan.pretrained | sed 's/.*: //') $(@D)
 	touch $@
 
 images: infra/images/wheels/fetched infra/images/weights/fetched ## Build the images of the steps; BASE=, TAG=

@@ -1,10 +1,10 @@
 """Files and folders that are written whole or not at all."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from bebygan.errors import StorageError
+
+if sys.platform != "win32":
+    import fcntl
 
 _CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full",
@@ -76,12 +79,23 @@ def _locked(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def lock(file: int | IO[Any], how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> bool:
-    """Lock an open file until it is closed, and return whether it could be; `how` is what `fcntl.flock` takes."""
+def lock(file: int | IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file until it is closed.
+
+    Args:
+        file: an open file. NFS requires that it is open for writing.
+        shared: allow other shared locks.
+        wait: wait until the lock is free.
+
+    Returns:
+        Whether the file is locked now. If not, another process holds a lock, or the platform (Windows) or the file
+        system (often Lustre) has no such locks.
+    """
+    if sys.platform == "win32":
+        return False
     try:
-        fcntl.flock(file, how)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError:
-        # A living process has it, or the file system knows no locks, as Lustre's often does.
         return False
     return True
 

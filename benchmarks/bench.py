@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from bebygan.pretrained import weights_file
 from benchmarks.cases import Case, WrongResultError, cases, write_sample
 from benchmarks.figures import Figure, table, write_figures
 from benchmarks.measuring import Rounds
 from components.cli import report_errors
 from components.config import PARAMS_FILE, load_params
 from components.progress import say
-from components.weights import weights_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results.json"

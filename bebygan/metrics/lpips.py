@@ -1,5 +1,6 @@
 """LPIPS (arXiv 1801.03924), version 0.1 with AlexNet: a distance of images as people see it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -58,12 +59,12 @@ def _unit(features: Tensor) -> Tensor:
     return features / (features.square().sum(1, keepdim=True).sqrt() + _EPSILON)
 
 
-class _Heads(nn.Module):
+class Heads(nn.Module):
     """Names and shapes of the published heads: lin0.model.1.weight, ... (after a dropout that evaluation skips)."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels_of_levels: Sequence[int] = _CHANNELS) -> None:
         super().__init__()
-        for number, channels in enumerate(_CHANNELS):
+        for number, channels in enumerate(channels_of_levels):
             layers = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False))
             self.add_module(f"lin{number}", nn.ModuleDict({"model": layers}))
 
@@ -78,7 +79,7 @@ def load_lpips(alexnet: Path, heads: Path) -> Lpips:
     Raises:
         WeightsError: a file is missing, damaged, or another network's.
     """
-    linear = _Heads()
+    linear = Heads()
     load_exactly(linear, read_state(heads), heads)
     return Lpips(load_alexnet(alexnet), list(linear.state_dict().values())).eval()
 

@@ -16,6 +16,7 @@ from bebygan.errors import WeightsError
 
 _NESTED_UNDER = ("params_ema", "params", "state_dict")
 """Where public checkpoints keep their weights; the averaged ones are the ones that were published."""
+_DAMAGED = (EOFError, RuntimeError, OSError, ValueError, AttributeError, KeyError)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -30,7 +31,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"no weights at {path}: fetch them or correct the path")
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError) as error:
+    except (*_DAMAGED, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path} cannot be read as weights ({reason}): fetch it again or convert it") from error
     for name in _NESTED_UNDER:

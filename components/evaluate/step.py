@@ -22,6 +22,7 @@ from bebygan.metrics.lpips import Lpips, load_lpips, lpips
 from bebygan.metrics.protocol import PROTOCOL
 from bebygan.networks.naming import load_generator
 from bebygan.precision import full_precision
+from bebygan.pretrained import weights_file
 from bebygan.training.precision import training_device
 from components.config import EvaluateParams, Metric
 from components.evaluate.health import examine
@@ -35,7 +36,6 @@ from components.stores.dataset import photographs_of, read_photograph
 from components.tracking.provenance import provenance
 from components.tracking.registry import ModelVersion, champion, download_generator
 from components.tracking.runs import StepRun
-from components.weights import weights_file
 
 Upscaler = Callable[[Image], Image]
 _PICTURES = 12

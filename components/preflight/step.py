@@ -91,13 +91,13 @@ def _registry(model: str) -> str:
 
 
 def _weights(name: str) -> str:
-    from components.weights import weights_file  # noqa: PLC0415
+    from bebygan.pretrained import weights_file  # noqa: PLC0415
 
     return f"at {weights_file(name)}"
 
 
 def _start(weights: str) -> str:
-    from components.weights import GENERATORS  # noqa: PLC0415
+    from bebygan.pretrained import GENERATORS  # noqa: PLC0415
 
     if weights in GENERATORS:
         return _weights(weights)
@@ -156,7 +156,7 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
 
 def _imported() -> None:
     """Import what the checks need: it takes seconds that no service is to blame for."""
-    import components.weights  # noqa: F401, PLC0415
+    import bebygan.pretrained  # noqa: F401, PLC0415
     from components.tracking.runs import mlflow_client  # noqa: PLC0415
 
     mlflow_client()

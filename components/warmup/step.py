@@ -9,12 +9,12 @@ from bebygan.errors import WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
+from bebygan.pretrained import GENERATORS, weights_file
 from bebygan.training.precision import training_device
 from bebygan.training.state import new_state
 from bebygan.training.step import warmup_step
 from components.config import WarmupParams
 from components.training import Track, job_of, train_generator, write_generator
-from components.weights import GENERATORS, weights_file
 
 
 def _weights_path(weights: str) -> Path:

@@ -1,6 +1,5 @@
 """Run the pipeline here, through Kubeflow's local runner, as processes of this Python environment or as containers."""
 
-import fcntl
 import json
 import logging
 import os
@@ -140,7 +139,7 @@ def _log_of_this_run(path: Path) -> Iterator[TextIO]:
     with path.open("a+") as log:
         if lock(log):
             log.truncate(0)
-        lock(log, fcntl.LOCK_SH)
+        lock(log, shared=True, wait=True)
         yield log
 
 
