@@ -17,7 +17,6 @@ from components.detect.component import decide, look
 from components.evaluate.component import evaluate
 from components.ingest.component import ingest
 from components.notify.component import notify
-from components.notify.step import RETRAINING
 from components.patches.component import patches
 from components.preflight.component import preflight
 from components.register.component import register
@@ -233,7 +232,7 @@ def retrain_on(cluster: Cluster) -> Any:
             place(task, "launch" if launches else name, cluster, launcher(step) if launches else step)
             return task.set_caching_options(cached)
 
-        told = placed(notify(pipeline=RETRAINING, evaluate_params=evaluate_params), "notify")
+        told = placed(notify(evaluate_params=evaluate_params), "notify")
         with dsl.ExitHandler(told, name="retraining"):
             tried = placed(
                 preflight(
@@ -255,7 +254,6 @@ def retrain_on(cluster: Cluster) -> Any:
                     code_version=code_version,
                     force=force,
                     reason=reason,
-                    open_run=True,
                     **inputs,
                 ),
                 "decide",

@@ -23,7 +23,6 @@ def decide(
     code_version: str,
     force: str,
     reason: str,
-    open_run: bool,
     ingest_params: str,
     patches_params: str,
     warmup_params: str,
@@ -31,7 +30,7 @@ def decide(
     evaluate_params: str,
     register_params: str,
 ) -> str:
-    """Return "train" or "skip"; a training can be opened as the run that its steps' runs belong to."""
+    """Return "train" or "skip"; open the run in MLflow that is the parent of the runs of the steps."""
     from components.cli import task
 
     with task("decide"):
@@ -47,4 +46,4 @@ def decide(
             "register": register_params,
         }
         job = Job(params_of(groups), source, source_version, code_version)
-        return begin(job, force=force, asked_because=reason, open_run=open_run)
+        return begin(job, force=force, asked_because=reason)

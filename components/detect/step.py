@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NAMED = 4
 """Changed parameters that a reason names; of more it tells how many."""
 _TRIES = 3
-"""Trainings of the same job that may fail before a change detector, which looks every few minutes, starts no more."""
+"""Failed runs of the same job after which the pipeline skips it: a schedule may start one every few minutes."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
     if force:
         return Decision("train", "it was asked for")
     made = _pipeline_run_of_champion(job.params.evaluate.model_name)
-    # Kubeflow's plugin gives a change detector another experiment than the trainings that it starts.
+    # Kubeflow's MLflow plugin may track this run in another experiment than the runs before.
     also_in = [made[1].info.experiment_id] if made and made[1] else []
     if earlier := ended_runs(job.fingerprint, "FINISHED", also_in):
         return Decision("skip", f"photographs, parameters and code are those of the finished run {earlier[0]}")
@@ -105,21 +105,20 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
         return Decision(
             "skip",
             f"{len(failed)} runs of the same photographs, parameters and code failed, the last one {failed[0]}: "
-            "see why, then start one by `bebygan submit`",
+            "correct what failed, then start a run by `bebygan submit --force`",
         )
     return Decision("train", _reason(job, made))
 
 
-def begin(job: Job, *, force: str, asked_because: str, open_run: bool) -> Literal["train", "skip"]:
-    """Decide, say so, and open the run that those of the steps will belong to.
+def begin(job: Job, *, force: str, asked_because: str) -> Literal["train", "skip"]:
+    """Decide, say so, and open the run in MLflow that will be the parent of the runs of the steps.
 
-    Where no run is opened it is another pipeline that trains; a job that failed three times there is given up.
+    A job that failed three times is skipped until somebody forces it.
 
     Args:
         job: what would be run.
         force: "auto" to decide, "always" to train in any case.
         asked_because: why somebody started the pipeline; empty where nobody says.
-        open_run: whether a training is opened as a run of the whole pipeline, see `open_pipeline_run`.
 
     Returns:
         The action.
@@ -130,9 +129,9 @@ def begin(job: Job, *, force: str, asked_because: str, open_run: bool) -> Litera
     """
     if force not in ("auto", "always"):
         raise ConfigError(f"force must be auto or always, got {force!r}")
-    decision = decide(job, force=force == "always", tries=None if open_run else _TRIES)
+    decision = decide(job, force=force == "always", tries=_TRIES)
     reason = f"{decision.reason}; started because {asked_because}" if asked_because else decision.reason
     say(f"{'training' if decision.action == 'train' else 'nothing to do'}: {reason}")
-    if decision.action == "train" and open_run:
+    if decision.action == "train":
         open_pipeline_run(job.params, {**job.tags, "reason": reason})
     return decision.action

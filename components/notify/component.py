@@ -6,7 +6,7 @@ from components.container_images import TORCH_IMAGE
 
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
-def notify(pipeline: str, evaluate_params: str, status: dsl.PipelineTaskFinalStatus) -> None:
+def notify(evaluate_params: str, status: dsl.PipelineTaskFinalStatus) -> None:
     """End the pipeline's run in MLflow and tell the webhook how it ended."""
     from components.cli import task
 
@@ -16,4 +16,4 @@ def notify(pipeline: str, evaluate_params: str, status: dsl.PipelineTaskFinalSta
         from components.notify.step import notify as run
 
         model = from_yaml(EvaluateParams, evaluate_params).model_name
-        run(Ending(pipeline=pipeline, state=status.state, error=status.error_message or "", model=model))
+        run(Ending(state=status.state, error=status.error_message or "", model=model))

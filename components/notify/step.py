@@ -19,8 +19,8 @@ from components.progress import say
 from components.tracking.registry import champion
 from components.tracking.runs import close_pipeline_run, mlflow_client, service_errors
 
-RETRAINING = "retraining"
-DETECTOR = "change detector"
+_PIPELINE = "retraining"
+"""Name of the pipeline in messages."""
 _SECONDS_TO_ANSWER = 10.0
 _SECONDS_BEFORE_TRYING_AGAIN = (1.0, 5.0)
 _LONGEST_ERROR = 2000
@@ -34,8 +34,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Ending:
     """How a pipeline ended, as Kubeflow says it."""
 
-    pipeline: str
-    """RETRAINING or DETECTOR."""
     state: str
     """SUCCEEDED, FAILED or CANCELLED."""
     error: str
@@ -116,39 +114,32 @@ def post(address: str, message: Mapping[str, str]) -> None:
     raise ServiceError(f"the webhook did not take the message ({reason}): see that it runs, or correct its secret")
 
 
-def _ended(ending: Ending, console: str) -> tuple[str, dict[str, str]]:
-    """End the run of a retraining in MLflow; return a line about it, and facts."""
-    run = _end_run(ending, console)
-    reigning = _champion(ending.model)
-    nothing_new = ending.status == "FINISHED" and run is not None and not run["mlflow_run"]
-    how = "nothing to do" if nothing_new else ending.state.lower()
-    named = f"{ending.model} version {reigning}" if reigning else "unknown" if reigning is None else "none yet"
-    facts = {"champion": reigning or "", **(run or {"mlflow_run": "", "tracker": ""})}
-    return f"{how}; champion: {named}", facts
-
-
 def notify(ending: Ending) -> None:
-    """End the pipeline's run in MLflow and tell the webhook.
+    """End the pipeline's run in MLflow and post a message to the webhook.
 
-    A change detector has no such run, and only its failure is told: it runs often, and what it starts tells for itself.
+    A run that found nothing to do posts no message: schedules start many of them. It is recognized by the fact that it
+    succeeded and opened no run in MLflow.
 
     What cannot be told is logged and no error: a training that went well stays one.
     """
     console = console_link()
-    how, facts = ending.state.lower(), {"champion": "", "mlflow_run": "", "tracker": ""}
-    if ending.pipeline == RETRAINING:
-        how, facts = _ended(ending, console)
-    text = f"{ending.pipeline} of {ending.model}: {how}"
+    run = _end_run(ending, console)
+    nothing_to_do = ending.status == "FINISHED" and run is not None and not run["mlflow_run"]
+    reigning = _champion(ending.model)
+    named = f"{ending.model} version {reigning}" if reigning else "unknown" if reigning is None else "none yet"
+    how = "nothing to do" if nothing_to_do else ending.state.lower()
+    text = f"{_PIPELINE} of {ending.model}: {how}; champion: {named}"
     if ending.error:
         text += f"; {ending.error[:_LONGEST_ERROR]}"
     say(text)
     address = os.environ.get("BEBYGAN_WEBHOOK_URL")
-    if not address or (ending.pipeline == DETECTOR and ending.status == "FINISHED"):
+    if not address or nothing_to_do:
         return
+    facts = {"champion": reigning or "", **(run or {"mlflow_run": "", "tracker": ""})}
     message = {
         # Slack, Mattermost and Teams show this one.
         "text": " ".join(filter(None, (text, console, facts["tracker"]))),
-        "pipeline": ending.pipeline,
+        "pipeline": _PIPELINE,
         "state": ending.state,
         "status": ending.status,
         "error": ending.error[:_LONGEST_ERROR],

@@ -14,7 +14,7 @@ from components.config import load_params
 from components.progress import say
 
 if TYPE_CHECKING:
-    from components.start.kubeflow_client import RecurringRun
+    from pipelines.kubeflow.client import RecurringRun
     from pipelines.kubeflow.schedule_file import Wanted
     from pipelines.kubeflow.schedules import Action, Kept
 
@@ -62,7 +62,7 @@ def _change(action: "Action", wanted: "dict[str, Wanted]", there: "dict[str, Rec
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from components.start.kubeflow_client import connect  # noqa: PLC0415
+    from pipelines.kubeflow.client import connect  # noqa: PLC0415
     from pipelines.kubeflow.schedule_file import load_schedules, wanted_of  # noqa: PLC0415
     from pipelines.kubeflow.schedules import forecast, kept  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _apply(options: argparse.Namespace) -> None:
-    from components.start.kubeflow_client import connect  # noqa: PLC0415
+    from pipelines.kubeflow.client import connect  # noqa: PLC0415
     from pipelines.kubeflow.schedule_file import load_schedules, wanted_of  # noqa: PLC0415
     from pipelines.kubeflow.schedules import apply  # noqa: PLC0415
 
@@ -106,7 +106,7 @@ def _state(schedule: "Kept") -> str:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from components.start.kubeflow_client import connect  # noqa: PLC0415
+    from pipelines.kubeflow.client import connect  # noqa: PLC0415
     from pipelines.kubeflow.schedule_file import load_schedules  # noqa: PLC0415
     from pipelines.kubeflow.schedules import kept  # noqa: PLC0415
 
@@ -119,7 +119,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _pause_or_resume(options: argparse.Namespace) -> None:
-    from components.start.kubeflow_client import connect  # noqa: PLC0415
+    from pipelines.kubeflow.client import connect  # noqa: PLC0415
     from pipelines.kubeflow.schedule_file import load_schedules  # noqa: PLC0415
     from pipelines.kubeflow.schedules import pause, resume  # noqa: PLC0415
 
@@ -134,7 +134,7 @@ def _link(host: str, run: str) -> str:
 
 def _submit(options: argparse.Namespace) -> None:
     params = load_params(options.params, options.set)
-    from components.start.kubeflow_client import connect  # noqa: PLC0415
+    from pipelines.kubeflow.client import connect  # noqa: PLC0415
     from pipelines.kubeflow.runs import submit, wait  # noqa: PLC0415
 
     kubeflow = connect()
@@ -154,7 +154,7 @@ def _submit(options: argparse.Namespace) -> None:
 
 
 def _runs(options: argparse.Namespace) -> None:
-    from components.start.kubeflow_client import connect  # noqa: PLC0415
+    from pipelines.kubeflow.client import connect  # noqa: PLC0415
 
     rows = [
         (run.id, run.name, run.state.lower(), _age(run.created_at), run.error)
@@ -164,7 +164,7 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _logs(options: argparse.Namespace) -> None:
-    from components.start.kubeflow_client import connect  # noqa: PLC0415
+    from pipelines.kubeflow.client import connect  # noqa: PLC0415
     from pipelines.kubeflow.runs import logs  # noqa: PLC0415
 
     try:

@@ -105,8 +105,8 @@ class Steps:
 
 
 TASKS = tuple(Steps.__dataclass_fields__)
-DATA_TASKS = frozenset(("look", "ingest", "patches", "launch", "start"))
-"""Those that run in the image without torch. `launch` trains on other machines, `start` starts another pipeline."""
+DATA_TASKS = frozenset(("look", "ingest", "patches", "launch"))
+"""Tasks that run in the image without torch. `launch` trains on other machines."""
 
 
 class Images(Group):
@@ -255,7 +255,7 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster, step: Step) -> No
 
     Args:
         task: of any pipeline.
-        name: of the task, one of TASKS, launch or start: it says what the task may read and where it writes.
+        name: of the task, one of TASKS, or launch: it says what the task may read and where it writes.
         cluster: the settings.
         step: machine, time and retries.
     """

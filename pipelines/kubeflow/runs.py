@@ -12,9 +12,9 @@ from typing import TypeVar
 from bebygan.errors import ConfigError, ServiceError
 from components.config import Params
 from components.job import inputs_of
-from components.start.kubeflow_client import Kubeflow, Run, Task, status_of
+from pipelines.kubeflow.client import Kubeflow, Run, Task, status_of
 from pipelines.kubeflow.resources import load_cluster
-from pipelines.kubeflow.schedule_file import SERVICE_ACCOUNTS, retrain_package
+from pipelines.kubeflow.schedule_file import SERVICE_ACCOUNT, retrain_package
 from pipelines.kubeflow.schedules import upload
 
 _SECONDS_BETWEEN_LOOKS = 10.0
@@ -64,7 +64,7 @@ def submit(
         pipeline_id=pipeline_id,
         version_id=version_id,
         parameters=parameters,
-        service_account=SERVICE_ACCOUNTS["retrain"],
+        service_account=SERVICE_ACCOUNT,
     )
 
 

@@ -1,4 +1,4 @@
-"""What infra/schedules.yaml declares, and what it comes to: compiled pipelines and their inputs."""
+"""Read infra/schedules.yaml, compile the pipeline that its schedules start, and put the inputs together."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, Field
@@ -17,13 +17,12 @@ from components.config import PARAMS_FILE, Count, Group, Params, from_yaml, load
 from components.job import inputs_of
 from pipelines.kubeflow.compilation import pipeline_yaml, version_name
 from pipelines.kubeflow.cron import checked
-from pipelines.kubeflow.detect import DETECT, detect_on
 from pipelines.kubeflow.resources import VOLUME, Cluster, load_cluster
 from pipelines.retrain import PIPELINE, retrain_on
 
 SCHEDULES_FILE = Path("infra/schedules.yaml")
-SERVICE_ACCOUNTS = {"retrain": "bebygan-retrain", "detect": "bebygan-detect"}
-"""Of the pods of a run, by pipeline."""
+SERVICE_ACCOUNT = "bebygan-retrain"
+"""Kubernetes service account of the pods of a run."""
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$")]
 
@@ -40,8 +39,6 @@ class Schedule(Group):
 
     name: Name
     """Names it in this file and on the server."""
-    pipeline: Literal["retrain", "detect"]
-    """What it starts: a training, or a look whether one is due."""
     cron: Annotated[str, AfterValidator(checked)] | None = None
     """When: second, minute, hour, day of the month, month, day of the week; see pipelines/kubeflow/cron.py."""
     every: Annotated[str, AfterValidator(_interval)] | None = None
@@ -106,6 +103,11 @@ def load_schedules(path: Path = SCHEDULES_FILE) -> Schedules:
     for number, entry in enumerate(entries, 1):
         name = entry.get("name", f"number {number}") if isinstance(entry, dict) else f"number {number}"
         where = f"{path}, schedule {name}"
+        if isinstance(entry, dict) and "pipeline" in entry:
+            raise ConfigError(
+                f"{where}: remove the line `pipeline: {entry['pipeline']}`: every schedule starts the same pipeline, "
+                "which trains only when something changed"
+            )
         try:
             schedule = from_yaml(Schedule, yaml.safe_dump(entry))
         except ConfigError as error:
@@ -167,11 +169,6 @@ def retrain_package(cluster: Cluster) -> Package:
     return Package(PIPELINE, pipeline_yaml(retrain_on(cluster), inputs_of(load_params())))
 
 
-def detect_package(cluster: Cluster) -> Package:
-    """Compile the change detector."""
-    return Package(DETECT, pipeline_yaml(detect_on(cluster), {}))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """A schedule with everything that the server is told of it."""
@@ -179,8 +176,6 @@ class Wanted:
     name: str
     paused: bool
     package: Package
-    companions: tuple[Package, ...] = ()
-    """Pipelines that its runs start in turn: they must be there too."""
     parameters: Mapping[str, str]
     experiment: str
     cron: str | None
@@ -218,35 +213,21 @@ def interval_seconds(every: str | None) -> int | None:
     return int(number) * _UNITS[unit]
 
 
-def retrain_inputs(schedule: Schedule, params: Params) -> dict[str, str]:
-    """Return the inputs of the retraining pipeline."""
+def _wanted(schedule: Schedule, package: Package, params: Params) -> Wanted:
     places = {name: getattr(schedule, name) for name in ("source", "remote", "checkpoints", "ledger")}
-    return places | inputs_of(params)
-
-
-def _wanted(schedule: Schedule, inputs: Mapping[str, str], retrain: Package, detect: Package | None) -> Wanted:
-    if detect:
-        inputs = {
-            **inputs,
-            "experiment": schedule.experiment,
-            # Its code is the detector's own: another one would be found changed again and again.
-            "version": retrain.version,
-            "service_account": SERVICE_ACCOUNTS["retrain"],
-        }
-    package = detect or retrain
+    inputs = places | inputs_of(params)
     package.check(inputs)
     return Wanted(
         name=schedule.name,
         paused=schedule.paused,
         package=package,
-        companions=(retrain,) if detect else (),
         parameters=inputs,
         experiment=schedule.experiment,
         cron=schedule.cron,
         interval=interval_seconds(schedule.every),
         concurrency=schedule.concurrency,
         catchup=schedule.catchup,
-        service_account=SERVICE_ACCOUNTS[schedule.pipeline],
+        service_account=SERVICE_ACCOUNT,
     )
 
 
@@ -259,34 +240,24 @@ def _require_digests(path: Path, cluster: Cluster) -> None:
 
 
 def wanted_of(schedules: Schedules) -> list[Wanted]:
-    """Compile the pipelines that schedules start, and put their inputs together.
+    """Compile the pipeline for each cluster that is named, and put the inputs of each schedule together.
 
     Raises:
         ConfigError: parameters or the cluster's settings are wrong, or an image has no digest and must have one; says
             in which schedule.
     """
-    paths = {each.name: each.cluster or schedules.cluster for each in schedules.schedules}
     clusters: dict[Path, Cluster] = {}
-    inputs = {}
+    params = {}
     for schedule in schedules.schedules:
-        path = paths[schedule.name]
+        path = schedule.cluster or schedules.cluster
         try:
             clusters.setdefault(path, load_cluster(path))
             if schedules.require_digests:
                 _require_digests(path, clusters[path])
-            inputs[schedule.name] = retrain_inputs(schedule, load_params(schedule.params, schedule.set))
+            params[schedule.name] = load_params(schedule.params, schedule.set)
         except ConfigError as error:
             raise ConfigError(f"schedule {schedule.name}: {error}") from error
-    # A detector needs the pipeline that it starts.
-    retrain = {path: retrain_package(cluster) for path, cluster in clusters.items()}
-    detecting = {paths[each.name] for each in schedules.schedules if each.pipeline == "detect"}
-    detect = {path: detect_package(clusters[path]) for path in detecting}
+    packages = {path: retrain_package(cluster) for path, cluster in clusters.items()}
     return [
-        _wanted(
-            each,
-            inputs[each.name],
-            retrain[paths[each.name]],
-            detect[paths[each.name]] if each.pipeline == "detect" else None,
-        )
-        for each in schedules.schedules
+        _wanted(each, packages[each.cluster or schedules.cluster], params[each.name]) for each in schedules.schedules
     ]

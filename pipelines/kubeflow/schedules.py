@@ -20,7 +20,7 @@ import yaml
 from bebygan.differences import differences
 from bebygan.errors import ConfigError, ServiceError
 from components.config import flatten
-from components.start.kubeflow_client import Kubeflow, RecurringRun
+from pipelines.kubeflow.client import Kubeflow, RecurringRun
 from pipelines.kubeflow.schedule_file import Package, Wanted
 
 _ROUNDS = 10
@@ -202,8 +202,6 @@ class _Server:
         return True
 
     def _create(self, schedule: Wanted, *, held: bool) -> None:
-        for companion in schedule.companions:
-            self._version(companion)
         pipeline_id, version_id = self._version(schedule.package)
         self._kubeflow.create_recurring_run(
             name=schedule.name,

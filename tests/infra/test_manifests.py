@@ -14,10 +14,9 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.kubeflow.detect import GIVEN_ACCESS
 from pipelines.kubeflow.manifests import build, containers
 from pipelines.kubeflow.resources import TASKS, load_cluster
-from pipelines.kubeflow.schedule_file import SERVICE_ACCOUNTS
+from pipelines.kubeflow.schedule_file import SERVICE_ACCOUNT
 from tests.infra.manifest_checks import (
     Manifest,
     amount,
@@ -148,7 +147,7 @@ BREAKAGES: dict[str, tuple[Callable[[list[Manifest]], object], str]] = {
     "a missing config map": (lambda all_: _drop(all_, "ConfigMap backup"), "no ConfigMap backup"),
     "a missing account": (lambda all_: _drop(all_, "ServiceAccount backup"), "no ServiceAccount backup"),
     "a missing role": (lambda all_: _drop(all_, "Role bebygan-trainjob"), "no Role bebygan-trainjob"),
-    "a role that nobody has": (lambda all_: _drop(all_, "RoleBinding bebygan-detect"), "nobody has it"),
+    "a role that nobody has": (lambda all_: _drop(all_, "RoleBinding bebygan-trainjob"), "nobody has it"),
     "an address that is no service": (lambda all_: _drop(all_, "Service seaweedfs"), "which is no Service"),
     "seconds in a CronJob": (
         lambda all_: part(all_, "CronJob backup")["spec"].update(schedule="0 30 2 * * *"),
@@ -171,11 +170,11 @@ BREAKAGES: dict[str, tuple[Callable[[list[Manifest]], object], str]] = {
         "no variable GONE",
     ),
     "a wildcard": (
-        lambda all_: part(all_, "Role bebygan-detect")["rules"][0].update(verbs=["*"]),
+        lambda all_: part(all_, "Role bebygan-trainjob")["rules"][0].update(verbs=["*"]),
         "a wildcard",
     ),
     "a verb that does not exist": (
-        lambda all_: part(all_, "Role bebygan-detect")["rules"][0].update(verbs=["read"]),
+        lambda all_: part(all_, "Role bebygan-trainjob")["rules"][0].update(verbs=["read"]),
         "verbs ['read']",
     ),
     "all secrets": (
@@ -275,7 +274,7 @@ def test_only_pods_of_runs_get_a_token_of_the_api(manifests: list[Manifest]) -> 
         for each in manifests
         if each["kind"] == "ServiceAccount"
     }
-    assert {name for name, token in accounts.items() if token} == {"bebygan-retrain", "bebygan-detect"}
+    assert {name for name, token in accounts.items() if token} == {"bebygan-retrain"}
     used = [template["spec"]["serviceAccountName"] for each in manifests if (template := pod_template(each))]
     # One for each purpose; the three of the backup have one.
     assert {name for name, token in accounts.items() if not token} == set(used)
@@ -418,9 +417,9 @@ def test_what_tasks_refer_to_is_made_by_the_manifests(manifests: list[Manifest],
     cluster = load_cluster(ROOT / "infra/cluster.yaml")
     names, training = cluster.names, cluster.training
     wanted = {f"ConfigMap {names.config_map}", f"PersistentVolumeClaim {names.claim}"}
-    wanted |= {f"ServiceAccount {name}" for name in [*SERVICE_ACCOUNTS.values(), training.service_account]}
+    wanted |= {f"ServiceAccount {name}" for name in [SERVICE_ACCOUNT, training.service_account]}
     wanted |= {f"Secret {name}" for name in (names.s3_secret, names.mlflow_secret)}
-    wanted |= {f"TrainingRuntime {training.runtime}", f"PodDefault {GIVEN_ACCESS}"}
+    wanted |= {f"TrainingRuntime {training.runtime}"}
     assert wanted - {name_of(each) for each in [*manifests, *secrets]} == set()
 
 

@@ -32,7 +32,7 @@ from google.protobuf import json_format
 from kfp import dsl
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from components.start import kubeflow_client as kubeflow
+from pipelines.kubeflow import client as kubeflow
 
 Object = dict[str, Any]
 ALIVE = {"PENDING", "RUNNING", "CANCELING", "PAUSED"}

@@ -118,11 +118,11 @@ def test_a_run_that_failed_after_promoting_is_repeated_and_a_foreign_champion_is
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_detector_gives_a_job_up_that_failed_three_times_and_nobody_else_does(
+def test_a_job_that_failed_three_times_is_skipped_until_it_is_forced(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def found(which: Job) -> str:
-        return begin(which, force="auto", asked_because="", open_run=False)
+        return begin(which, force="auto", asked_because="")
 
     finish(dataclasses.replace(job, code_version="code-0"), monkeypatch, promote=True)
     for _ in range(3):
@@ -132,10 +132,12 @@ def test_a_detector_gives_a_job_up_that_failed_three_times_and_nobody_else_does(
     assert found(job) == "skip"
     assert capsys.readouterr().err == (
         "nothing to do: 3 runs of the same photographs, parameters and code failed, the last one "
-        f"{last}: see why, then start one by `bebygan submit`\n"
+        f"{last}: correct what failed, then start a run by `bebygan submit --force`\n"
     )
     assert found(dataclasses.replace(job, source_version="source-2")) == "train"
+    # On one machine a person starts each run and sees how it ends.
     assert decide(job).action == "train"
+    assert begin(job, force="always", asked_because="") == "train"
 
 
 def test_a_tracker_that_is_away_is_told_and_not_taken_for_an_empty_one(
@@ -153,7 +155,7 @@ def test_a_training_is_opened_once_however_often_the_task_is_tried(
 ) -> None:
     monkeypatch.setenv("KFP_RUN_ID", "kubeflow-1")
     for _ in range(2):
-        assert begin(job, force="auto", asked_because="it is Monday", open_run=True) == "train"
+        assert begin(job, force="auto", asked_because="it is Monday") == "train"
     assert capsys.readouterr().err == "training: there is no champion yet; started because it is Monday\n" * 2
     client = mlflow_client()
     [opened] = client.search_runs([client.get_experiment_by_name("bebygan").experiment_id])
@@ -177,18 +179,13 @@ def test_a_training_is_opened_once_however_often_the_task_is_tried(
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_deciding_without_opening_leaves_no_run_and_neither_does_a_skip(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-1")
-    assert begin(job, force="auto", asked_because="", open_run=False) == "train"
+def test_a_skip_opens_no_run(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     client = mlflow_client()
-    assert client.get_experiment_by_name("bebygan") is None or not client.search_runs(["1"])
     finish(job, monkeypatch, promote=True)
     monkeypatch.setenv("KFP_RUN_ID", "kubeflow-2")
-    assert begin(job, force="auto", asked_because="", open_run=True) == "skip"
+    assert begin(job, force="auto", asked_because="") == "skip"
     assert not client.search_runs(["1"], "tags.kfp_run_id = 'kubeflow-2'")
-    assert begin(job, force="always", asked_because="", open_run=True) == "train"
+    assert begin(job, force="always", asked_because="") == "train"
     assert client.search_runs(["1"], "tags.kfp_run_id = 'kubeflow-2'")
 
 
@@ -203,25 +200,25 @@ def test_where_kubeflow_tracks_by_itself_its_own_run_of_the_pipeline_is_describe
     for name, value in {"MLFLOW_EXPERIMENT_ID": experiment, "MLFLOW_RUN_ID": own, "KFP_RUN_ID": "kubeflow-1"}.items():
         monkeypatch.setenv(name, value)
     assert close_pipeline_run("FINISHED", {}) is None
-    assert begin(job, force="auto", asked_because="", open_run=True) == "train"
+    assert begin(job, force="auto", asked_because="") == "train"
     assert client.get_run(parent).data.tags["fingerprint"] == job.fingerprint
     assert close_pipeline_run("FINISHED", {"console": "http://kubeflow"}) == parent
     ended = client.get_run(parent)
     assert (ended.info.status, ended.data.tags["console"]) == ("FINISHED", "http://kubeflow")
-    assert begin(job, force="auto", asked_because="", open_run=True) == "skip"
+    assert begin(job, force="auto", asked_because="") == "skip"
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_detector_that_is_tracked_elsewhere_sees_what_was_trained(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_tracked_in_another_experiment_sees_what_was_trained(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(job, monkeypatch, promote=True)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mlflow_client().create_experiment("of-the-detector"))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mlflow_client().create_experiment("of-this-run"))
     assert decide(job).action == "skip"
     assert decide(dataclasses.replace(job, code_version="code-2")).action == "train"
 
 
 def test_a_word_that_is_neither_auto_nor_always_is_refused(job: Job) -> None:
     with pytest.raises(ConfigError, match="auto or always, got 'no'"):
-        begin(job, force="no", asked_because="", open_run=False)
+        begin(job, force="no", asked_because="")
 
 
 def test_parameters_travel_as_inputs_of_a_pipeline_and_come_back_equal() -> None:

@@ -6,14 +6,14 @@ import pytest
 
 from components.config import load_params
 from components.notify import step as module
-from components.notify.step import DETECTOR, RETRAINING, Ending, notify
+from components.notify.step import Ending, notify
 from components.tracking.runs import mlflow_client, open_pipeline_run
 from tests.standins.webhook import Webhook
 from tests.standins.webhook import webhook as standin
 
 ROOT = Path(__file__).parents[3]
-FAILED = Ending(pipeline=RETRAINING, state="FAILED", error="train: no GPU", model="bebygan")
-SUCCEEDED = Ending(pipeline=RETRAINING, state="SUCCEEDED", error="", model="bebygan")
+FAILED = Ending(state="FAILED", error="train: no GPU", model="bebygan")
+SUCCEEDED = Ending(state="SUCCEEDED", error="", model="bebygan")
 
 
 @pytest.fixture
@@ -75,31 +75,29 @@ def test_a_success_ends_the_run_as_finished_and_names_the_champion(webhook: Webh
 
 
 def test_a_run_that_a_person_cancelled_ends_as_killed(opened: str) -> None:
-    notify(Ending(pipeline=RETRAINING, state="CANCELED", error="", model="bebygan"))
+    notify(Ending(state="CANCELED", error="", model="bebygan"))
     assert mlflow_client().get_run(opened).info.status == "KILLED"
 
 
 @pytest.mark.usefixtures("opened")
-def test_a_pipeline_that_opened_no_run_is_told_all_the_same(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_before_a_run_was_opened_is_posted(webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KFP_RUN_ID", "kubeflow-2")
     monkeypatch.delenv("BEBYGAN_CONSOLE")
     notify(FAILED)
-    notify(SUCCEEDED)
-    failed, skipped = webhook.taken
+    [failed] = webhook.taken
     assert (failed["mlflow_run"], failed["console"], failed["tracker"]) == ("", "", "")
     assert failed["text"].startswith("retraining of bebygan: failed; ")
-    assert skipped["text"] == "retraining of bebygan: nothing to do; champion: none yet"
 
 
-def test_a_change_detector_tells_its_failure_alone_and_ends_no_run(
-    webhook: Webhook, opened: str, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_found_nothing_to_do_posts_no_message_and_ends_no_other_run(
+    webhook: Webhook, opened: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    notify(Ending(pipeline=DETECTOR, state="SUCCEEDED", error="", model="bebygan"))
-    assert (webhook.asked, capsys.readouterr().err) == (0, "change detector of bebygan: succeeded\n")
-    notify(Ending(pipeline=DETECTOR, state="FAILED", error="look: no bucket", model="bebygan"))
-    [message] = webhook.taken
-    assert message["text"] == f"change detector of bebygan: failed; look: no bucket {LINK}"
-    assert (message["pipeline"], message["status"], message["mlflow_run"]) == ("change detector", "FAILED", "")
+    monkeypatch.setenv("KFP_RUN_ID", "kubeflow-2")
+    notify(SUCCEEDED)
+    assert (webhook.asked, capsys.readouterr().err) == (
+        0,
+        "retraining of bebygan: nothing to do; champion: none yet\n",
+    )
     assert mlflow_client().get_run(opened).info.status == "RUNNING"
 
 

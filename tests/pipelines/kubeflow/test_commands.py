@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp.compiler import Compiler
 
 from components.config import load_params, to_yaml
 from components.job import inputs_of
-from components.start.step import identity
 from pipelines import cli
 from pipelines.kubeflow import runs
 from pipelines.kubeflow import schedule_file as declared
+from pipelines.kubeflow.client import connect
 from pipelines.kubeflow.resources import Cluster
 from pipelines.kubeflow.schedule_file import Package
-from tests.standins.kubeflow import Standin, reachable
+from tests.standins.kubeflow import Standin, greeting, reachable
 
 ROOT = Path(__file__).parents[3]
 DIGEST = "@sha256:" + "0" * 64
@@ -47,7 +48,6 @@ def server(
     monkeypatch: pytest.MonkeyPatch, compile_once: Callable[..., Callable[[Cluster], Package]]
 ) -> Iterator[Standin]:
     retrain = compile_once(declared.retrain_package)
-    monkeypatch.setattr(declared, "detect_package", compile_once(declared.detect_package))
     monkeypatch.setattr(declared, "retrain_package", retrain)
     monkeypatch.setattr(runs, "retrain_package", retrain)
     for name in [name for name in os.environ if name.startswith("BEBYGAN_")]:
@@ -60,14 +60,14 @@ def server(
 
 @pytest.fixture
 def file(tmp_path: Path) -> Callable[..., str]:
-    """Writes a file of schedules: one that detects and one that trains, with changes to either."""
+    """Writes a file of two schedules, with changes to either."""
 
-    def write(detect: dict[str, Any] | None = None, weekly: dict[str, Any] | None = None, **outer: Any) -> str:
+    def write(often: dict[str, Any] | None = None, weekly: dict[str, Any] | None = None, **outer: Any) -> str:
         declared = [
-            {"name": "detect", "pipeline": "detect", "cron": "0 */15 * * * *", "source": "s3://photographs"},
-            {"name": "weekly", "pipeline": "retrain", "cron": "0 0 2 * * sun", "source": "s3://photographs"},
+            {"name": "often", "cron": "0 */15 * * * *", "source": "s3://photographs"},
+            {"name": "weekly", "cron": "0 0 2 * * sun", "source": "s3://photographs"},
         ]
-        changed = [each | change for each, change in zip(declared, (detect or {}, weekly or {}), strict=True)]
+        changed = [each | change for each, change in zip(declared, (often or {}, weekly or {}), strict=True)]
         path = tmp_path / "schedules.yaml"
         path.write_text(yaml.safe_dump({"owner": "us", "cluster": "infra/cluster.yaml", "schedules": changed} | outer))
         return str(path)
@@ -80,63 +80,75 @@ def test_the_file_in_the_project_is_planned_applied_and_listed(
 ) -> None:
     assert cli.main(["schedule", "plan"]) == 0
     planned = capsys.readouterr().out
-    assert "create detect: bebygan-detect, 0 */15 * * * *\n" in planned
+    assert "create often: bebygan-retrain, 0 */15 * * * *\n" in planned
     assert not [request for request in server.requests if not request.startswith("GET")]
     assert cli.main(["schedule", "apply"]) == 0
-    assert capsys.readouterr().out == "create detect\ncreate weekly\nenable detect\nunchanged: 0 of 2\n"
+    assert capsys.readouterr().out == "create often\ncreate weekly\nenable often\nunchanged: 0 of 2\n"
     assert cli.main(["schedule", "apply"]) == 0
     assert capsys.readouterr().out == "unchanged: 2 of 2\n"
     assert cli.main(["schedule", "list"]) == 0
-    heading, detect, weekly = capsys.readouterr().out.splitlines()
+    heading, often, weekly = capsys.readouterr().out.splitlines()
     assert heading.split() == ["NAME", "WHEN", "STATE", "AGE", "ID"]
-    assert re.match(r"detect +0 \*/15 \* \* \* \* +enabled", detect)
+    assert re.match(r"often +0 \*/15 \* \* \* \* +enabled", often)
     assert re.match(r"weekly +0 0 2 \* \* sun +disabled", weekly)
 
 
-def test_a_detector_starts_the_very_version_that_was_compiled_with_it(
-    server: Standin, file: Callable[..., str]
-) -> None:
-    cli.main(["schedule", "apply", "--file", file()])
-    [detect] = server.schedules()["detect"]
-    [weekly] = server.schedules()["weekly"]
-    versions = {row["pipeline_version_id"]: row["display_name"] for row in server.tables["pipeline_versions"].values()}
-    assert (
-        detect["runtime_config"]["parameters"]["version"]
-        == versions[weekly["pipeline_version_reference"]["pipeline_version_id"]]
-    )
-    assert detect["runtime_config"]["parameters"]["service_account"] == weekly["service_account"] == "bebygan-retrain"
-    assert detect["service_account"] == "bebygan-detect"
-    assert inputs_of(load_params()).items() <= weekly["runtime_config"]["parameters"].items()
-
-
-def test_a_run_is_known_as_the_same_whoever_started_it(
+def test_every_schedule_and_submit_start_the_same_version_with_the_parameters_of_the_file(
     server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The detector starts none beside one of the same inputs, which it would have started itself."""
     cli.main(["schedule", "apply", "--file", file()])
     capsys.readouterr()
-    _, run, _ = submitted(capsys)
-    parameters = [
-        server.tables["runs"][run]["runtime_config"]["parameters"],
-        server.schedules()["weekly"][0]["runtime_config"]["parameters"],
-    ]
-    detect = server.schedules()["detect"][0]["runtime_config"]["parameters"]
-    parameters.append({name: detect[name] for name in detect if name in parameters[1]})
-    assert len({identity(each) for each in parameters}) == 1
+    _, submitted_run, _ = submitted(capsys)
+    started = [each for [each] in server.schedules().values()] + [server.tables["runs"][submitted_run]]
+    assert len(server.tables["pipeline_versions"]) == 1
+    assert {each["service_account"] for each in started} == {"bebygan-retrain"}
+    for each in started:
+        assert inputs_of(load_params()).items() <= each["runtime_config"]["parameters"].items()
+
+
+@pytest.mark.parametrize("name", ["often", "detect"])
+def test_the_recurring_run_of_a_change_detector_that_an_older_version_applied_is_removed(
+    server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    """Whether or not the schedule keeps its name: the detector was another pipeline."""
+    connected = connect()
+    package = tmp_path / "detect.yaml"
+    Compiler().compile(greeting, str(package))
+    pipeline = connected.pipeline("bebygan-detect")
+    old = connected.create_recurring_run(
+        name=name,
+        description=f"bebygan schedule us/{name} {'0' * 64}",
+        experiment_id=connected.experiment("bebygan"),
+        pipeline_id=pipeline,
+        version_id=connected.version(pipeline, "bebygan-detect-0", package),
+        parameters={"name": "s3://photographs"},
+        cron="0 */15 * * * *",
+        interval=None,
+        concurrency=1,
+        catchup=False,
+        service_account="bebygan-detect",
+    )
+    connected.enable(old)
+    assert cli.main(["schedule", "apply", "--file", file()]) == 0
+    assert f"delete {name} " in capsys.readouterr().out
+    assert set(server.schedules()) == {"often", "weekly"}
+    assert old not in server.tables["recurring_runs"]
+    [enabled] = server.schedules()["often"]
+    assert (enabled["mode"], enabled["service_account"]) == ("ENABLE", "bebygan-retrain")
 
 
 def test_a_plan_names_what_changed_and_apply_does_it(
     server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["schedule", "apply", "--file", file()])
-    [detecting, _] = server.tick()
-    server.finish(detecting)
+    [first, _] = server.tick()
+    server.finish(first)
     capsys.readouterr()
-    changed = file(detect={"every": "1 h", "cron": None}, weekly={"set": ["train.seed=7"]})
+    changed = file(often={"every": "1 h", "cron": None}, weekly={"set": ["train.seed=7"]})
     assert cli.main(["schedule", "plan", "--file", changed]) == 0
     steps = [
-        "create detect{}", "create weekly{}", "disable detect (an old one)", "enable detect",
-        "disable weekly (an old one)", "enable weekly", "delete detect (an old one)", "unchanged: 0 of 2",
+        "create often{}", "create weekly{}", "disable often (an old one)", "enable often",
+        "disable weekly (an old one)", "enable weekly", "delete often (an old one)", "unchanged: 0 of 2",
     ]  # fmt: skip
     why = (" anew: 0 */15 * * * * -> every 3600 s", " anew: train.seed 1 -> 7")
     assert capsys.readouterr().out.splitlines() == "\n".join(steps).format(*why).splitlines()
@@ -146,8 +158,8 @@ def test_a_plan_names_what_changed_and_apply_does_it(
     server.finish(server.runs("PENDING")[0]["run_id"])
     assert cli.main(["schedule", "plan", "--file", file(schedules=[])]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "disable detect (no longer declared)", "disable weekly (no longer declared)",
-        "delete weekly (no longer declared)", "delete detect (no longer declared)",
+        "disable often (no longer declared)", "disable weekly (no longer declared)",
+        "delete weekly (no longer declared)", "delete often (no longer declared)",
         "delete weekly (no longer declared)", "unchanged: 0 of 0",
     ]  # fmt: skip
 
@@ -159,9 +171,13 @@ def test_a_plan_names_what_changed_and_apply_does_it(
         ({"weekly": {"set": ["train.sead=7"]}}, "schedule weekly: there is no parameter train.sead; did you mean"),
         ({"weekly": {"set": ["train.seed=x"]}}, "schedule weekly: parameter train.seed"),
         ({"weekly": {"params": "params/nowhere.yaml"}}, "schedule weekly: cannot read the parameters"),
-        ({"weekly": {"name": "detect"}}, "schedule detect: there are two of this name"),
+        (
+            {"weekly": {"pipeline": "detect"}},
+            "schedule weekly: remove the line `pipeline: detect`: every",
+        ),
+        ({"weekly": {"name": "often"}}, "schedule often: there are two of this name"),
         ({"weekly": {"cluster": "infra/nowhere.yaml"}}, "schedule weekly: cannot read the cluster's settings"),
-        ({"require_digests": True}, "schedule detect: infra/cluster.yaml names an image without a digest"),
+        ({"require_digests": True}, "schedule often: infra/cluster.yaml names an image without a digest"),
     ],
 )
 def test_what_is_wrong_is_refused_before_any_request(

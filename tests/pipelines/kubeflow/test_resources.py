@@ -20,7 +20,6 @@ from components.train.trainjob import TrainJobSettings
 from pipelines import cli
 from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml, version_name
 from pipelines.kubeflow.resources import TASKS, Cluster, Step, amount, load_cluster
-from pipelines.kubeflow.schedule_file import detect_package
 from pipelines.retrain import retrain
 
 ROOT = Path(__file__).parents[3]
@@ -132,14 +131,11 @@ class Given:
     steps: dict[str, Step]
 
 
-@pytest.fixture(scope="module", params=["retraining", "change detector"])
-def given(request: pytest.FixtureRequest, compiled: bytes, cluster: Cluster) -> Given:
-    """The retraining pipeline, then the change detector: what is asked of every task holds in both."""
-    content = compiled if request.param == "retraining" else detect_package(cluster).content
-    pipeline = next(yaml.safe_load_all(content))
+@pytest.fixture(scope="module")
+def given(compiled: bytes, pipeline: dict[str, Any], cluster: Cluster) -> Given:
     tasks = all_tasks(pipeline)
-    steps = {name: getattr(cluster.steps, "look" if name == "start" else name) for name in tasks}
-    return Given(tasks, containers(pipeline), kubernetes(pipeline, platform_of(content)), steps)
+    steps = {name: getattr(cluster.steps, name) for name in tasks}
+    return Given(tasks, containers(pipeline), kubernetes(pipeline, platform_of(compiled)), steps)
 
 
 def inner(pipeline: dict[str, Any], beginning: str) -> dict[str, Any]:
@@ -194,7 +190,7 @@ def test_the_six_steps_hand_on_the_same_as_on_a_single_machine(pipeline: dict[st
 
 def test_every_task_runs_in_an_image_that_is_named_by_digest_and_knows_it(given: Given) -> None:
     for name, container in given.containers.items():
-        image = DATA if name in ("look", "ingest", "patches", "start") else TORCH
+        image = DATA if name in ("look", "ingest", "patches") else TORCH
         assert container["image"] == image, name
         assert {"name": "BEBYGAN_IMAGE", "value": image} in container["env"], name
         assert "pip install" not in " ".join(container["command"]), name
@@ -311,7 +307,6 @@ READ = {
     "evaluate": S3 | MLFLOW,
     "register": S3 | MLFLOW,
     "notify": MLFLOW | {"BEBYGAN_WEBHOOK_URL"},
-    "start": set(),
 }
 SECRET_OF = {
     **dict.fromkeys(S3, "bebygan-s3"), **dict.fromkeys(MLFLOW, "bebygan-mlflow"),
@@ -331,7 +326,7 @@ def test_every_task_is_given_the_secrets_that_it_needs_by_reference_and_no_other
         assert ("AWS_ENDPOINT_URL" in addresses) == bool(S3 & variables.keys()), name
         assert ("MLFLOW_TRACKING_URI" in addresses) == bool(MLFLOW & variables.keys()), name
         assert ({"BEBYGAN_CONSOLE", "BEBYGAN_TRACKER"} <= addresses) == (name == "notify")
-        assert ("KFP_HOST" in addresses) == (name == "start")
+        assert "KFP_HOST" not in addresses
         assert {map_["configMapName"] for map_ in maps} <= {"bebygan"}, name
 
 

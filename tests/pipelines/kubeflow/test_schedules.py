@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kfp import compiler
 
 from bebygan.errors import ConfigError, ServiceError
-from components.start.kubeflow_client import connect
+from pipelines.kubeflow.client import connect
 from pipelines.kubeflow.schedule_file import Package, Wanted, interval_seconds, load_schedules
 from pipelines.kubeflow.schedules import Action, apply, forecast, kept, pause, resume
 from tests.standins.kubeflow import ALIVE, Standin, greeting, reachable
@@ -370,11 +370,9 @@ owner: us
 cluster: infra/cluster.yaml
 schedules:
   - name: weekly
-    pipeline: retrain
     cron: 0 0 2 * * sun
     source: s3://photographs/new
   - name: often
-    pipeline: detect
     every: 15min
     source: s3://photographs/new
     set: [train.seed=2]
@@ -397,7 +395,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("0 0 2 * * sun", "0 0 25 * * sun", "schedule weekly: parameter cron: hour: '25' is not within 0-23"),
         ("0 0 2 * * sun", "0 2 * * sun", "six are needed"),
         ("15min", "often", "schedule often: parameter every: 'often' is no interval"),
-        ("pipeline: detect", "pipeline: dectect", "schedule often: parameter pipeline"),
+        ("    every:", "    pipeline: detect\n    every:", "schedule often: remove the line `pipeline: detect`"),
+        ("    every:", "    pipeline: retrain\n    every:", "schedule often: remove the line `pipeline: retrain`"),
         ("    cron:", "    corn:", "there is no parameter corn; did you mean cron?"),
         ("    every: 15min\n", "", "schedule often: give one of cron and every"),
         ("name: often", "name: weekly", "schedule weekly: there are two of this name"),

@@ -1,4 +1,4 @@
-"""Kubeflow Pipelines' API, as far as schedules, submitted runs and the change detector need it, through kfp's client.
+"""Kubeflow Pipelines' API, as far as schedules and submitted runs need it, through kfp's client.
 
 KFP_HOST names the server (else KF_PIPELINES_ENDPOINT, else its address inside a cluster). The token is KFP_TOKEN, or
 stands in the file that KF_PIPELINES_SA_TOKEN_PATH names, where Kubernetes renews it. KFP_NAMESPACE is your profile on

@@ -14,8 +14,8 @@ from kfp import compiler
 from kfp_server_api import ApiException
 
 from bebygan.errors import ConfigError, ServiceError
-from components.start import kubeflow_client as kubeflow
-from components.start.kubeflow_client import Kubeflow, connect
+from pipelines.kubeflow import client as kubeflow
+from pipelines.kubeflow.client import Kubeflow, connect
 from tests.standins.kubeflow import Standin, greeting, reachable, standin
 from tests.standins.tls import loopback_certificate
 
@@ -390,7 +390,7 @@ def test_the_stand_in_refuses_what_the_models_do_not_know(job: dict[str, Any]) -
 
 def test_a_task_of_a_pipeline_can_connect(server: Standin) -> None:
     """There kfp leaves out a part of itself."""
-    probe = "import kfp.dsl.executor_main; from components.start.kubeflow_client import connect; print(connect().host)"
+    probe = "import kfp.dsl.executor_main; from pipelines.kubeflow.client import connect; print(connect().host)"
     inside = os.environ | {"_KFP_RUNTIME": "true"}
     done = subprocess.run(
         [sys.executable, "-c", probe], env=inside, capture_output=True, text=True, check=False, timeout=120

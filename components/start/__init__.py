@@ -1,1 +1,0 @@
-"""Start: let Kubeflow run the retraining pipeline."""
