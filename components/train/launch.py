@@ -1,16 +1,16 @@
-"""Train on other machines: the same step, as a TrainJob, with its files on a volume that all of them mount.
+"""Run the train step on other machines, as a TrainJob whose pods share a volume with this process.
 
-`python -m components.train.launch`, where no torch is needed: it puts patches and warm-up weights on the volume,
-starts `components.train` there under torchrun, shows its log, and fetches the challenger. Started again it goes on with
-the training that runs, or takes the challenger that is there.
+`python -m components.train.launch` needs no torch. It copies patches and warm-up weights to the volume, runs
+`components.train` under torchrun, shows the log, and copies the challenger to the output. Run again, it attaches to the
+running training, or takes the finished challenger.
 
-What lies on the volume, each written whole or not at all:
+Folders on the volume, each written atomically:
 
-    shards/<hash>/                patches, once for all runs that train on them
-    trainjobs/<name>/warmup/      what the training starts from
-    trainjobs/<name>/challenger/  what it left
+    shards/<hash>/                patches, shared by all runs that train on them
+    trainjobs/<name>/warmup/      start weights
+    trainjobs/<name>/challenger/  output
 
-Whatever no TrainJob uses may be deleted there at any time.
+Folders that no running TrainJob uses may be deleted at any time.
 """
 
 import argparse
@@ -28,10 +28,12 @@ from bebygan.settings import GanSettings
 from components.cli import run_step, step_parser
 from components.config import Params, from_yaml, one_line_yaml, to_yaml
 from components.progress import say
-from components.train.trainjob import TrainJobSettings, TrainJobSpec, run_trainjob, trainjob_name
+from components.train.cluster_api import PATIENCE, Patience
+from components.train.trainjob import TrainJobSettings, TrainJobSpec, trainjob_name
+from components.train.trainjob_run import run_trainjob
 
 VOLUME = Path("/volume")
-"""Where the volume is mounted, in this task and in the pods that train."""
+"""Mount path of the volume, in this task and in the training pods."""
 LINEAGE = (
     "BEBYGAN_PARENT_RUN",
     "KFP_RUN_ID",
@@ -39,16 +41,16 @@ LINEAGE = (
     "MLFLOW_EXPERIMENT_NAME",
     "MLFLOW_RUN_ID",
 )
-"""Environment that says which run we belong to; the training is tracked as if it were this task."""
+"""Environment variables that identify this run; the training is tracked as a part of it."""
 _SECONDS_UNTIL_SEEN = 120.0
-"""A shared file system may show a folder later to one machine than to the one that wrote it."""
+"""A shared file system may show a new folder to other machines with a delay."""
 
 
 def _share(source: Path, target: Path) -> None:
-    """Copy a folder to the volume, unless it is there."""
+    """Copy a folder to the volume, unless it is there already."""
     if target.exists():
         return
-    # Somebody else may be as far; what others already read must not be replaced.
+    # Another launcher may copy the same folder; a folder that others read must not be replaced.
     with contextlib.suppress(FileExistsError), whole_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         if target.exists():
@@ -56,7 +58,7 @@ def _share(source: Path, target: Path) -> None:
 
 
 def _command(home: Path, shards: Path, checkpoints: str, params: GanSettings) -> tuple[str, ...]:
-    """Return the command that trains, in the image of the training step."""
+    """Return the command of the training pods."""
     group = one_line_yaml(params)
     places = {"patches": shards, "warmup": home / "warmup", "output": home / "challenger", "checkpoints": checkpoints}
     return (
@@ -70,8 +72,8 @@ def _wait_until_seen(folder: Path) -> None:
     while not folder.is_dir():
         if time.monotonic() - started > _SECONDS_UNTIL_SEEN:
             raise StorageError(
-                f"the training is complete, but {folder} is not there: see that this task and the pods that train "
-                "mount the same volume, then run again"
+                f"the training is complete, but {folder} is missing: check that this task and the training pods mount "
+                "the same volume, then run again"
             )
         time.sleep(1)
 
@@ -86,24 +88,26 @@ def launch(
     settings: TrainJobSettings,
     volume: Path = VOLUME,
     log: Callable[[str], None] = say,
+    patience: Patience = PATIENCE,
 ) -> None:
-    """Train the challenger on other machines; see `components.train.step.train` for what it writes.
+    """Train the challenger on other machines; see `components.train.step.train` for its output.
 
     Args:
         patches: folder that the patches step wrote.
         warmup: folder that the warm-up step wrote.
-        output: folder, written whole.
+        output: folder, written atomically.
         checkpoints: folder on the volume, or s3://bucket/prefix, for the checkpoints of this and other runs.
         params: of the step.
-        settings: where and on what to train.
-        volume: where the volume is mounted, here and there.
-        log: is given what happens, and the training's log.
+        settings: where and on which resources to train.
+        volume: mount path of the volume, here and in the pods.
+        log: called with each event and each line of the training's log.
+        patience: how long to wait for the API server.
 
     Raises:
         DataError, WeightsError: there are no patches or no warm-up weights.
-        ConfigError: the checkpoints would be lost with the pod; and see below.
+        ConfigError: the checkpoints would be lost with the pod.
         StorageError: the volume or the output cannot be written.
-        BebyganError, RuntimeError: see `components.train.trainjob.run_trainjob`.
+        BebyganError, RuntimeError: see `components.train.trainjob_run.run_trainjob`.
     """
     about, start = patches / "patches.json", warmup / "generator.safetensors"
     if not about.is_file():
@@ -111,13 +115,15 @@ def launch(
     if not start.is_file():
         raise WeightsError(f"no weights at {start}: run warmup first")
     if not checkpoints.startswith("s3://") and not Path(checkpoints).is_relative_to(volume):
-        raise ConfigError(f"checkpoints {checkpoints} do not outlive a pod: they must be below {volume}, or in s3://")
+        raise ConfigError(
+            f"checkpoints {checkpoints} would be lost with the pod: they must be below {volume}, or in s3://"
+        )
     digest = sha256_of(about)
     name = trainjob_name("train", to_yaml(params), digest, sha256_of(start), settings.image)
     shards, home = volume / "shards" / digest[:16], volume / "trainjobs" / name
     challenger = home / "challenger"
     if challenger.is_dir():
-        log(f"{challenger} is there already: nothing to train")
+        log(f"{challenger} exists already: nothing to train")
     else:
         _share(patches, shards)
         _share(warmup, home / "warmup")
@@ -134,7 +140,7 @@ def launch(
             },
             lineage={variable: os.environ[variable] for variable in LINEAGE if os.environ.get(variable)},
         )
-        run_trainjob(spec, log)
+        run_trainjob(spec, log, patience)
         _wait_until_seen(challenger)
     with whole_folder(output) as folder:
         shutil.copytree(challenger, folder, dirs_exist_ok=True)
@@ -157,8 +163,8 @@ def main() -> int:
     parser.add_argument("--warmup", type=Path, required=True, help="folder that the warm-up step wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the challenger")
     parser.add_argument("--checkpoints", required=True, help="folder on the volume, or s3://bucket/prefix")
-    parser.add_argument("--trainjob", type=Path, required=True, help="YAML file: where and on what to train")
-    parser.add_argument("--volume", type=Path, default=VOLUME, help="where the volume is mounted (%(default)s)")
+    parser.add_argument("--trainjob", type=Path, required=True, help="YAML file of settings: see TrainJobSettings")
+    parser.add_argument("--volume", type=Path, default=VOLUME, help="mount path of the volume (%(default)s)")
     return run_step(parser, _run)
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from bebygan.errors import ConfigError
 from bebygan.settings import require
 from components.config import Count, Group, from_yaml, to_yaml
+from components.train.trainjob import TrainJobSettings
 
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|[MGT]|[KMGT]i)?")
@@ -286,9 +287,6 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster, step: Step) -> No
 
 def trainjob_yaml(cluster: Cluster) -> str:
     """Return what the launcher is told about the machines that train, see `components.train.trainjob`."""
-    # It imports the client of Kubernetes, which nothing else here needs.
-    from components.train.trainjob import TrainJobSettings  # noqa: PLC0415
-
     train, names = cluster.steps.train, cluster.names
     return to_yaml(
         TrainJobSettings(

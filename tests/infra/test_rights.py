@@ -8,8 +8,9 @@ import yaml
 
 from bebygan.errors import BebyganError
 from components.config import from_yaml
-from components.train import trainjob
-from components.train.trainjob import TrainJobSettings, TrainJobSpec, run_trainjob
+from components.train.cluster_api import Patience
+from components.train.trainjob import TrainJobSettings, TrainJobSpec
+from components.train.trainjob_run import run_trainjob
 from pipelines.kubeflow.manifests import build
 from pipelines.kubeflow.resources import load_cluster, trainjob_yaml
 from tests.standins.kubernetes import ApiServer
@@ -43,7 +44,7 @@ def _right(method: str, path: str) -> str:
 def test_the_launcher_of_a_trainjob_asks_for_what_its_role_grants(
     granted: dict[str, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainjob, "_SECONDS_BETWEEN_LOOKS", 0.05)
+    patience = Patience(between_looks=0.05)
     settings = from_yaml(TrainJobSettings, trainjob_yaml(load_cluster(ROOT / "infra/cluster.yaml")))
     spec = TrainJobSpec(
         name="bebygan-train-rights",
@@ -67,10 +68,10 @@ def test_the_launcher_of_a_trainjob_asks_for_what_its_role_grants(
         threading.Thread(target=let_it_end, daemon=True).start()
         # A failed one is looked at, deleted and started again.
         with pytest.raises(BebyganError):
-            run_trainjob(spec, lambda _: None)
+            run_trainjob(spec, lambda _: None, patience)
         (tmp_path / "mended").touch()
         lines: list[str] = []
-        run_trainjob(spec, lines.append)
+        run_trainjob(spec, lines.append, patience)
         assert "trained" in lines
         used = {_right(*request) for request in server.requests}
     assert used == granted["bebygan-trainjob"]

@@ -1,8 +1,9 @@
 """A stand-in for a Kubernetes API server with Kubeflow Trainer, which the real `kubernetes` client talks to over HTTP.
 
 It keeps TrainJobs and pods in one namespace, with resource versions, watches and logs that can be followed, and
-refuses what the real one would: no token, unknown fields, names that are none, a runtime that is missing. It answers
-with errors, breaks its lines, or is away, when told to. `tests.standins.trainer` plays the controllers.
+rejects what the real server rejects: a missing token, unknown fields, invalid names, a missing runtime. On request it
+answers with errors, breaks its connections, is unreachable, or restarts and answers 403 until its RBAC rules are
+loaded. `tests.standins.trainer` plays the controllers.
 """
 
 import copy
@@ -141,6 +142,8 @@ class ApiServer:
         self.requests: list[tuple[str, str]] = []
         self.created: list[Object] = []
         self.broken_lines = 0
+        self.rules_loaded = 0.0
+        """Until this time, by the monotonic clock, every request is answered with 403."""
         self._version = 1
         self._events: list[tuple[int, str, Object]] = []
         self._faults: list[Fault] = []
@@ -195,6 +198,11 @@ class ApiServer:
         finally:
             self.come_back()
 
+    def restart(self, seconds: float) -> None:
+        """Break all connections, and answer 403 for some seconds, as the RBAC caches load after a start."""
+        with self.away():
+            self.rules_loaded = time.monotonic() + seconds
+
     def break_lines(self) -> None:
         """Break every watch and every log that is being followed, in the middle of a line."""
         with self.changed:
@@ -232,9 +240,9 @@ class ApiServer:
             self._happened("MODIFIED", self.trainjobs[name])
 
     def forget_history(self) -> None:
-        """What watches of earlier versions would need is gone."""
+        """Forget the events that watches of earlier versions need."""
         with self.changed:
-            self._version += 1
+            self._version += 10
             self._events = []
 
     def delete(self, name: str) -> None:
@@ -303,9 +311,14 @@ class ApiServer:
                 return pod
         raise Refused(404, "NotFound", f"pods {name!r} not found")
 
-    def changes(self, name: str, since: int, seconds: float) -> Iterator[Object]:
-        """What a watch tells; called without the lock."""
+    def changes(self, name: str, start: str | None, seconds: float) -> Iterator[Object]:
+        """The events of a watch; called without the lock. Without a version the present state is the first one."""
         deadline, breaks = time.monotonic() + seconds, self._breaks
+        with self.changed:
+            since = self._version if start is None else int(start)
+            present = copy.deepcopy(self.trainjobs.get(name)) if start is None else None
+        if present:
+            yield {"type": "ADDED", "object": present}
         oldest = self._events[0][0] if self._events else self._version
         if since < oldest - 1:
             expired = Refused(410, "Expired", f"too old resource version: {since} ({self._version})")
@@ -408,6 +421,8 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                 raise Refused(401, "Unauthorized", "Unauthorized")
             if refused := server.fault(action, path):
                 raise refused
+            if time.monotonic() < server.rules_loaded:
+                raise Refused(403, "Forbidden", f'User "x" cannot {action} {path}: RBAC: role.rbac "x" not found')
             start, _, rest = path.partition(f"/namespaces/{NAMESPACE}/")
             if f"{start}/namespaces/{NAMESPACE}/{rest.split('/')[0]}" not in (TRAINJOBS, PODS):
                 raise Refused(404, "NotFound", f"the server could not find the requested resource {path}")
@@ -444,7 +459,7 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                 return copy.deepcopy(server.accept(body))
             if action == "WATCH":
                 name = query["fieldSelector"].removeprefix("metadata.name=")
-                return server.changes(name, int(query["resourceVersion"]), float(query["timeoutSeconds"]))
+                return server.changes(name, query.get("resourceVersion"), float(query["timeoutSeconds"]))
             found = copy.deepcopy(server.trainjob(names[0]))
             if action == "DELETE":
                 if body["preconditions"]["uid"] != found["metadata"]["uid"]:

@@ -73,6 +73,10 @@ class Controllers:
         """How often all nodes of a training were started."""
         self.actions: list[str] = []
         """What JobSet's failurePolicy did after each failure."""
+        self.refusal: str | None = None
+        """Why pods are refused, as by PodSecurity or a quota; None creates them."""
+        self.events: dict[str, list[str]] = {}
+        """Events by the name of the Job that `kubectl describe job` shows."""
         self.closing = False
         self.threads: list[threading.Thread] = []
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -83,7 +87,9 @@ class Controllers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closing = True
+        with self.server.changed:
+            self.closing = True
+            self.server.changed.notify_all()
         self._stop("")
         for thread in self.threads:
             thread.join()
@@ -141,6 +147,12 @@ class Controllers:
     def _run_job(self, name: str, job: Object) -> tuple[str, str] | None:
         """Run all pods of a Job; return reason and message of its failure."""
         port = str(free_ports(1)[0])
+        if self.refusal:
+            # The Job controller tries again without end; the Job does not fail.
+            self.events.setdefault(job["metadata"]["name"], []).append(f"FailedCreate: {self.refusal}")
+            self.server.wait_until(lambda: self.closing or not self.refusal)
+            if self.closing:
+                return None
         pods = [self.server.add_pod(name, index) for index in range(job["spec"]["completions"])]
         [container] = job["spec"]["template"]["spec"]["containers"]
         readers = []

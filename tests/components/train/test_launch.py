@@ -19,7 +19,7 @@ from bebygan.settings import GanSettings
 from components.config import from_yaml, load_params, to_yaml
 from components.tracking.runs import mlflow_client
 from components.train import launch as launcher
-from components.train import trainjob
+from components.train.cluster_api import Patience
 from components.train.component import train as train_in_a_pod
 from components.train.launch import launch
 from components.train.launch_component import train_on_nodes
@@ -61,7 +61,6 @@ def warmup(generator_folder: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    monkeypatch.setattr(trainjob, "_SECONDS_BETWEEN_LOOKS", 0.1)
     with ApiServer() as running:
         monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig(tmp_path / "kubeconfig")))
         yield running
@@ -88,7 +87,7 @@ def start(patches: Path, warmup: Path, tmp_path: Path) -> Callable[..., list[str
         launch(
             patches, warmup, tmp_path / output, str(volume / "checkpoints"),
             params=tiny(*changes), settings=from_yaml(TrainJobSettings, yaml.safe_dump(SETTINGS | settings)),
-            volume=volume, log=lines.append,
+            volume=volume, log=lines.append, patience=Patience(between_looks=0.1),
         )  # fmt: skip
         return lines
 
@@ -147,7 +146,7 @@ def test_a_training_on_machines_that_are_taken_away_gives_the_challenger_that_on
 
     # The same training again, by another run: its challenger is taken from the volume.
     again = start("again", "iterations=60")
-    assert again[0].endswith("is there already: nothing to train")
+    assert again[0].endswith("exists already: nothing to train")
     assert contents(tmp_path / "again") == contents(tmp_path / "challenger")
     [asked] = cluster.server.created
     told = {variable["name"]: variable.get("value") for variable in asked["spec"]["trainer"]["env"]}
@@ -219,7 +218,7 @@ def test_what_is_missing_is_said_before_anything_is_started(
         launch(tmp_path, warmup, *places, params=tiny(), settings=settings)
     with pytest.raises(WeightsError, match=r"no weights at .*generator\.safetensors: run warmup first"):
         launch(patches, tmp_path, *places, params=tiny(), settings=settings)
-    with pytest.raises(ConfigError, match=r"do not outlive a pod: they must be below /volume, or in s3://"):
+    with pytest.raises(ConfigError, match=r"would be lost with the pod: they must be below /volume, or in s3://"):
         launch(patches, warmup, tmp_path / "out", str(tmp_path), params=tiny(), settings=settings)
     assert not server.requests
 
