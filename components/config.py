@@ -1,63 +1,58 @@
-"""Configuration: one frozen, typed model. Values stand in params.yaml and nowhere else.
+"""Configuration: one frozen, typed model. Every value of the pipeline is written in params.yaml.
 
-A profile such as params/paper.yaml holds only what differs from params.yaml. A step is given its own group, as a
-file or as one YAML string (Kubeflow turns integers inside dict parameters into floats).
+A parameters file must name all parameters, although the library's settings have defaults. A profile such as
+params/paper.yaml holds only what differs from params.yaml. A step is given its own group, as a file or as one YAML
+string (Kubeflow turns integers inside dict parameters into floats).
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from bebygan.errors import ConfigError
-from bebygan.settings import GanSettings, GeneratorShape, Optimisation, require
+from bebygan.settings import Constraint, Count, GanSettings, GeneratorShape, Optimisation, Settings, Share, require
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 Convertible = Literal["rotated", "grey", "transparent", "cmyk", "16-bit"]
+Metric = Literal["psnr_y", "ssim_y", "lpips", "lr_psnr"]
+Interval = tuple[float, float]
+"""Lower and upper bound."""
+Positive = Annotated[float, Constraint(above=0)]
 
 
-def _odd(value: int) -> int:
-    require(value % 2 == 1, f"must be odd, got {value}")
-    return value
-
-
-class Group(BaseModel):
-    """Base of the groups: frozen; a name that it does not know is refused, and so is .nan or .inf."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class IngestParams(Group):
+@dataclass(frozen=True, kw_only=True)
+class IngestParams(Settings):
     """Which photographs are taken in."""
 
     minimum_side: Count
     """Pixels; a photograph whose shorter side is smaller is quarantined."""
     convert: tuple[Convertible, ...]
-    """Kinds of pictures that are made upright 8-bit RGB and taken in; those not named here are quarantined."""
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=64)]
-    """Two photographs whose 64-bit perceptual hashes differ in at most so many bits show the same scene."""
+    """Kinds of images that are converted to upright 8-bit RGB; the kinds not named here are quarantined."""
+    near_duplicate_bits: Annotated[int, Constraint(at_least=0, at_most=64)]
+    """Two photographs whose 64-bit perceptual hashes differ in at most this many bits show the same scene."""
     validation_share: Share
-    """Share of the photographs kept out of training and out of the comparison, to watch training with."""
+    """Share of the photographs that are used for validation during training only."""
     test_share: Share
     """Share of the photographs that are held out for the comparison of models."""
     quarantine_tolerance: Share
-    """Share of the files that may be quarantined before the step stops."""
+    """Share of the files that may be quarantined before the step fails."""
 
 
-class PatchesParams(Group):
+@dataclass(frozen=True, kw_only=True)
+class PatchesParams(Settings):
     """How photographs become training patches."""
 
-    size: Annotated[int, Field(ge=48, multiple_of=4)]
+    size: Annotated[int, Constraint(multiple_of=4, at_least=48)]
     """Side of an HR sub-image, pixels (480 in the paper)."""
-    step: Annotated[int, Field(ge=4, multiple_of=4)]
+    step: Annotated[int, Constraint(multiple_of=4, at_least=4)]
     """Distance between neighbouring sub-images, pixels (240 in the paper)."""
-    texture_kernel: Annotated[int, Field(ge=3, le=31), AfterValidator(_odd)]
+    texture_kernel: Annotated[int, Constraint(odd=True, at_least=3, at_most=31)]
     """Side of the window in which texture is measured (paper: 11)."""
     texture_threshold: Share
     """Standard deviation of luma in [0, 1] from which a pixel counts as textured (paper: 0.025)."""
@@ -73,61 +68,60 @@ class WarmupParams(Optimisation):
 
     generator: GeneratorShape
     weights: str | None
-    """Weights to start from: a file, the name of a known one, or none to start from scratch."""
+    """Weights to start from: a file, the name of known weights, or none to start from random weights."""
 
 
-Metric = Literal["psnr_y", "ssim_y", "lpips", "lr_psnr"]
-
-
-class Thresholds(Group):
-    """What a challenger must reach to be promoted. Without a threshold against the champion it never replaces one."""
+@dataclass(frozen=True, kw_only=True)
+class Thresholds(Settings):
+    """What a challenger must reach to be promoted. Without a threshold for the champion it never replaces one."""
 
     absolute: dict[Metric, float]
     """Value that must be reached: at least this, or at most this where lower is better (lpips)."""
     bicubic: dict[Metric, float]
-    """Gain over bicubic that must be exceeded, counted in the direction that is better; negative: loss that is let."""
+    """Required gain over bicubic, counted in the better direction; a negative value is the largest loss allowed."""
     warmup: dict[Metric, float]
-    """The same over the warm-up generator."""
+    """Required gain over the warm-up generator."""
     champion: dict[Metric, float]
-    """The same over the model that holds the alias champion; not asked for while there is none."""
+    """Required gain over the model with the alias champion; ignored while there is none."""
 
 
-Range = tuple[float, float]
+@dataclass(frozen=True, kw_only=True)
+class HealthLimits(Settings):
+    """Bounds within which the end of a GAN training is healthy. They are reported and do not affect promotion."""
 
-
-def _ordered(value: Range) -> Range:
-    require(value[0] <= value[1], f"must be a lower and an upper bound, got {list(value)}")
-    return value
-
-
-class HealthLimits(Group):
-    """Between which values the end of a GAN training counts as healthy. The report tells; promotion does not ask."""
-
-    window: Annotated[float, Field(gt=0, le=1)]
+    window: Annotated[float, Constraint(above=0, at_most=1)]
     """Share of the logged values, the last ones, whose medians are judged."""
-    discriminator_loss: Annotated[Range, AfterValidator(_ordered)]
-    """Below the first the discriminator has won, above the second it tells nothing apart (log 2 is chance)."""
-    logit_margin: Annotated[float, Field(gt=0)]
+    discriminator_loss: Interval
+    """Below the first the discriminator has won, above the second it distinguishes nothing (log 2 is chance)."""
+    logit_margin: Positive
     """Distance between the logits of HR and SR from which the adversarial loss saturates."""
-    textured_share: Annotated[Range, AfterValidator(_ordered)]
+    textured_share: Interval
     """Below the first the mask hides nearly everything from the discriminator, above the second nothing."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("discriminator_loss", "textured_share"):
+            low, high = getattr(self, name)
+            require(low <= high, f"{name} must be a lower and an upper bound, got {low}, {high}")
 
-class EvaluateParams(Group):
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateParams(Settings):
     """How models are compared on the held-out photographs."""
 
-    model_name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    """Registered model whose champion the challenger is compared with, and of which it becomes a version."""
-    crop: Annotated[int, Field(ge=64, multiple_of=4)] | None
-    """Side of the central square of each photograph that is measured, pixels; none measures photographs whole."""
-    tile: Annotated[int, Field(ge=32)] | None
-    """Generators see LR images in tiles of at most this side, which bounds memory; none lets them see images whole."""
+    model_name: Annotated[str, Constraint(pattern=r"[\w.-]+")]
+    """Registered model that the challenger becomes a version of, and whose champion it is compared with."""
+    crop: Annotated[int, Constraint(multiple_of=4, at_least=64)] | None
+    """Side of the central square of each photograph that is measured, pixels; none measures whole photographs."""
+    tile: Annotated[int, Constraint(at_least=32)] | None
+    """Largest side of the tiles that generators process, LR pixels, to bound memory; none processes whole images."""
     thresholds: Thresholds
     health: HealthLimits
 
 
-class RegisterParams(Group):
-    """What becomes of a challenger with a verdict."""
+@dataclass(frozen=True, kw_only=True)
+class RegisterParams(Settings):
+    """What happens to a challenger after its verdict."""
 
     promotion: Literal["automatic", "manual"]
     """Whether a challenger that passed becomes champion by itself, or stays challenger until a person promotes it."""
@@ -138,10 +132,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Params:
-    """All parameters, grouped by step. No pydantic model: those have an attribute `register` of their own."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
+class Params(Settings):
+    """All parameters, grouped by step."""
 
     ingest: IngestParams
     patches: PatchesParams
@@ -151,6 +143,7 @@ class Params:
     register: RegisterParams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for step, settings in (("warmup", self.warmup), ("train", self.train)):
             require(
                 not settings.iterations or settings.crop <= self.patches.size,
@@ -181,7 +174,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `over` on `base`, mapping by mapping; an empty mapping, and what is no mapping, takes the old one's place."""
+    """Merge `over` into `base`, mapping by mapping; an empty mapping, and any other value, replaces the old one."""
     result = dict(base)
     for name, value in over.items():
         old = result.get(name)
@@ -217,7 +210,7 @@ def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
         raise ConfigError(f"--set takes name=value, got {assignment!r}")
     known = _names(values)
     group = name.rpartition(".")[0]
-    # Whether a group takes the name, though it does not stand there yet, is seen when all is validated.
+    # A name that its group does not hold yet is checked when everything is validated.
     if name not in known and group not in known:
         raise ConfigError(f"there is no parameter {name}{_nearest(name, known)}")
     try:
@@ -233,20 +226,20 @@ def _known_fields(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     """Return the names that the group at a location of `kind` knows."""
     for part in location:
         kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind).get(part)
-    return list(getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {}))
+    return list(getattr(kind, "__dataclass_fields__", {}))
 
 
 _MAPPING = "a mapping of names to values"
-_SHAPES = {"dataclass_type": _MAPPING, "model_type": _MAPPING, "dict_type": _MAPPING, "tuple_type": "a list"}
-"""What pydantic's faults of these types ask for."""
+_SHAPES = {"dataclass_type": _MAPPING, "dict_type": _MAPPING, "tuple_type": "a list"}
+"""What pydantic's errors of these types require."""
 
 
 def _explained(kind: type, error: ValidationError) -> str:
-    """Say the first fault of a validation in one line."""
+    """Return the first error of a validation in one line."""
     unknown = ("extra_forbidden", "unexpected_keyword_argument")
-    # A misspelt name is also a missing one: the misspelling is what helps.
+    # A misspelt name also leaves the right one missing: report the misspelling.
     first = min(error.errors(), key=lambda fault: fault["type"] not in unknown)
-    # pydantic's own mark of what is wrong with a name in a mapping.
+    # pydantic marks a wrong name in a mapping with "[key]".
     name = ".".join(str(part) for part in first["loc"] if part != "[key]") or kind.__name__
     if first["type"] in unknown:
         *group, last = first["loc"]
@@ -256,18 +249,35 @@ def _explained(kind: type, error: ValidationError) -> str:
     if first["type"] in ("missing", "missing_argument"):
         return f"parameter {name} is missing"
     if first["type"] == "value_error":
-        said = first["msg"].removeprefix("Value error, ")
-        return f"parameter {name}: {said}" if first["loc"] else str(said)
+        message = first["msg"].removeprefix("Value error, ")
+        # Most messages of a group begin with the name of the field.
+        if re.split(r"\W", message)[0] in _known_fields(kind, first["loc"]):
+            return f"parameter {'.'.join(map(str, (*first['loc'], message)))}"
+        return f"parameter {name}: {message}" if first["loc"] else str(message)
     if first["type"] in _SHAPES:
         return f"parameter {name} must be {_SHAPES[first['type']]}, got {first['input']!r}"
     return f"parameter {name}: {first['msg']} (got {first['input']!r})"
 
 
+def _missing(settings: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of fields that took their defaults because `values` does not name them."""
+    for field in fields(settings):
+        name, value = prefix + field.name, getattr(settings, field.name)
+        if field.name not in values:
+            yield name
+        elif is_dataclass(value):
+            yield from _missing(value, values[field.name], f"{name}.")
+
+
 def _validated(kind: type[T], values: Mapping[str, Any]) -> T:
     try:
-        return TypeAdapter(kind).validate_python(values)
+        settings = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         raise ConfigError(_explained(kind, error)) from error
+    if kind is Params or kind in get_type_hints(Params).values():
+        for name in _missing(settings, values):
+            raise ConfigError(f"parameter {name} is missing")
+    return settings
 
 
 def from_yaml(kind: type[T], text: str) -> T:
@@ -312,7 +322,8 @@ def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Para
         overrides: `group.name=value`, the value in YAML; later ones win.
 
     Raises:
-        ConfigError: a file cannot be read, or a name is unknown (the nearest one is told), missing or out of range.
+        ConfigError: a file cannot be read, or a name is unknown (the message tells the nearest one), missing or out of
+            range.
     """
     values = _read(path)
     if path.name != PARAMS_FILE.name:

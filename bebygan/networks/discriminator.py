@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bebygan.networks.architecture import discriminator_stages
 from bebygan.networks.batch_norm import BatchNorm
-from bebygan.settings import discriminator_stages
 
 _HIDDEN = 100
 
@@ -21,7 +21,7 @@ class Discriminator(nn.Module):
     Batch norm (over all processes' batches) and leaky ReLU follow every convolution, the first without batch norm.
 
     Args:
-        size: side of the square input; see `settings.discriminator_stages`.
+        size: side of the square input; see `discriminator_stages`.
         width: channels of the first stage; they double up to eight times that (official: 32).
 
     Raises:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bebygan.networks.architecture import VggName, vgg_layers
 from bebygan.networks.weights import load_exactly, read_state
-from bebygan.settings import VggName, vgg_layers
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -2,10 +2,10 @@
 
 import math
 
-from bebygan.settings import Schedule
+from bebygan.settings import LearningRateSchedule
 
 
-def learning_rate(iteration: int, schedule: Schedule, iterations: int) -> float:
+def learning_rate(iteration: int, schedule: LearningRateSchedule, iterations: int) -> float:
     """Return the learning rate in force at an iteration.
 
     The cosine is the official one (Simple-SR, cosine with restarts and linear warm-up): each cycle ends on the floor
@@ -13,7 +13,7 @@ def learning_rate(iteration: int, schedule: Schedule, iterations: int) -> float:
 
     Args:
         iteration: counted from 0.
-        schedule: see `Schedule`.
+        schedule: see `LearningRateSchedule`.
         iterations: of the whole run; the length of the cycle where `schedule.cycle` is 0.
     """
     if schedule.shape == "steps":
@@ -27,7 +27,7 @@ def learning_rate(iteration: int, schedule: Schedule, iterations: int) -> float:
     return schedule.floor + (schedule.peak - schedule.floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _warm(position: int, schedule: Schedule, floor: float, rate: float) -> float:
+def _warm(position: int, schedule: LearningRateSchedule, floor: float, rate: float) -> float:
     """Return `rate`, or during the warm-up its part on the line up to it."""
     if position >= schedule.warmup:
         return rate

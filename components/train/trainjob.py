@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from bebygan.settings import require
-from components.config import Count, Group
+from bebygan.settings import Constraint, Count, NotNegative, Settings, require
+from components.config import Positive, plain
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 ASKED = "bebygan/asked"
@@ -27,22 +27,23 @@ _NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _DOMAIN = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 LabelKey = Annotated[str, Field(pattern=f"^({_DOMAIN}/)?{_NAME}$")]
 LabelValue = Annotated[str, Field(pattern=f"^({_NAME})?$")]
-Hours = Annotated[float, Field(gt=0), AfterValidator(_at_least_a_second)]
-Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|[KMGT]i?)?$")]
+Hours = Annotated[Positive, AfterValidator(_at_least_a_second)]
+Quantity = Annotated[str, Constraint(pattern=r"\d+(\.\d+)?(m|k|[KMGT]i?)?")]
 
 
-class TrainJobSettings(Group):
+@dataclass(frozen=True, kw_only=True)
+class TrainJobSettings(Settings):
     """Where and on which resources a training runs."""
 
     namespace: str | None
     """Of the TrainJob; null takes the namespace of the pod or of the kubeconfig."""
     runtime: str
     """TrainingRuntime in the same namespace (infra/kubernetes/components/trainer/training-runtime.yaml)."""
-    image: Annotated[str, Field(min_length=1)]
+    image: Annotated[str, Constraint(pattern=".+")]
     """Image of the training step, by digest."""
     nodes: Count
     """Number of pods. A pod that requests all GPUs of a machine has that machine to itself."""
-    gpus: Annotated[int, Field(ge=0)]
+    gpus: NotNegative
     """GPUs and processes per node; 0 trains in one process on the CPU."""
     gpu_type: str
     """Name of the GPU resource, such as nvidia.com/gpu."""
@@ -150,7 +151,7 @@ def _body(spec: TrainJobSpec) -> dict[str, Any]:
 def manifest(spec: TrainJobSpec) -> dict[str, Any]:
     """Return the TrainJob as an object of the Kubernetes API."""
     # Without the lineage: runs that differ only in it share a training.
-    asked = {**spec.settings.model_dump(mode="json"), "command": spec.command, "environment": dict(spec.environment)}
+    asked = {**plain(spec.settings), "command": spec.command, "environment": dict(spec.environment)}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",

@@ -1,16 +1,16 @@
 """What tasks are given on a cluster: image, machine, time, retries, volume, secrets; see infra/cluster.yaml."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from kfp import dsl, kubernetes
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator
 
 from bebygan.errors import ConfigError
-from bebygan.settings import require
-from components.config import Count, Group, from_yaml, to_yaml
+from bebygan.settings import Constraint, Count, NotNegative, Settings, require
+from components.config import Positive, from_yaml, to_yaml
 from components.train.trainjob import TrainJobSettings
 
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -42,11 +42,12 @@ def _quantity(value: str) -> str:
 
 Quantity = Annotated[str, AfterValidator(_quantity)]
 Range = Annotated[tuple[str, str], AfterValidator(_range)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
-Image = Annotated[str, Field(pattern=r"^[\w][\w.:/-]*(@sha256:[0-9a-f]{64})?$")]
+Name = Annotated[str, Constraint(pattern=r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")]
+Image = Annotated[str, Constraint(pattern=r"[\w][\w.:/-]*(@sha256:[0-9a-f]{64})?")]
 
 
-class Toleration(Group):
+@dataclass(frozen=True, kw_only=True)
+class Toleration(Settings):
     """A taint of machines that a task puts up with."""
 
     key: str
@@ -55,14 +56,15 @@ class Toleration(Group):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
 
 
-class Step(Group):
+@dataclass(frozen=True, kw_only=True)
+class Step(Settings):
     """What one task is given."""
 
     cpu: Range
     """Requested, and at most."""
     memory: Range
     """Requested, and at most; what lies in /dev/shm counts."""
-    gpus: Annotated[int, Field(ge=0)]
+    gpus: NotNegative
     gpu_type: str
     """Name of the resource, such as nvidia.com/gpu."""
     node_selector: dict[str, str]
@@ -70,9 +72,9 @@ class Step(Group):
     tolerations: tuple[Toleration, ...]
     shared_memory: Quantity | None
     """Size of /dev/shm, which training loaders need more of than the 64 MiB that containers get; none leaves it."""
-    hours: Annotated[float, Field(gt=0)]
+    hours: Positive
     """After which one attempt is stopped."""
-    retries: Annotated[int, Field(ge=0, le=10)]
+    retries: Annotated[int, Constraint(at_least=0, at_most=10)]
     """Attempts after a failed one. A machine that goes away ends the task: Kubeflow does not try that again."""
 
     @property
@@ -88,10 +90,8 @@ class Step(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
-    """The tasks of the pipeline. No pydantic model: those have an attribute `register` of their own."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
+class Steps(Settings):
+    """The tasks of the pipeline."""
 
     preflight: Step
     look: Step
@@ -110,7 +110,8 @@ DATA_TASKS = frozenset(("look", "ingest", "patches", "launch"))
 """Tasks that run in the image without torch. `launch` trains on other machines."""
 
 
-class Images(Group):
+@dataclass(frozen=True, kw_only=True)
+class Images(Settings):
     """The two images; in production by digest, else a new image of an old name passes for the old one."""
 
     data: Image
@@ -127,7 +128,8 @@ class Images(Group):
         return all("@sha256:" in image for image in (self.data, self.torch))
 
 
-class Training(Group):
+@dataclass(frozen=True, kw_only=True)
+class Training(Settings):
     """Where the train step computes."""
 
     where: Literal["pod", "trainjob"]
@@ -140,7 +142,8 @@ class Training(Group):
     """Of its pods."""
 
 
-class Names(Group):
+@dataclass(frozen=True, kw_only=True)
+class Names(Settings):
     """What the tasks refer to in their namespace, by name."""
 
     config_map: Name
@@ -153,7 +156,8 @@ class Names(Group):
     """Volume for checkpoints and shards, mounted at /volume; user 1000 must be able to write it."""
 
 
-class Cluster(Group):
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Settings):
     """All that infra/cluster.yaml says."""
 
     images: Images
@@ -238,16 +242,15 @@ def _given_machine(task: dsl.PipelineTask, step: Step) -> None:
 
 def launcher(train: Step) -> Step:
     """Return what the task is given that starts a TrainJob and watches it: little, but more time than that has."""
-    return train.model_copy(
-        update={
-            "cpu": ("100m", "1"),
-            "memory": ("256Mi", "1Gi"),
-            "gpus": 0,
-            "node_selector": {},
-            "tolerations": (),
-            "shared_memory": None,
-            "hours": train.hours + 1,
-        }
+    return replace(
+        train,
+        cpu=("100m", "1"),
+        memory=("256Mi", "1Gi"),
+        gpus=0,
+        node_selector={},
+        tolerations=(),
+        shared_memory=None,
+        hours=train.hours + 1,
     )
 
 
@@ -301,7 +304,9 @@ def trainjob_yaml(cluster: Cluster) -> str:
             shared_memory=train.shared_memory or "64Mi",
             hours=train.hours,
             node_selector=train.node_selector,
-            tolerations=tuple(taint.model_dump(exclude_defaults=True) for taint in train.tolerations),
+            tolerations=tuple(
+                {name: text for name, text in vars(taint).items() if text} for taint in train.tolerations
+            ),
             claim=names.claim,
             service_account=cluster.training.service_account,
             config_map=names.config_map,

@@ -4,16 +4,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from bebygan.errors import ConfigError
-from components.config import PARAMS_FILE, Count, Group, Params, from_yaml, load_params
+from bebygan.settings import Constraint, Settings
+from components.config import PARAMS_FILE, Params, from_yaml, load_params
 from components.job import inputs_of
 from pipelines.kubeflow.compilation import pipeline_yaml, version_name
 from pipelines.kubeflow.cron import checked
@@ -24,7 +25,7 @@ SCHEDULES_FILE = Path("infra/schedules.yaml")
 SERVICE_ACCOUNT = "bebygan-retrain"
 """Kubernetes service account of the pods of a run."""
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$")]
+Name = Annotated[str, Constraint(pattern=r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")]
 
 
 def _interval(text: str) -> str:
@@ -34,7 +35,8 @@ def _interval(text: str) -> str:
     return f"{match[1]} {match[2]}"
 
 
-class Schedule(Group):
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Settings):
     """One schedule."""
 
     name: Name
@@ -57,7 +59,7 @@ class Schedule(Group):
     """Record of all moves of the champion, folder or s3:// prefix; empty for none."""
     experiment: str = "bebygan"
     """Kubeflow's experiment, under which the runs are listed."""
-    concurrency: Annotated[Count, Field(le=10)] = 1
+    concurrency: Annotated[int, Constraint(at_least=1, at_most=10)] = 1
     """The most runs of it at once."""
     catchup: bool = False
     """Whether slots that were missed, while it was paused or the cluster away, are made up for."""
@@ -67,10 +69,11 @@ class Schedule(Group):
     """Images and machines, where they are other ones than those of the other schedules."""
 
 
-class Schedules(Group):
+@dataclass(frozen=True, kw_only=True)
+class Schedules(Settings):
     """All schedules of an owner."""
 
-    owner: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,49}$")]
+    owner: Annotated[str, Constraint(pattern=r"[a-z0-9][a-z0-9.-]{0,49}")]
     """Schedules of other owners in the same namespace are left alone."""
     cluster: Path
     """What tasks are given on the cluster: images, resources, secrets."""
@@ -121,7 +124,7 @@ def load_schedules(path: Path = SCHEDULES_FILE) -> Schedules:
         outer = from_yaml(Schedules, yaml.safe_dump(values | {"schedules": []}))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return outer.model_copy(update={"schedules": tuple(schedules)})
+    return replace(outer, schedules=tuple(schedules))
 
 
 @dataclass(frozen=True)

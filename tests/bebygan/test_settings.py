@@ -1,18 +1,24 @@
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bebygan.settings import (
     BestBuddySettings,
+    Constraint,
     GanSettings,
+    GeneratorShape,
+    LearningRateSchedule,
     LossWeights,
     PerceptualSettings,
     RegionSettings,
     Retention,
-    Schedule,
 )
+from components.config import load_params
 
+ROOT = Path(__file__).parents[2]
 VGG19 = PerceptualSettings(network="vgg19", taps=(("conv3_4", 0.125), ("conv5_4", 0.5)))
 
 
@@ -23,7 +29,7 @@ def gan(**changes: Any) -> GanSettings:
         "seed": 0,
         "validate_every": 0, "validate_patches": 1, "checkpoint_every": 5, "log_every": 1, "picture_every": 0,
         "discriminator_width": 4, "discriminator_first": 0, "relativistic_mean": "global", "perceptual": VGG19,
-        "schedule": Schedule(
+        "schedule": LearningRateSchedule(
             shape="steps", peak=1e-4, floor=0, cycle=0, warmup=0, warmup_from=0.1, milestones=(), decay=0.5
         ),
         "losses": LossWeights(best_buddy=1, back_projection=1, perceptual=1, adversarial=0.005),
@@ -72,5 +78,29 @@ def test_the_discriminator_cannot_learn_first_where_there_is_none() -> None:
 def test_the_best_checkpoint_by_what_is_never_measured_is_refused() -> None:
     best = Retention(newest=2, every=0, best="validation.l1")
     assert gan(keep=best, validate_every=5).keep == best
-    with pytest.raises(ValueError, match=r"keep\.best is validation\.l1, which nobody measures"):
+    with pytest.raises(ValueError, match=r"keep\.best is validation\.l1, which is never measured"):
         gan(keep=best, validate_every=0)
+
+
+def test_defaults_are_those_of_the_paper_profile() -> None:
+    assert load_params(ROOT / "params" / "paper.yaml").train == GanSettings()
+
+
+def test_none_and_every_element_of_a_tuple_are_checked() -> None:
+    even = Constraint(multiple_of=2, above=0, below=9)
+
+    assert even.allows(None)
+    assert even.allows((2, 8))
+    assert [value for value in (0, 3, 10, (2, 3), float("nan")) if even.allows(value)] == []
+    assert str(even) == "be a multiple of 2 and above 0 and below 9"
+
+
+def test_a_pattern_must_match_the_whole_text() -> None:
+    assert Constraint(pattern="[a-z]+").allows("model")
+    assert not Constraint(pattern="[a-z]+").allows("model\n")
+
+
+@pytest.mark.parametrize("kind", [GanSettings, GeneratorShape])
+def test_help_explains_every_field(kind: type) -> None:
+    described = set(re.findall(r"^        (\w+): ", "".join(base.__doc__ or "" for base in kind.__mro__[:-2]), re.M))
+    assert described == set(kind.__dataclass_fields__)  # type: ignore[attr-defined]

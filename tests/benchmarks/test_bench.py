@@ -38,7 +38,7 @@ def failing() -> Work:
 @pytest.fixture(scope="module")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "patches"
-    params = PARAMS.patches.model_copy(update={"size": 96, "step": 96})
+    params = replace(PARAMS.patches, size=96, step=96)
     photographs = tmp_path_factory.mktemp("photographs")
     for name in ("chelsea.png", "ATTRIBUTION.md"):
         (photographs / name).write_bytes((bench.ROOT / "data/sample" / name).read_bytes())

@@ -1,6 +1,7 @@
 """The Roles of the manifests against what is really asked for: enough for the work, and no more."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_launcher_of_a_trainjob_asks_for_what_its_role_grants(
     settings = from_yaml(TrainJobSettings, trainjob_yaml(load_cluster(ROOT / "infra/cluster.yaml")))
     spec = TrainJobSpec(
         name="bebygan-train-rights",
-        settings=settings.model_copy(update={"gpus": 0, "cpu": "1", "memory": "1Gi"}),
+        settings=replace(settings, gpus=0, cpu="1", memory="1Gi"),
         # Not over before it was watched, however slow the watcher is.
         command=(
             "sh",

@@ -236,7 +236,7 @@ def test_the_champion_is_measured_anew_and_as_before(changed_run: Finished, proj
             2,
             r"there is no parameter train\.iteration; did you mean train\.iterations\?",
         ),
-        (("--set", "warmup.ema_decay=2"), 2, r"parameter warmup: ema_decay must lie in \[0, 1\), got 2\.0"),
+        (("--set", "warmup.ema_decay=2"), 2, r"parameter warmup\.ema_decay must be at least 0 and below 1, got 2\.0"),
         (("--params", "nothing.yaml"), 2, r"cannot read the parameters nothing\.yaml: No such file or directory"),
     ],
 )

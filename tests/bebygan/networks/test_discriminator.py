@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from bebygan.networks.architecture import discriminator_stages
 from bebygan.networks.discriminator import Discriminator
-from bebygan.settings import discriminator_stages
 
 
 def test_the_official_one_has_5_291_913_parameters_and_names() -> None:

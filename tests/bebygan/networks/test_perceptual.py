@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bebygan.errors import WeightsError
+from bebygan.networks.architecture import vgg_layers
 from bebygan.networks.perceptual import AlexNet, Vgg, load_alexnet, load_vgg
-from bebygan.settings import vgg_layers
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)

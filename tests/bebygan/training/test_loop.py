@@ -18,11 +18,11 @@ from bebygan.settings import (
     BestBuddySettings,
     GanSettings,
     GeneratorShape,
+    LearningRateSchedule,
     LossWeights,
     PerceptualSettings,
     RegionSettings,
     Retention,
-    Schedule,
 )
 from bebygan.training.loop import fit
 from bebygan.training.state import TrainState, new_state
@@ -34,7 +34,7 @@ SETTINGS = GanSettings(
     iterations=6,
     batch=2,
     crop=48,
-    schedule=Schedule(
+    schedule=LearningRateSchedule(
         shape="cosine", peak=1e-3, floor=1e-7, cycle=0, warmup=2, warmup_from=0.1, milestones=(), decay=0.5
     ),
     betas=(0.9, 0.999),

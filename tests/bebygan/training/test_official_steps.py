@@ -12,11 +12,11 @@ from bebygan.losses.region_aware import region_mask
 from bebygan.losses.relativistic import discriminator_loss
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
-from bebygan.settings import BestBuddySettings, GeneratorShape, LossWeights, RegionSettings, Schedule
+from bebygan.settings import BestBuddySettings, GeneratorShape, LearningRateSchedule, LossWeights, RegionSettings
 from bebygan.training.schedules import learning_rate
 from benchmarks import plain
 
-SCHEDULE = Schedule(
+SCHEDULE = LearningRateSchedule(
     shape="cosine", peak=1e-4, floor=1e-7, cycle=200_000, warmup=2_000, warmup_from=0.1, milestones=(), decay=1.0
 )
 BEST_BUDDY = BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="official", chunk=512)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bebygan.settings import Schedule
+from bebygan.settings import LearningRateSchedule
 from bebygan.training.schedules import learning_rate
 
 
-def schedule(**changes: Any) -> Schedule:
+def schedule(**changes: Any) -> LearningRateSchedule:
     values: dict[str, Any] = {
         "shape": "cosine",
         "peak": 1e-4,
@@ -20,7 +20,7 @@ def schedule(**changes: Any) -> Schedule:
         "milestones": (),
         "decay": 0.5,
     }
-    return Schedule(**values | changes)
+    return LearningRateSchedule(**values | changes)
 
 
 @pytest.mark.official("lr_schedule")

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from bebygan.errors import DataError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
-from components.config import EvaluateParams
+from components.config import EvaluateParams, from_yaml
 from components.evaluate.pictures import most_textured, side_by_side, training_curves
 from components.evaluate.step import central_square, evaluate, held_out
 from components.evaluate.table import text_table
@@ -27,13 +28,13 @@ from components.tracking.provenance import provenance
 from components.tracking.runs import mlflow_client, step_run
 
 ROOT = Path(__file__).parents[3]
-HEALTH = {"window": 0.5, "discriminator_loss": (0.05, 0.69), "logit_margin": 10.0, "textured_share": (0.05, 0.98)}
+HEALTH = {"window": 0.5, "discriminator_loss": [0.05, 0.69], "logit_margin": 10.0, "textured_share": [0.05, 0.98]}
 NOTHING = {"absolute": {}, "bicubic": {}, "warmup": {}, "champion": {}}
 
 
 def params(**changed: Any) -> EvaluateParams:
     usual = {"model_name": "tests", "crop": 64, "tile": None, "thresholds": NOTHING, "health": HEALTH}
-    return EvaluateParams.model_validate(usual | changed)
+    return from_yaml(EvaluateParams, yaml.safe_dump(usual | changed))
 
 
 @pytest.fixture

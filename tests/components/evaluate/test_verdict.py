@@ -1,3 +1,4 @@
+import json
 import math
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.config import Thresholds
+from components.config import Thresholds, from_yaml
 from components.evaluate.verdict import METRICS, decide, gain
 
 BICUBIC = {"psnr_y": 28.0, "ssim_y": 0.80, "lpips": 0.35, "lr_psnr": 45.0}
@@ -15,7 +16,7 @@ CHALLENGER = {"psnr_y": 29.1, "ssim_y": 0.83, "lpips": 0.10, "lr_psnr": 47.5}
 
 
 def thresholds(**bounds: dict[str, float]) -> Thresholds:
-    return Thresholds.model_validate({"absolute": {}, "bicubic": {}, "warmup": {}, "champion": {}} | bounds)
+    return from_yaml(Thresholds, json.dumps({"absolute": {}, "bicubic": {}, "warmup": {}, "champion": {}} | bounds))
 
 
 USUAL = thresholds(

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import imagehash
@@ -27,7 +28,7 @@ PARAMS = IngestParams(
     test_share=0.2,
     quarantine_tolerance=0.1,
 )
-ALL = PARAMS.model_copy(update={"convert": ("rotated", "grey", "transparent", "cmyk", "16-bit")})
+ALL = replace(PARAMS, convert=("rotated", "grey", "transparent", "cmyk", "16-bit"))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -242,7 +243,7 @@ def test_a_16_bit_grey_picture_is_both(kind: str, picture: Picture) -> None:
     grey = np.asarray(picture(0).convert("L"))
     content = encoded(Image.fromarray(grey.astype(np.uint16) * 256 + 7), kind)
     assert refusal(content).reason == "16-bit"
-    assert refusal(content, PARAMS.model_copy(update={"convert": ("16-bit",)})).reason == "grey"
+    assert refusal(content, replace(PARAMS, convert=("16-bit",))).reason == "grey"
     assert examine("x", content, ALL)[0].converted == "16-bit,grey"
     assert np.array_equal(stored_pixels(content, ALL), np.repeat(grey[..., None], 3, 2))
 
@@ -274,7 +275,7 @@ def test_a_palette_is_refused_whatever_is_converted(picture: Picture) -> None:
 
 def test_a_kind_is_converted_only_where_the_parameters_name_it(picture: Picture) -> None:
     content = encoded(picture(0).convert("L"), "JPEG", exif=exif(6))
-    assert refusal(content, PARAMS.model_copy(update={"convert": ("grey",)})).reason == "rotated"
+    assert refusal(content, replace(PARAMS, convert=("grey",))).reason == "rotated"
     assert examine("x", content, ALL)[0].converted == "grey,rotated"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def first_on(wanted: str, folder: Path) -> Path:
 
 
 def test_the_sample_photographs_are_taken_in_as_they_are(tmp_path: Path) -> None:
-    params = PARAMS.model_copy(update={"minimum_side": 256, "validation_share": 0.08, "test_share": 0.25})
+    params = replace(PARAMS, minimum_side=256, validation_share=0.08, test_share=0.25)
     report = ingest(str(SAMPLE), tmp_path / "dataset", tmp_path / "docs", params)
     assert (report.accepted, report.skipped, report.quarantined) == (17, 1, {})
     assert report.splits == {"train": 11, "validation": 2, "test": 4}
@@ -141,7 +142,7 @@ def test_each_bad_file_is_quarantined_with_its_reason(photographs: Path, tmp_pat
 
 def test_kinds_that_are_converted_are_taken_in(photographs: Path, tmp_path: Path, picture: Picture) -> None:
     picture(100).convert("L").save(photographs / "grey.jpg")
-    params = PARAMS.model_copy(update={"convert": ("grey",)})
+    params = replace(PARAMS, convert=("grey",))
     ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
     row = next(row for row in rows(tmp_path / "dataset") if row["source"] == "grey.jpg")
     assert row["sha256"] == hashlib.sha256((photographs / "grey.jpg").read_bytes()).hexdigest()
@@ -224,7 +225,7 @@ def test_the_dataset_is_brought_into_a_remote(photographs: Path, tmp_path: Path)
 def test_too_many_bad_files_stop_the_step_and_leave_the_reasons(photographs: Path, tmp_path: Path) -> None:
     for index in range(9):
         (photographs / f"bad {index}.png").write_text("This is no picture.")
-    params = PARAMS.model_copy(update={"quarantine_tolerance": 0.2})
+    params = replace(PARAMS, quarantine_tolerance=0.2)
     with pytest.raises(DataError) as error:
         ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
     assert "9 of 33 files are quarantined, more than ingest.quarantine_tolerance 0.2 allows" in str(error.value)
@@ -237,7 +238,7 @@ def test_too_many_bad_files_stop_the_step_and_leave_the_reasons(photographs: Pat
 def test_the_tolerance_itself_is_tolerated(photographs: Path, tmp_path: Path) -> None:
     for index in range(6):
         (photographs / f"bad {index}.png").write_text("This is no picture.")
-    params = PARAMS.model_copy(update={"quarantine_tolerance": 0.2})
+    params = replace(PARAMS, quarantine_tolerance=0.2)
     assert ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params).quarantined == {"not-an-image": 6}
 
 
@@ -253,7 +254,7 @@ def test_too_few_photographs_for_a_side_are_refused(tmp_path: Path, picture: Pic
 def test_bad_files_alone_are_no_dataset_whatever_is_tolerated(tmp_path: Path) -> None:
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "bad.png").write_text("This is no picture.")
-    params = PARAMS.model_copy(update={"quarantine_tolerance": 1.0})
+    params = replace(PARAMS, quarantine_tolerance=1.0)
     with pytest.raises(DataError, match="0 photographs leave none for test and validation and train"):
         ingest(str(tmp_path / "photographs"), tmp_path / "dataset", tmp_path / "docs", params)
     assert list(quarantine(tmp_path / "docs")) == ["bad.png"]
@@ -284,7 +285,7 @@ def test_what_does_not_hold_at_the_gate_is_named(
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused(photographs: Path, tmp_path: Path) -> None:
-    params = PARAMS.model_copy(update={"validation_share": 0.5, "test_share": 0.5})
+    params = replace(PARAMS, validation_share=0.5, test_share=0.5)
     with pytest.raises(ConfigError, match=r"leave nothing to train on: their sum must be below 1"):
         ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
 

@@ -298,12 +298,12 @@ def test_a_stop_request_before_the_first_iteration_ends_with_its_code_too(
     [
         ("train.iteratons=5", r"there is no parameter train\.iteratons; did you mean train\.iterations\?"),
         ("train.losses.best_body=1", r"there is no parameter .*; did you mean train\.losses\.best_buddy\?"),
-        ("train.crop=50", r"parameter train: crop must be a multiple of 4 .*, got 50"),
+        ("train.crop=50", r"parameter train\.crop must be a multiple of 4 .*, got 50"),
         ("train.crop=144", r"parameter train: the discriminator takes crops of .*, got 144"),
-        ("train.batch=0", r"parameter train: batch must be at least 1, got 0"),
+        ("train.batch=0", r"parameter train\.batch must be at least 1, got 0"),
         ("train.iterations=many", r"parameter train\.iterations: .*integer.*"),
         ("train.perceptual.network=vgg11", r"parameter train\.perceptual\.network: .*'vgg16' or 'vgg19'.*"),
-        ("train.region.window=10", r"parameter train\.region: window must be odd .*"),
+        ("train.region.window=10", r"parameter train\.region\.window must be odd .*"),
         ("train.iterations", r"--set takes name=value, got 'train\.iterations'"),
     ],
 )
