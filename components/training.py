@@ -22,7 +22,7 @@ from bebygan.training.state import TrainState
 from components.cli import stoppable
 from components.config import flatten, plain, to_yaml
 from components.progress import progress_bar
-from components.stores.checkpoints import open_checkpoints
+from components.stores.checkpoint_store import open_checkpoints
 from components.tracking.provenance import code_hash
 from components.tracking.runs import step_run
 

@@ -17,7 +17,7 @@ def _run(options: argparse.Namespace, params: Params) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.quarantined.items())
         print(f"quarantined: {reasons}; what to do with each is in {options.docs / 'quarantine.json'}")
     if report.skipped:
-        print(f"skipped, being no pictures: {report.skipped}")
+        print(f"skipped, not pictures: {report.skipped}")
     print(f"checks: {checks_page(options.docs)}")
     print(f"data version: {report.data_version}")
 

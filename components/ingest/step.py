@@ -27,9 +27,9 @@ from components.config import IngestParams
 from components.ingest.photograph import Photograph, Reason, Refusal, examine
 from components.ingest.splits import SPLITS, Hashes, Split, near_duplicates, nearest, split_of
 from components.progress import progress
+from components.stores import Store, StoredFile, open_store
 from components.stores.data_version import data_version, push
-from components.stores.s3 import CONNECTIONS, is_bucket
-from components.stores.source import SourceFile, list_source
+from components.stores.source import list_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,13 +56,13 @@ class IngestReport:
 
     accepted: int
     skipped: int
-    """Files that are plainly no pictures."""
+    """Files that are clearly not pictures."""
     quarantined: Mapping[Reason, int]
     splits: Mapping[Split, int]
     data_version: str
 
 
-def _content(file: SourceFile) -> bytes:
+def _content(file: StoredFile) -> bytes:
     if file.size > _LARGEST_FILE:
         raise Refusal("huge", f"{file.size} bytes are more than 2 GiB: cut it into smaller photographs")
     try:
@@ -71,7 +71,7 @@ def _content(file: SourceFile) -> bytes:
         raise Refusal("unreadable", f"it cannot be read: {error.strerror or error}") from error
 
 
-def _take_in(file: SourceFile, folder: Path, params: IngestParams) -> Photograph | Quarantined:
+def _take_in(file: StoredFile, folder: Path, params: IngestParams) -> Photograph | Quarantined:
     """Examine one file and, if it is fit, store it below `folder`."""
     try:
         photograph, stored = examine(file.name, _content(file), params)
@@ -82,7 +82,7 @@ def _take_in(file: SourceFile, folder: Path, params: IngestParams) -> Photograph
 
 
 def _all_taken_in(
-    files: Sequence[SourceFile], folder: Path, params: IngestParams, threads: int
+    files: Sequence[StoredFile], folder: Path, params: IngestParams, threads: int
 ) -> tuple[list[Photograph], list[Quarantined]]:
     """Examine all files; of files with the same bytes the first by name is taken in."""
     photographs: dict[str, Photograph] = {}
@@ -166,14 +166,14 @@ def checks_page(docs: Path) -> Path:
     return next(docs.glob("validations/**/*.html"))
 
 
-def _refuse_impossible(source: str, dataset: Path, params: IngestParams) -> None:
+def _refuse_impossible(store: Store, dataset: Path, params: IngestParams) -> None:
     if params.test_share + params.validation_share >= 1:
         raise ConfigError(
             f"ingest.test_share {params.test_share:g} and ingest.validation_share {params.validation_share:g} leave "
             "nothing to train on: their sum must be below 1"
         )
-    if not is_bucket(source) and dataset.resolve().is_relative_to(Path(source).resolve()):
-        raise ConfigError(f"the dataset {dataset} would lie in its own source {source}: choose a folder outside")
+    if store.folder and dataset.resolve().is_relative_to(store.folder.resolve()):
+        raise ConfigError(f"the dataset {dataset} would lie in its own source {store.folder}: choose a folder outside")
 
 
 def _without_near_duplicates(
@@ -208,14 +208,14 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
         ConfigError: the parameters contradict each other, or the dataset would lie in its own source.
         DataError: the source is missing or empty, too many files are quarantined, a side of the split would be empty,
             or an expectation does not hold.
-        ServiceError: a bucket is away, unknown, or refuses.
+        ServiceError: a bucket is unreachable, unknown, or refuses access.
         StorageError: dataset, docs or remote cannot be written.
     """
-    _refuse_impossible(source, dataset, params)
+    store = open_store(source)
+    _refuse_impossible(store, dataset, params)
     files, skipped = list_source(source)
-    threads = CONNECTIONS if is_bucket(source) else os.cpu_count() or 1
     with whole_folder(dataset) as folder:
-        fit, unfit = _all_taken_in(files, folder, params, threads)
+        fit, unfit = _all_taken_in(files, folder, params, store.parallel_reads)
         photographs, splits, near = _without_near_duplicates(fit, folder, params)
         quarantined = sorted([*unfit, *near], key=lambda entry: entry.file)
         counts = {side: splits.count(side) for side in reversed(SPLITS)}

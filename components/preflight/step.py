@@ -1,6 +1,5 @@
 """Try everything that a run needs, all at once, and name all that is missing."""
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
+from bebygan.errors import BebyganError, ConfigError, ServiceError, WeightsError
 from components.config import Params
 from components.progress import say
-from components.stores.s3 import check_writable, is_bucket, open_prefix
+from components.stores import check_writable, open_store
+from components.stores.source import open_source
 
 _SECONDS_FOR_A_SERVICE = 40.0
 _SECONDS_FOR_WEIGHTS = 600.0
@@ -48,32 +48,13 @@ def _refuse_volume(place: str, volume: str) -> None:
 
 def _photographs(source: str, volume: str) -> str:
     _refuse_volume(source, volume)
-    if is_bucket(source):
-        open_prefix(source)
-        return "can be listed"
-    try:
-        next(Path(source).iterdir(), None)
-    except OSError as error:
-        raise DataError(
-            f"the source {source} cannot be listed ({error.strerror}): name a folder of photographs or "
-            "s3://bucket/prefix, and see that tasks can reach it"
-        ) from error
+    open_source(source)
     return "can be listed"
 
 
-def _writable(place: str, volume: str) -> str:
+def _writable(place: str, volume: str, *, conditional: bool) -> str:
     _refuse_volume(place, volume)
-    if is_bucket(place):
-        check_writable(place)
-    else:
-        try:
-            Path(place).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=place) as file:
-                file.write(b"preflight")
-        except OSError as error:
-            raise StorageError(
-                f"{place} cannot be written ({error.strerror}): make room, correct its permissions, or choose another"
-            ) from error
+    check_writable(open_store(place, patient=False), conditional=conditional)
     return "can be written"
 
 
@@ -133,13 +114,14 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
     _imported()
     service, source, volume = _SECONDS_FOR_A_SERVICE, places.source, places.volume
     found = [Check(f"photographs in {source}", partial(_photographs, source, volume), service)]
-    for what, place, refused in (
-        ("DVC remote", places.remote, volume),
-        ("ledger", places.ledger, volume),
-        ("checkpoints in", places.checkpoints, ""),
+    for what, place, refused, conditional in (
+        ("DVC remote", places.remote, volume, False),
+        ("ledger", places.ledger, volume, True),
+        ("checkpoints in", places.checkpoints, "", False),
     ):
         if place:
-            found.append(Check(f"{what} {place}", partial(_writable, place, refused), service))
+            attempt = partial(_writable, place, refused, conditional=conditional)
+            found.append(Check(f"{what} {place}", attempt, service))
     found.append(Check("MLflow", _tracker, service))
     found.append(Check("model registry", partial(_registry, params.evaluate.model_name), service))
     networks = ["alexnet", "lpips-alex"]

@@ -1,87 +1,63 @@
-"""Files under a prefix of a bucket: S3 and what speaks like it (SeaweedFS, MinIO, Ceph).
+"""A store below a prefix of a bucket: Amazon S3 and compatible servers (SeaweedFS, MinIO, Ceph).
 
-Endpoint, region and credentials come from the usual AWS_* variables or profile, never from parameters. boto3 is
-imported at the first use: folders need none.
+Endpoint, region and credentials come from the usual AWS_* variables or profile, never from parameters.
 """
 
 import io
 import logging
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from boto3.s3.transfer import TransferConfig
+from boto3.session import Session
+from botocore import exceptions
+from botocore.config import Config
+
 from bebygan.errors import ConfigError, ServiceError
 from bebygan.files import whole_file
+from components.stores.store import StoredFile
 
-SCHEME = "s3://"
-CONNECTIONS = 16
-"""Files that may be read at once."""
-
+_CONNECTIONS = 16
+_ONE_THREAD = TransferConfig(use_threads=False)
 _REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _NO_BUCKET = {"404", "NoSuchBucket"}
+_NO_FILE = {"404", "NoSuchKey"}
 _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
-"""The file is there, or is being written at this moment."""
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file under a prefix."""
-
-    name: str
-    """Below the prefix."""
-    size: int
-    """Bytes."""
-    etag: str
-    """Changes with its content."""
-    written: float
-    """When, in seconds since the epoch."""
-
-
-def is_bucket(address: str) -> bool:
-    """Whether the address is that of a bucket and not of a folder.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if "://" in address and not address.startswith(SCHEME):
-        raise ConfigError(f"{address} is neither a folder nor s3://bucket/prefix")
-    return address.startswith(SCHEME)
+"""The file is there, or another writer is about to create it."""
 
 
 def _client(*, patient: bool) -> Any:
-    """Return a boto3 client; a patient one rides out minutes of trouble, the other says so within seconds."""
-    # 0.2 s that a run on a folder need not wait for, and the image that trains may lack it.
-    from boto3.session import Session  # noqa: PLC0415
-    from botocore.config import Config  # noqa: PLC0415
-
-    # At INFO it tells where it found credentials and endpoint, each time.
+    """Return a boto3 client; a patient one retries for minutes, the other fails within seconds."""
+    # At INFO it logs where it found credentials and endpoint, for every client.
     logging.getLogger("botocore").setLevel(logging.WARNING)
     config = Config(
         connect_timeout=10 if patient else 5,
         read_timeout=60 if patient else 20,
         retries={"mode": "adaptive", "total_max_attempts": 10} if patient else {"total_max_attempts": 2},
-        max_pool_connections=CONNECTIONS,
-        # Stores that speak like S3 do not all know the checksums that newer clients send.
+        max_pool_connections=_CONNECTIONS,
+        # Not all compatible servers know the checksums that newer clients send.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
     try:
-        # Not boto3's default session, which never sees that a variable changed.
+        # boto3's default session would ignore variables that change later.
         return Session().client("s3", config=config)
     except ValueError as error:
-        raise ServiceError(f"AWS_ENDPOINT_URL is no address: {error}; it looks like http://host:port") from error
+        raise ServiceError(f"AWS_ENDPOINT_URL is not a URL: {error}; an example is http://host:port") from error
+
+
+def _code(error: exceptions.ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")
 
 
 @contextmanager
 def _service_errors(address: str, client: Any) -> Iterator[None]:
     """Turn what boto3 raises into one line that says what to do."""
-    from botocore import exceptions  # noqa: PLC0415
-
     endpoint = client.meta.endpoint_url
-    bucket = address.removeprefix(SCHEME).partition("/")[0]
     try:
         yield
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
@@ -89,19 +65,19 @@ def _service_errors(address: str, client: Any) -> Iterator[None]:
             f"no credentials for {address}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         ) from error
     except exceptions.ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in _NO_BUCKET:
+        if (code := _code(error)) in _NO_BUCKET:
+            bucket = _parts(address)[0]
             raise ServiceError(f"there is no bucket {bucket} at {endpoint}: create it, or correct {address}") from error
         if code in _REFUSED:
             raise ServiceError(
                 f"{endpoint} refuses access to {address} ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-                "and what they are allowed"
+                "and their permissions"
             ) from error
         raise ServiceError(f"{endpoint} fails on {address}: {' '.join(str(error).split())}") from error
     except exceptions.SSLError as error:
         raise ServiceError(
-            f"{endpoint} is not to be trusted with {address} ({error.kwargs['error']}): name the certificate of its "
-            "authority in AWS_CA_BUNDLE, or correct AWS_ENDPOINT_URL"
+            f"the certificate of {endpoint} for {address} is not trusted ({error.kwargs['error']}): name the "
+            "certificate of its authority in AWS_CA_BUNDLE, or correct AWS_ENDPOINT_URL"
         ) from error
     except (
         exceptions.HTTPClientError,
@@ -116,172 +92,114 @@ def _service_errors(address: str, client: Any) -> Iterator[None]:
         raise ServiceError(f"cannot use {address}: {' '.join(str(error).split())}") from error
 
 
+def _parts(address: str) -> tuple[str, str]:
+    """Return bucket and prefix of an address, without the slashes between and behind them."""
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    return bucket, prefix.strip("/")
+
+
+def _connected(address: str, *, patient: bool) -> Any:
+    """Return a client after a first request that fails within seconds, however patient the client is."""
+    bucket, prefix = _parts(address)
+    client = _client(patient=False)
+    with _service_errors(address, client):
+        client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    return _client(patient=True) if patient else client
+
+
 @dataclass(frozen=True)
-class Prefix:
-    """What lies under s3://bucket/prefix/, and one connected client that may be used from several threads."""
+class S3Store:
+    """See `components.stores.Store`. The first use of any method checks that the bucket answers."""
 
     address: str
     _bucket: str
     _prefix: str
-    _s3: Any = field(repr=False, compare=False)
+    """Empty, or with a slash at its end: s3://b/photos does not include s3://b/photos-old/1.png."""
+    _connect: Callable[[], Any] = field(repr=False, compare=False)
+    folder: None = None
+    parallel_reads: int = _CONNECTIONS
 
-    def below(self, name: str) -> "Prefix":
-        """Return the prefix of a folder in this one."""
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        client = self._connect()
+        with _service_errors(self.address, client):
+            yield client
+
+    @contextmanager
+    def _reader(self, name: str) -> Iterator[Any]:
+        with self._client() as client:
+            try:
+                yield client
+            except exceptions.ClientError as error:
+                if _code(error) not in _NO_FILE:
+                    raise
+                raise FileNotFoundError(f"{self.address}/{name}") from error
+
+    def below(self, name: str) -> "S3Store":
         return replace(self, address=f"{self.address}/{name}", _prefix=f"{self._prefix}{name}/")
 
-    def files(self) -> list[StoredFile]:
-        """List the files in the order of their names; folder markers are left out.
+    def check_readable(self) -> None:
+        self._connect()
 
-        Raises:
-            ServiceError: the bucket is away, unknown, or refuses.
-        """
-        with _service_errors(self.address, self._s3):
-            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+    def _stored(self, entry: Mapping[str, Any]) -> StoredFile:
+        name, written = entry["Key"].removeprefix(self._prefix), entry["LastModified"].timestamp()
+        return StoredFile(name, entry["Size"], written, partial(self.read, name), partial(str, entry["ETag"]))
+
+    def files(self, start: str = "") -> list[StoredFile]:
+        with self._client() as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + start)
             found = [entry for page in pages for entry in page.get("Contents", ())]
-        stored = [
-            StoredFile(
-                entry["Key"].removeprefix(self._prefix), entry["Size"], entry["ETag"], entry["LastModified"].timestamp()
-            )
-            for entry in found
-            if not entry["Key"].endswith("/")
-        ]
+        # Some programs write an object whose key ends with a slash for each folder.
+        stored = [self._stored(entry) for entry in found if not entry["Key"].endswith("/")]
         return sorted(stored, key=lambda file: file.name)
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a file; a transfer that breaks is taken up again.
-
-        Raises:
-            FileNotFoundError: there is no file of this name.
-            ServiceError: the bucket is away, unknown, or refuses.
-        """
-        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
-        from botocore.exceptions import ClientError  # noqa: PLC0415
-
+    def read(self, name: str, first: int | None = None) -> bytes:
         content = io.BytesIO()
-        with _service_errors(self.address, self._s3):
-            try:
-                # Not get_object: its body is not retried when the connection breaks midway.
-                self._s3.download_fileobj(
-                    self._bucket, self._prefix + name, content, Config=TransferConfig(use_threads=False)
-                )
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
-                    raise FileNotFoundError(f"{self.address}/{name}") from error
-                raise
+        with self._reader(name) as client:
+            if first is not None:
+                part = client.get_object(Bucket=self._bucket, Key=self._prefix + name, Range=f"bytes=0-{first - 1}")
+                return bytes(part["Body"].read())
+            # Unlike the body of get_object, this is retried when the connection breaks midway.
+            client.download_fileobj(self._bucket, self._prefix + name, content, Config=_ONE_THREAD)
         return content.getvalue()
 
-    def read_start(self, name: str, count: int) -> bytes:
-        """Return at most the first `count` bytes of a file.
+    def write(self, name: str, content: BinaryIO) -> None:
+        with self._client() as client:
+            client.upload_fileobj(content, self._bucket, self._prefix + name, Config=_ONE_THREAD)
 
-        Raises:
-            ServiceError: there is no such file, or the bucket is away, unknown, or refuses.
-        """
-        with _service_errors(self.address, self._s3):
-            answer = self._s3.get_object(Bucket=self._bucket, Key=self._prefix + name, Range=f"bytes=0-{count - 1}")
-            content: bytes = answer["Body"].read()
-            return content
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Write a file unless there is one of this name; of several writers at once one succeeds.
-
-        Returns:
-            Whether these bytes are now there: also when an answer was lost and the store took them at the first try.
-
-        Raises:
-            ServiceError: the bucket is away, unknown, or refuses.
-        """
-        from botocore.exceptions import ClientError  # noqa: PLC0415
-
-        with _service_errors(self.address, self._s3):
+    def write_if_absent(self, name: str, content: bytes) -> bool:
+        with self._client() as client:
             try:
-                self._s3.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=content, IfNoneMatch="*")
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") not in _TAKEN:
+                client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=content, IfNoneMatch="*")
+            except exceptions.ClientError as error:
+                if _code(error) not in _TAKEN:
                     raise
             else:
                 return True
         try:
             return self.read(name) == content
         except FileNotFoundError:
-            # Amazon answers so while another writer of the same name is not done; nobody has won yet.
-            return self.create(name, content)
+            # Amazon refuses a write while another one of the same name is unfinished: neither has won yet.
+            return self.write_if_absent(name, content)
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, in place of one of this name.
-
-        Raises:
-            ServiceError: the bucket is away, unknown, or refuses.
-        """
-        with _service_errors(self.address, self._s3):
-            self._s3.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=content)
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if there is one of this name.
-
-        Raises:
-            ServiceError: the bucket is away, unknown, or refuses.
-        """
-        with _service_errors(self.address, self._s3):
-            self._s3.delete_object(Bucket=self._bucket, Key=self._prefix + name)
-
-    def upload(self, name: str, content: BinaryIO) -> None:
-        """Write a file, or write it anew: readers see the old content or the new one, never a part.
-
-        Raises:
-            ServiceError: the bucket is away, unknown, or refuses.
-        """
-        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
-
-        with _service_errors(self.address, self._s3):
-            self._s3.upload_fileobj(
-                content, self._bucket, self._prefix + name, Config=TransferConfig(use_threads=False)
-            )
+    def delete(self, name: str) -> None:
+        with self._client() as client:
+            client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
     def download(self, name: str, path: Path) -> None:
-        """Write the content of a file to `path`, whole or not at all.
-
-        Raises:
-            ServiceError: there is no such file, or the bucket is away, unknown, or refuses.
-            StorageError: `path` cannot be written.
-        """
-        from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
-
-        with whole_file(path) as temporary, temporary.open("wb") as file, _service_errors(self.address, self._s3):
-            self._s3.download_fileobj(self._bucket, self._prefix + name, file, Config=TransferConfig(use_threads=False))
+        with whole_file(path) as temporary, temporary.open("wb") as file, self._reader(name) as client:
+            client.download_fileobj(self._bucket, self._prefix + name, file, Config=_ONE_THREAD)
 
 
-def open_prefix(address: str, *, patient: bool = True) -> Prefix:
-    """Connect to s3://bucket/prefix and make sure that it may be listed.
-
-    Args:
-        address: the prefix is taken as a folder: `s3://b/photos` does not hold `s3://b/photos-old/1.png`.
-        patient: whether later calls ride out minutes of trouble; else they say so within seconds.
+def open_s3(address: str, *, patient: bool) -> S3Store:
+    """Return the store of s3://bucket/prefix; see `components.stores.open_store`.
 
     Raises:
         ConfigError: the address names no bucket.
-        ServiceError: nobody answers (known within seconds), there is no such bucket, or it refuses.
     """
-    bucket, _, prefix = address.removeprefix(SCHEME).partition("/")
-    if not is_bucket(address) or not bucket:
-        raise ConfigError(f"{address} names no bucket: it looks like s3://bucket/folder")
-    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    address = f"{SCHEME}{bucket}/{prefix}".rstrip("/")
-    # The patience that a long transfer needs would hide a wrong address for minutes.
-    first = _client(patient=False)
-    with _service_errors(address, first):
-        first.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
-    return Prefix(address, bucket, prefix, _client(patient=True) if patient else first)
-
-
-def check_writable(address: str) -> None:
-    """Put a file under s3://bucket/prefix and take it away again.
-
-    Raises:
-        ConfigError: the address names no bucket.
-        ServiceError: nobody answers (known within seconds), there is no such bucket, or it refuses.
-    """
-    opened = open_prefix(address)
-    impatient = replace(opened, _s3=_client(patient=False))
-    name = f".preflight-{uuid.uuid4().hex}"
-    impatient.write(name, b"")
-    impatient.remove(name)
+    bucket, prefix = _parts(address)
+    if not bucket:
+        raise ConfigError(f"{address} names no bucket: an address looks like s3://bucket/folder")
+    address = f"s3://{bucket}/{prefix}".rstrip("/")
+    connect = cache(partial(_connected, address, patient=patient))
+    return S3Store(address, bucket, f"{prefix}/" if prefix else "", connect)

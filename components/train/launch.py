@@ -28,6 +28,7 @@ from bebygan.settings import GanSettings
 from components.cli import run_step, step_parser
 from components.config import Params, from_yaml, one_line_yaml, to_yaml
 from components.progress import say
+from components.stores import folder_of
 from components.train.cluster_api import PATIENCE, Patience
 from components.train.trainjob import TrainJobSettings, TrainJobSpec, trainjob_name
 from components.train.trainjob_run import run_trainjob
@@ -114,7 +115,8 @@ def launch(
         raise DataError(f"{patches} holds no patches.json: run patches first")
     if not start.is_file():
         raise WeightsError(f"no weights at {start}: run warmup first")
-    if not checkpoints.startswith("s3://") and not Path(checkpoints).is_relative_to(volume):
+    folder = folder_of(checkpoints)
+    if folder is not None and not folder.is_relative_to(volume):
         raise ConfigError(
             f"checkpoints {checkpoints} would be lost with the pod: they must be below {volume}, or in s3://"
         )

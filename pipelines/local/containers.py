@@ -19,6 +19,7 @@ from bebygan.errors import ConfigError, ServiceError
 from bebygan.files import sha256_of
 from components.container_images import DATA_IMAGE, TORCH_IMAGE
 from components.job import Job
+from components.stores import folder_of
 from components.tracking.provenance import code_hash
 from components.tracking.runs import tracking_uri
 
@@ -83,7 +84,7 @@ def _hand_over(folder: Path) -> None:
 
 
 def _local(place: str) -> bool:
-    return bool(place) and "://" not in place
+    return folder_of(place) is not None
 
 
 def _store() -> Path | None:

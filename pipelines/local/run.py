@@ -21,7 +21,7 @@ from bebygan.files import lock, whole_folder
 from components.cli import FAILURE_FILE
 from components.job import Job, inputs_of
 from components.progress import WATCHER
-from components.stores.s3 import is_bucket
+from components.stores import absolute
 from components.tracking.runs import PIPELINE, service_errors, step_run
 
 _log = logging.getLogger(__name__)
@@ -128,10 +128,6 @@ def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
     return kinds[failure["exit_code"]](failure["message"])
 
 
-def _absolute(place: str) -> str:
-    return place if not place or is_bucket(place) else str(Path(place).resolve())
-
-
 @contextmanager
 def _log_of_this_run(path: Path) -> Iterator[TextIO]:
     """Yield the log, empty unless another run under way writes to it: each holds a lock on it."""
@@ -196,7 +192,7 @@ def run(
     from pipelines.retrain import retrain  # noqa: PLC0415
 
     workspace = workspace.resolve()
-    remote, ledger = _absolute(remote), _absolute(ledger)
+    remote, ledger = absolute(remote), absolute(ledger)
     log, outputs_of_tasks = workspace / "run.log", workspace / "pipeline"
     # A Docker engine would make it root's.
     outputs_of_tasks.mkdir(exist_ok=True)

@@ -28,7 +28,7 @@ def test_a_run_says_what_became_of_the_files(photographs: Path, tmp_path: Path) 
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{tmp_path / 'dataset'}: 24 photographs (")
     assert lines[1].startswith("quarantined: 1 not-an-image")
-    assert lines[2] == "skipped, being no pictures: 1"
+    assert lines[2] == "skipped, not pictures: 1"
     assert "Succeeded" in Path(lines[3].removeprefix("checks: ")).read_text()
     assert lines[-1].startswith("data version: ")
     assert lines[-1].endswith(".dir")

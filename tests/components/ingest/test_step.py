@@ -312,7 +312,7 @@ def test_a_bucket_that_goes_away_midway_stops_the_step(
     def away(*_: object) -> bytes:
         raise ServiceError("the server does not answer")
 
-    monkeypatch.setattr("components.stores.s3.Prefix.read", away)
+    monkeypatch.setattr("components.stores.s3.S3Store.read", away)
     with pytest.raises(ServiceError, match="does not answer"):
         ingest(f"s3://{bucket}", tmp_path / "dataset", tmp_path / "docs", PARAMS)
     assert not (tmp_path / "dataset").exists()

@@ -85,10 +85,10 @@ def failure(places: Places, params: Params, gpus: int = 0) -> BebyganError:
     ("change", "kind", "said"),
     [
         ({"source": "s3://no-such-bucket/x"}, ServiceError, "photographs in .*there is no bucket no-such-bucket"),
-        ({"source": "/nowhere"}, DataError, "photographs in /nowhere: .*cannot be listed"),
+        ({"source": "/nowhere"}, DataError, "photographs in /nowhere: the source /nowhere does not exist"),
         ({"remote": "s3://no-such-bucket/dvc"}, ServiceError, "DVC remote .*there is no bucket"),
         ({"ledger": "s3://no-such-bucket/l"}, ServiceError, "ledger .*there is no bucket"),
-        ({"checkpoints": "/dev/null/x"}, StorageError, "checkpoints in /dev/null/x: .*cannot be written"),
+        ({"checkpoints": "/dev/null/x"}, StorageError, "checkpoints in /dev/null/x: cannot write /dev/null/x/"),
         (
             {"remote": "gs://there/dvc"},
             ConfigError,

@@ -184,7 +184,7 @@ def test_an_unknown_version_is_named(bucket: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["", "latest", "0" * 32, f"../{'0' * 29}.dir", f"{'0' * 32}.dir\n"])
 def test_what_is_no_version_is_refused(version: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no data version"):
+    with pytest.raises(ConfigError, match="is not a data version"):
         fetch(version, str(tmp_path), tmp_path / "back")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bebygan.errors import ConfigError, DataError
-from components.stores.source import is_no_picture, list_source, source_version
+from components.stores.source import is_not_picture, list_source, source_version
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -28,15 +28,15 @@ def fill(folder: Path, *names: str) -> None:
         "__MACOSX/a.png",
     ],
 )
-def test_documents_and_hidden_files_are_no_pictures(name: str) -> None:
-    assert is_no_picture(name)
+def test_documents_and_hidden_files_are_not_pictures(name: str) -> None:
+    assert is_not_picture(name)
 
 
 @pytest.mark.parametrize(
     "name", ["a.png", "A.JPG", "raw.heic", "no suffix", "photographs.zip", "a.md/b.png", "clip.mp4"]
 )
 def test_whatever_may_hide_a_photograph_is_opened(name: str) -> None:
-    assert not is_no_picture(name)
+    assert not is_not_picture(name)
 
 
 def test_a_folder_is_listed_in_depth_and_in_order(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_broken_links_and_pipes_fail_when_they_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     files, _ = list_source(str(tmp_path))
     for file in files:
-        with pytest.raises(OSError, match=r"No such file|no regular file"):
+        with pytest.raises(OSError, match=r"No such file|not a regular file"):
             file.read()
 
 
@@ -91,13 +91,13 @@ def test_missing_empty_and_senseless_sources_are_told_apart(tmp_path: Path) -> N
         "missing": "missing does not exist",
         "documents/a.txt": "a.txt is a file, not a folder",
         "empty": "empty holds no files: put photographs there",
-        "documents": "documents holds only 2 files that are no pictures",
+        "documents": "documents holds only 2 files that are not pictures",
     }.items():
         with pytest.raises(DataError, match=expected):
             list_source(str(tmp_path / name))
     with pytest.raises(ConfigError, match=r"gs://bucket is neither a folder nor s3://"):
         list_source("gs://bucket")
-    with pytest.raises(ConfigError, match="the source has no name"):
+    with pytest.raises(ConfigError, match="the address is empty: name a folder"):
         list_source("")
 
 

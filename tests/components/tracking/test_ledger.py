@@ -73,8 +73,7 @@ def test_of_sixteen_writers_at_once_one_gets_each_number(ledger: str) -> None:
     assert [[move.who] for move in entries(ledger, "model")] == won
 
 
-def test_an_entry_whose_acknowledgement_was_lost_is_ours_when_sent_again(bucket: str) -> None:
-    ledger = f"s3://{bucket}/ledger"
+def test_an_entry_whose_acknowledgement_was_lost_is_ours_when_sent_again(ledger: str) -> None:
     assert append(ledger, "model", FIRST)
     assert append(ledger, "model", FIRST)
 
@@ -90,7 +89,7 @@ def test_what_else_lies_there_is_no_entry(tmp_path: Path) -> None:
 def test_a_damaged_entry_is_named(content: str, tmp_path: Path) -> None:
     append(str(tmp_path), "model", FIRST)
     (tmp_path / "model" / "000001.json").write_text(content)
-    with pytest.raises(DataError, match=r"/model/000001\.json is no entry of a ledger .*: bring it back from a backup"):
+    with pytest.raises(DataError, match=r"/model/000001\.json is not a ledger entry .*: restore it from a backup"):
         last(str(tmp_path), "model")
 
 

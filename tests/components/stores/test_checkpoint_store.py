@@ -14,7 +14,7 @@ import torch
 from bebygan.errors import ConfigError, DataError, Preempted, ServiceError
 from bebygan.settings import Retention
 from bebygan.training.checkpoint import Checkpoints, checkpoints_in, name_of
-from components.stores.checkpoints import open_checkpoints, place_of
+from components.stores.checkpoint_store import folder_name, open_checkpoints
 from tests.conftest import free_ports
 
 JOB = {"step": "train", "params.iterations": "6", "code": "a" * 64}
@@ -26,6 +26,12 @@ def save(root: str, *iterations: int, keep: Retention = TWO, job: dict[str, str]
         for iteration in iterations:
             files.save(iteration, {"iteration": iteration, "history": [], "weights": torch.full((9,), iteration)})
     return folder
+
+
+def age_files(folder: Path, seconds: float) -> None:
+    """Make the files of a folder look as if they had been written so long ago."""
+    for path in folder.iterdir():
+        os.utime(path, (time.time() - seconds,) * 2)
 
 
 def resumed_from(root: str) -> int | None:
@@ -60,7 +66,7 @@ def stored(s3: Any, bucket: str) -> Callable[[], set[str]]:
 
 
 def keys(*iterations: int) -> set[str]:
-    return {f"checkpoints/{place_of(JOB)}/{name_of(iteration)}" for iteration in iterations}
+    return {f"checkpoints/{folder_name(JOB)}/{name_of(iteration)}" for iteration in iterations}
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -68,15 +74,15 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_job_has_one_place_whatever_the_order_of_its_facts() -> None:
-    assert place_of(JOB) == place_of(dict(reversed(JOB.items())))
-    assert re.fullmatch(r"train-[0-9a-f]{16}", place_of(JOB))
+    assert folder_name(JOB) == folder_name(dict(reversed(JOB.items())))
+    assert re.fullmatch(r"train-[0-9a-f]{16}", folder_name(JOB))
     for name in JOB:
-        assert place_of(JOB | {name: "other"}) != place_of(JOB)
+        assert folder_name(JOB | {name: "other"}) != folder_name(JOB)
 
 
 def test_a_folder_is_written_to_directly(tmp_path: Path) -> None:
     save(str(tmp_path / "volume"), 1, 2)
-    assert list(checkpoints_in(tmp_path / "volume" / place_of(JOB))) == [1, 2]
+    assert list(checkpoints_in(tmp_path / "volume" / folder_name(JOB))) == [1, 2]
     assert resumed_from(str(tmp_path / "volume")) == 2
 
 
@@ -92,13 +98,13 @@ def test_beginning_anew_says_what_differs_from_the_newest_job_that_is_there(
 ) -> None:
     for iterations, age in (("7", 100), ("8", 50)):
         folder = save(str(tmp_path), 1, job=JOB | {"params.iterations": iterations})
-        os.utime(folder, (time.time() - age,) * 2)
-    caplog.set_level(logging.INFO, logger="components.stores.checkpoints")
+        age_files(folder, age)
+    caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
     # Where a command line was called before in this process, the second one has told, too.
     caplog.clear()
     save(str(tmp_path), 1)
     [line] = [record.getMessage() for record in caplog.records]
-    assert line == f"train begins anew: of the job in {folder}, params.iterations 8 -> 6"
+    assert line == f"train starts from the beginning; changed since the job in {folder}: params.iterations 8 -> 6"
     caplog.clear()
     save(str(tmp_path), 2)
     assert not caplog.records
@@ -115,19 +121,19 @@ OTHERS = {
 
 
 def test_what_ended_long_ago_is_removed_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="components.stores.checkpoints")
+    caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
     others = {name: save(str(tmp_path), 4, last, job=job | {"name": name}) for name, (last, job) in OTHERS.items()}
     for folder in others.values():
-        os.utime(folder, (time.time() - 15 * 24 * 3600,) * 2)
+        age_files(folder, 15 * 24 * 3600)
     others["ended lately"] = save(str(tmp_path), 6, job=ENDED | {"name": "ended lately"})
     others["damaged"] = tmp_path / "train-0123456789abcdef"
     others["damaged"].mkdir()
     (others["damaged"] / name_of(6)).write_bytes(b"damaged")
-    os.utime(others["damaged"], (0, 0))
+    age_files(others["damaged"], 15 * 24 * 3600)
 
     save(str(tmp_path), 6, job=ENDED)
     assert {name for name, folder in others.items() if not folder.exists()} == {"ended"}
-    assert f"{others['ended']} is removed: its training ended long ago" in caplog.text
+    assert f"{others['ended']} is deleted: its training ended long ago" in caplog.text
 
 
 @pytest.mark.usefixtures("new_pod")
@@ -136,11 +142,11 @@ def test_what_ended_long_ago_is_removed_from_a_bucket_and_from_here(
 ) -> None:
     folders = {name: save(prefix, 4, last, job=job | {"name": name}) for name, (last, job) in OTHERS.items()}
     assert len(stored()) == 10
-    monkeypatch.setattr("components.stores.checkpoints._SECONDS_AFTER_THE_END", -3600.0)
+    monkeypatch.setattr("components.stores.checkpoint_store._SECONDS_AFTER_THE_END", -3600.0)
     save(prefix, 4)
-    gone = place_of(ENDED | {"name": "ended"})
+    gone = folder_name(ENDED | {"name": "ended"})
     assert {key.split("/")[1] for key in stored()} == {folder.name for folder in folders.values()} - {gone} | {
-        place_of(JOB)
+        folder_name(JOB)
     }
     assert {name for name, folder in folders.items() if not folder.exists()} == {"ended"}
 
@@ -149,12 +155,15 @@ def test_what_ended_long_ago_is_removed_from_a_bucket_and_from_here(
 def test_beginning_anew_in_a_bucket_says_what_differs_too(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     other = JOB | {"params.iterations": "8"}
     save(prefix, 1, job=other)
-    caplog.set_level(logging.INFO, logger="components.stores.checkpoints")
+    caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
     caplog.clear()
     save(prefix, 1)
     save(prefix, 2)
     [line] = [record.getMessage() for record in caplog.records]
-    assert line == (f"train begins anew: of the job in {prefix}/{place_of(other)}, params.iterations 8 -> 6")
+    assert line == (
+        f"train starts from the beginning; changed since the job in {prefix}/{folder_name(other)}: "
+        "params.iterations 8 -> 6"
+    )
 
 
 @pytest.mark.usefixtures("new_pod")
@@ -180,7 +189,7 @@ def test_what_was_at_fault_outlives_the_pod(
         folder.mkdir(parents=True)
         (folder / name).write_bytes(b"lr and hr")
         raise DataError("training diverged")
-    assert stored() == {f"checkpoints/{place_of(JOB)}/{name}"}
+    assert stored() == {f"checkpoints/{folder_name(JOB)}/{name}"}
     assert not warnings(caplog)
 
 
@@ -311,7 +320,7 @@ def relay(s3_endpoint: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_a_bucket_that_goes_away_holds_nothing_up_and_gets_all_when_it_is_back(
     prefix: str, relay: Relay, stored: Callable[[], set[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="components.stores.checkpoints")
+    caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
     keep = Retention(newest=2, every=4, best=None)
     with open_checkpoints(prefix, JOB, first=True) as (folder, saved), Checkpoints(folder, JOB, keep, saved) as files:
 
@@ -336,9 +345,10 @@ def test_a_bucket_that_goes_away_holds_nothing_up_and_gets_all_when_it_is_back(
         one(6)
     assert stored() == keys(4, 5, 6)
     assert len(warnings(caplog)) == 1
-    assert f"{prefix}/{place_of(JOB)} has all checkpoints again" in caplog.text
+    assert f"{prefix}/{folder_name(JOB)} has all checkpoints again" in caplog.text
     assert re.search(
-        r"is kept here alone: .* does not answer for .* Training goes on; copying is tried again", warnings(caplog)[0]
+        r"is only on this machine: .* does not answer for .* Training continues; the copy is retried",
+        warnings(caplog)[0],
     )
 
 

@@ -1,0 +1,266 @@
+"""Where the checkpoints of jobs are stored: a folder that outlives the machine, or a bucket and a local folder.
+
+Each job has its own folder, named by the hash of its parameters, data, start weights and code: a new pod, or a new run
+of the same job, resumes there. A thread copies the checkpoints to a bucket. If the bucket is unreachable, training
+continues, and the missing checkpoints are copied later. Checkpoints of jobs that ended long ago are deleted, so that
+retraining does not fill the volume.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bebygan.differences import differences
+from bebygan.errors import DataError, ServiceError
+from bebygan.training.checkpoint import Job, Keep, Saved, checkpoints_in, iteration_of, job_in, name_of
+from bebygan.training.loop import FAULTS
+from components.stores import Store, StoredFile, check_writable, open_store
+
+_log = logging.getLogger(__name__)
+_FETCHED = 2
+"""More than one, because the newest may be damaged."""
+_SECONDS_BETWEEN_TRIES = 30.0
+_SECONDS_AT_THE_END = 120.0
+_SECONDS_WHEN_STOPPED = 10.0
+"""Of the 25 to 30 seconds that a process gets between the request to stop and the kill."""
+_SECONDS_AFTER_THE_END = 14 * 24 * 3600.0
+"""How long an ended job is kept, so that a run whose later steps failed does not train it again."""
+_HEADER_BYTES = 2**16
+"""More than the first two lines of a checkpoint."""
+
+
+def folder_name(job: Job) -> str:
+    """Return the name of a job's folder: the same for the same job, wherever and whenever it runs."""
+    digest = hashlib.sha256(json.dumps(dict(job), sort_keys=True).encode()).hexdigest()
+    return f"{job['step']}-{digest[:16]}"
+
+
+def _checkpoints(files: Iterable[StoredFile]) -> dict[int, StoredFile]:
+    """Return the checkpoints among files by iteration."""
+    found = {iteration_of(file.name): file for file in files}
+    return {number: file for number, file in found.items() if number is not None}
+
+
+class _Copies:
+    """Makes a store equal to the local folder in a thread that is told of each checkpoint."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._changed = threading.Condition()
+        self._newest: tuple[Path, Keep] | None = None
+        self._due = False
+        """Whether the newest checkpoint has not been copied yet."""
+        self._failed = False
+        """Whether the last try failed; it is repeated after a while."""
+        self._closing = False
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name="checkpoint copies", daemon=True)
+        self._thread.start()
+
+    def __call__(self, path: Path, keep: Keep) -> None:
+        with self._changed:
+            self._newest, self._due = (path, keep), True
+            self._changed.notify()
+
+    def close(self, seconds: float) -> None:
+        """Copy what has not been copied yet, for at most so many seconds."""
+        with self._changed:
+            self._due = self._due or self._failed
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            _log.warning("warning: %s did not take the last checkpoint within %.0f s", self._store.address, seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._due or self._closing, _SECONDS_BETWEEN_TRIES if self._failed else None
+                )
+                if self._newest is None or (self._closing and not self._due):
+                    return
+                self._due = self._failed = False
+                path, keep = self._newest
+            failed = not self._copied(path, keep)
+            with self._changed:
+                self._failed = failed
+
+    def _copied(self, path: Path, keep: Keep) -> bool:
+        """Copy, log the first of several failures, and return whether the copy succeeded."""
+        try:
+            self._copy(path, keep)
+        except FileNotFoundError:
+            # It was deleted before its turn. There are newer ones, of which this object is told too.
+            return True
+        except (ServiceError, OSError) as error:
+            if not self._warned:
+                _log.warning(
+                    "warning: %s is only on this machine: %s. Training continues; the copy is retried", path, error
+                )
+            self._warned = True
+            return False
+        if self._warned:
+            _log.info("%s has all checkpoints again", self._store.address)
+        self._warned = False
+        return True
+
+    def _copy(self, path: Path, keep: Keep) -> None:
+        """Copy a checkpoint and earlier ones that the store lacks, and delete those that are no longer kept."""
+        here = checkpoints_in(path.parent)
+        there = _checkpoints(self._store.files("iteration-"))
+        stay = keep(here.keys() | there.keys())
+        missing = {number for number in stay & here.keys() - there.keys() if here[number] != path}
+        for each in [path, *(here[number] for number in sorted(missing, reverse=True))]:
+            with each.open("rb") as file:
+                self._store.write(each.name, file)
+        for number in there.keys() - stay:
+            self._store.delete(name_of(number))
+
+
+def _fetch(store: Store, folder: Path) -> None:
+    """Download the newest checkpoints, unless the folder has newer ones."""
+    here = checkpoints_in(folder)
+    there = _checkpoints(store.files("iteration-"))
+    for number in sorted(there, reverse=True)[:_FETCHED]:
+        path = folder / name_of(number)
+        if number >= max(here, default=0) and not (path.is_file() and path.stat().st_size == there[number].size):
+            store.download(path.name, path)
+
+
+@dataclass(frozen=True, slots=True)
+class _JobFolder:
+    """The folder of another job in a store."""
+
+    root: Store
+    name: str
+    files: list[StoredFile]
+    """Named relative to `root`."""
+    iterations: int
+    """Of the newest checkpoint."""
+    newest: StoredFile
+
+    @property
+    def address(self) -> str:
+        return f"{self.root.address}/{self.name}"
+
+    def job(self) -> Job | None:
+        """Return the job that was trained there, or None if it cannot be read."""
+        try:
+            return job_in(io.BytesIO(self.root.read(self.newest.name, first=_HEADER_BYTES)))
+        except (ServiceError, OSError) as error:
+            _log.warning("warning: cannot read which job was trained in %s: %s", self.address, error)
+            return None
+
+    def has_ended(self) -> bool:
+        """Whether the job was trained to its end and its checkpoints only served to resume it."""
+        job = self.job() or {}
+        wanted = {"params.iterations": str(self.iterations), "params.keep.every": "0", "params.keep.best": "None"}
+        return all(job.get(name) == value for name, value in wanted.items())
+
+    def delete(self) -> None:
+        # The newest last: without it an interrupted deletion would look like a job that has not ended.
+        for file in sorted(self.files, key=lambda file: (file == self.newest, file.name)):
+            self.root.delete(file.name)
+
+
+def _other_jobs(root: Store, job: Job) -> list[_JobFolder]:
+    """Return the folders of other jobs of the same step, the one that was written last first."""
+    by_folder: dict[str, list[StoredFile]] = {}
+    for file in root.files(f"{job['step']}-"):
+        by_folder.setdefault(file.name.partition("/")[0], []).append(file)
+    found = []
+    for name, files in by_folder.items():
+        numbers = {iteration_of(file.name.removeprefix(f"{name}/")): file for file in files}
+        iterations = max((number for number in numbers if number is not None), default=None)
+        if iterations is not None and name != folder_name(job):
+            found.append(_JobFolder(root, name, files, iterations, numbers[iterations]))
+    return sorted(found, key=lambda folder: folder.newest.written, reverse=True)
+
+
+def _clean_up(root: Store, job: Job, *, resumes: bool) -> None:
+    """Delete the folders of jobs that ended long ago; log how a job that does not resume differs from the last one."""
+    others = _other_jobs(root, job)
+    for folder in () if resumes else others:
+        if (last := folder.job()) is not None:
+            changed = ", ".join(differences(last, job))
+            _log.info(
+                "%s starts from the beginning; changed since the job in %s: %s", job["step"], folder.address, changed
+            )
+            break
+    for folder in others:
+        if time.time() - folder.newest.written > _SECONDS_AFTER_THE_END and folder.has_ended():
+            try:
+                folder.delete()
+            except (ServiceError, OSError) as error:
+                _log.warning("warning: cannot delete %s, whose training ended long ago: %s", folder.address, error)
+            else:
+                _log.info("%s is deleted: its training ended long ago", folder.address)
+
+
+@contextmanager
+def _faults_kept(store: Store, folder: Path) -> Iterator[None]:
+    """Copy the files that describe why training diverged to a store: the folder may be lost with this pod."""
+    try:
+        yield
+    except DataError:
+        try:
+            for path in folder.glob(FAULTS):
+                with path.open("rb") as file:
+                    store.write(path.name, file)
+                _log.info("%s is also in %s", path, store.address)
+        except (ServiceError, OSError) as error:
+            _log.warning("warning: the files on the divergence are only on this machine, in %s: %s", folder, error)
+        raise
+
+
+@contextmanager
+def open_checkpoints(address: str, job: Job, *, first: bool) -> Iterator[tuple[Path, Saved | None]]:
+    """Yield the local folder of a job's checkpoints, and what to call with each one that is written.
+
+    Args:
+        address: folder or s3://bucket/prefix for the checkpoints of all jobs, or that of one job.
+        job: the job to train.
+        first: whether this is the process that reads and writes checkpoints.
+
+    Raises:
+        ServiceError: at the start, if the bucket is unreachable, unknown or refuses access. Later this is only logged.
+    """
+    root = open_store(address, patient=False)
+    store = root.below(folder_name(job))
+    local = Path(tempfile.gettempdir()) / f"bebygan-{os.getuid()}" / "checkpoints"
+    if root.folder is None and not first:
+        # Every process that diverges keeps its files, and only the first one contacts the bucket before.
+        folder = local / folder_name(job)
+        with _faults_kept(store, folder):
+            yield folder, None
+        return
+    if _checkpoints(root.files("iteration-")):
+        # The address is that of one job. If it is another job's, `Checkpoints` reports the differences.
+        store = root
+    elif first:
+        _clean_up(root, job, resumes=bool(_checkpoints(store.files("iteration-"))))
+    if store.folder is not None:
+        yield store.folder, None
+        return
+    check_writable(store)
+    folder = local / store.address.rpartition("/")[2]
+    _clean_up(open_store(str(local)), job, resumes=True)
+    _fetch(store, folder)
+    copies = _Copies(store)
+    seconds = _SECONDS_WHEN_STOPPED
+    try:
+        with _faults_kept(store, folder):
+            yield folder, copies
+        seconds = _SECONDS_AT_THE_END
+    finally:
+        copies.close(seconds)

@@ -1,0 +1,84 @@
+"""What every store of files can do, whether a folder or a bucket is behind it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in a store."""
+
+    name: str
+    """Relative to the store, with / between folders."""
+    size: int
+    """Bytes."""
+    written: float
+    """When it was last written, in seconds since the epoch."""
+    read: Callable[[], bytes] = field(repr=False, compare=False)
+    identity: Callable[[], str] = field(repr=False, compare=False)
+    """Returns a string that changes with the content: the ETag of an object, the SHA-256 of a local file."""
+
+
+class Store(Protocol):
+    """A collection of named files that may be used from several threads.
+
+    Every method raises ServiceError if a bucket is unreachable, unknown or refuses access. On a folder, methods that
+    read raise OSError, and methods that write raise StorageError or OSError.
+    """
+
+    @property
+    def address(self) -> str:
+        """The address for messages."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that holds the files, or None if they must be downloaded and uploaded."""
+
+    @property
+    def parallel_reads(self) -> int:
+        """How many files to read at the same time."""
+
+    def below(self, name: str) -> "Store":
+        """Return the store of a folder in this one."""
+
+    def check_readable(self) -> None:
+        """Fail within seconds unless the store exists and can be listed."""
+
+    def files(self, start: str = "") -> list[StoredFile]:
+        """List the files, also in nested folders, ordered by name; a folder that does not exist has none.
+
+        Args:
+            start: first characters of the names to list, without a /.
+
+        Raises:
+            DataError: a folder cannot be listed.
+        """
+
+    def read(self, name: str, first: int | None = None) -> bytes:
+        """Return the bytes of a file, or at most the `first` ones of a file that is not empty.
+
+        Raises:
+            FileNotFoundError: there is no file of this name.
+        """
+
+    def write(self, name: str, content: BinaryIO) -> None:
+        """Write or replace a file. Readers see the old content or the new content, never a part."""
+
+    def write_if_absent(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one of this name. Of several concurrent writers, one succeeds.
+
+        Returns:
+            Whether the file now holds these bytes. This is also true if the store took them earlier and its answer
+            was lost.
+
+        Raises:
+            StorageError: the file system of the folder has no hard links.
+        """
+
+    def delete(self, name: str) -> None:
+        """Delete a file if there is one of this name, and the folders below the store that this leaves empty."""
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file of the store to `path`, completely or not at all; raises as `read`."""

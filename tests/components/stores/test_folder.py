@@ -1,0 +1,107 @@
+import errno
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from bebygan.errors import DataError, StorageError
+from components.stores import check_writable, open_store
+
+
+def test_a_folder_and_its_files_are_there_as_files(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert store.folder == tmp_path
+    store.write("a/b", io.BytesIO(b"1"))
+    assert store.write_if_absent("a/c", b"2")
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()} == {"b": 0o644, "c": 0o644}
+
+
+def test_deleting_the_last_file_removes_its_folder_but_not_the_store(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    store.write("a/b/c", io.BytesIO(b"1"))
+    store.delete("a/b/c")
+    assert (tmp_path / "store").is_dir()
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_bytes(b"1")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "store")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "store" / "broken").symlink_to(tmp_path / "nothing")
+    broken, linked = open_store(str(tmp_path / "store")).files()
+    assert (broken.name, linked.name) == ("broken", "link/a")
+    assert linked.read() == b"1"
+    with pytest.raises(FileNotFoundError):
+        broken.read()
+    assert broken.identity() == "unreadable"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    [file] = open_store(str(tmp_path)).files()
+    with pytest.raises(OSError, match="not a regular file"):
+        file.read()
+
+
+def test_a_file_that_vanishes_during_the_listing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"1")
+    walk = os.walk
+
+    def walk_and_lose_one(*arguments: object, **options: object) -> object:
+        for found in walk(*arguments, **options):  # type: ignore[call-overload]
+            (tmp_path / "a").unlink()
+            yield found
+
+    monkeypatch.setattr(os, "walk", walk_and_lose_one)
+    assert [file.name for file in open_store(str(tmp_path)).files()] == ["b"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    store = open_store(str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"cannot list .*file: Not a directory"):
+        store.files()
+    with pytest.raises(NotADirectoryError):
+        store.check_readable()
+    with pytest.raises(StorageError, match=r"cannot write .*a file is where a folder should be"):
+        check_writable(store)
+
+
+def test_a_folder_that_does_not_exist_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_store(str(tmp_path / "nothing")).check_readable()
+
+
+def test_a_file_system_without_hard_links_is_refused_for_conditional_writes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = open_store(str(tmp_path))
+    check_writable(store)
+    with pytest.raises(StorageError, match="is on a file system without hard links"):
+        check_writable(store, conditional=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(small_disk: Path) -> None:
+    store = open_store(str(small_disk))
+    with pytest.raises(StorageError, match=r"cannot write .*large: the disk is full"):
+        store.write("large", io.BytesIO(bytes(2**18)))
+    assert not list(small_disk.iterdir())
+
+
+def test_an_error_without_a_known_cause_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(StorageError, match=rf"{tmp_path} cannot be written \(Input/output error\): make room"):
+        check_writable(open_store(str(tmp_path)))
