@@ -1,7 +1,13 @@
-# make help: what there is to make.
+# `make help` lists the targets.
 .DEFAULT_GOAL := help
-PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 BIN := .venv/bin
+# .venv/installed names the folder, the interpreter and the version that .venv was made for. A virtual environment works in no
+# other folder, so that of a copied or moved checkout is made again.
+MADE_FOR := $(shell cat .venv/installed 2> /dev/null)
+PYTHON ?= $(firstword $(foreach name,$(word 2,$(MADE_FOR)) python3.11 python3.12 python3,$(shell command -v $(name))))
+INTERPRETER := $(shell command -v $(PYTHON))
+VERSION := $(if $(INTERPRETER),$(shell $(INTERPRETER) -c 'import sys; print("{}.{}".format(*sys.version_info))'))
+THIS := $(CURDIR) $(INTERPRETER) $(VERSION)
 ARGS ?=
 BASE ?= python:3.11-slim
 TAG ?= latest
@@ -10,11 +16,14 @@ BILLS ?= build
 LOCKS := $(IMAGES) tracker
 IMAGE_LOCK = $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host --constraint requirements.lock
-# Torch: its builds for CPU and CUDA have one version, but other hashes and dependencies. The others: 150 MB that MLflow needs
-# for estimators of scikit-learn alone.
+# The requirements of extras without those of the library, which include torch.
+EXTRAS = $(BIN)/python -c 'import sys, tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*sorted({line for name in sys.argv[1:] for line in extras[name]}), sep="\n")'
+# torch: its builds for CPU and for CUDA have the same version, but different hashes and dependencies. The others: 150 MB that
+# MLflow needs for scikit-learn's estimators alone.
 NOT_LOCKED = $(foreach package,torch scikit-learn scipy skops,--unsafe-package $(package))
 
-# Whence an image is: in a tree that is no checkout, nobody knows.
+# The revision of an image; unknown outside a git checkout.
 GIT_SHA = $$(git rev-parse --verify HEAD 2> /dev/null || echo unknown)
 GIT_DIRTY = $$(git diff --quiet HEAD > /dev/null 2>&1; case $$? in (0) echo false;; (1) echo true;; (*) echo unknown;; esac)
 
@@ -25,14 +34,20 @@ SBOM = $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-repr
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
+ifneq ($(MADE_FOR),$(THIS))
+.PHONY: .venv/installed
+CLEAR := --clear
+endif
 # setuptools warns of every editable installation.
 .venv/installed: pyproject.toml requirements.lock
-	$(PYTHON) -m venv .venv
+	$(if $(filter 3.11 3.12,$(VERSION)),,$(error Python 3.11 or 3.12 is needed, but $(or $(PYTHON),python3) is $(if \
+		$(VERSION),Python $(VERSION),missing): install one of them, or name it, e.g. make setup PYTHON=/usr/bin/python3.11))
+	$(INTERPRETER) -m venv $(CLEAR) .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-deps --editable .
-	$(BIN)/python -m bebygan.pretrained vgg16 alexnet lpips-alex
-	touch $@
+	$(BIN)/python -m bebygan.pretrained
+	echo "$(THIS)" > $@
 
 setup: .venv/installed ## Install everything into .venv
 
@@ -57,7 +72,8 @@ bench: setup ## Measure what the README claims; writes benchmarks/results.json
 repro: setup ## Run the same steps as DVC stages
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro $(ARGS)
 
-# What the images' Dockerfiles install, fetched by the pip of this machine, with its index, proxy and certificates.
+# The packages that the images' Dockerfiles install. The pip of this machine downloads them, with its index, proxy and
+# certificates.
 infra/images/wheels/fetched: $(LOCKS:%=infra/images/%.lock) .venv/installed
 	rm -f infra/images/wheels/*
 	$(BIN)/pip download -qq --no-deps --require-hashes $(LOCKS:%=--requirement infra/images/%.lock) --dest $(@D)
@@ -80,20 +96,20 @@ team-server: images tracker ## Build what infra/compose.yaml runs
 	docker build --tag bebygan-pipeline:$(TAG) --file infra/images/pipeline.Dockerfile \
 		--build-arg DATA=bebygan-data-python:$(TAG) --build-arg TORCH=bebygan-torch-python:$(TAG) .
 
-sbom: setup ## Write what the images hold to build/bebygan-*.cdx.json (CycloneDX); BILLS=
+sbom: setup ## Write the images' bills of materials to build/bebygan-*.cdx.json (CycloneDX); BILLS=
 	mkdir -p $(BILLS)
 	grep '^torch==' requirements.lock | cat infra/images/torch.lock - | $(SBOM) --output-file $(BILLS)/bebygan-torch.cdx.json -
 	for lock in data tracker; do $(SBOM) --output-file $(BILLS)/bebygan-$$lock.cdx.json infra/images/$$lock.lock || exit; done
 
-lock: setup ## Write the lock files anew
+lock: setup ## Write the lock files again
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -P torch==2.13.0 --output-file requirements.lock pyproject.toml
 	sed -i "s/^\(torch==[0-9.]*\)+cpu/\1/" requirements.lock
-	$(IMAGE_LOCK) --allow-unsafe --extra data --extra pipeline --output-file infra/images/data.lock pyproject.toml
+	$(EXTRAS) data pipeline | $(IMAGE_LOCK) --allow-unsafe --output-file infra/images/data.lock -
 	$(IMAGE_LOCK) $(NOT_LOCKED) --extra train --output-file infra/images/torch.lock pyproject.toml
-	$(IMAGE_LOCK) $(NOT_LOCKED) --extra tracker --output-file infra/images/tracker.lock pyproject.toml
+	$(EXTRAS) tracker | $(IMAGE_LOCK) $(NOT_LOCKED) --output-file infra/images/tracker.lock -
 	sed -i '/^# WARNING/,$$d' infra/images/torch.lock infra/images/tracker.lock
 	sed -n '/^kfp==/,/[^\\]$$/p' infra/images/data.lock >> infra/images/torch.lock
 
-clean: ## Remove what runs left behind, not the environment
+clean: ## Remove the output of runs and builds, not the environment
 	rm -rf workspace build
 	rm -f infra/images/wheels/* infra/images/weights/*

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Installs into an image under construction:
-#   install.sh dependencies LOCK [REQUIREMENT ...]   what a lock file names, and more, into /opt/venv
-#   install.sh project FOLDER LOCK GIT_SHA GIT_DIRTY  a project into /opt/bebygan, which /opt/venv finds; and whence it is
-# Packages come from /wheels where `make images` has put them: then the build asks no index, and needs neither network nor
-# credentials. Without them they come from the index that pip is set to.
+#   install.sh dependencies LOCK [REQUIREMENT ...]    the packages of a lock file, and more, into /opt/venv
+#   install.sh project FOLDER LOCK GIT_SHA GIT_DIRTY  the project into /opt/bebygan, which is on /opt/venv's path, and its
+#                                                     revision into /etc/bebygan.json
+# Packages come from /wheels if `make images` has put them there. The build then needs neither network nor credentials.
+# Otherwise they come from the package index that pip is configured for.
 set -eu
 
 if ls /wheels/*.whl > /dev/null 2>&1; then
@@ -11,7 +12,7 @@ if ls /wheels/*.whl > /dev/null 2>&1; then
 fi
 python=/opt/venv/bin/python
 install() {
-    # This pip stays behind in the builder.
+    # The final image does not contain this pip.
     /build/venv/bin/pip --disable-pip-version-check --python "$python" install --quiet --no-cache-dir --no-compile "$@"
 }
 
@@ -22,8 +23,8 @@ dependencies)
     install --no-deps --require-hashes --requirement "$2"
     shift 2
     [ $# -eq 0 ] || install "$@"
-    # 250 MB: packages' own tests, what torch.compile compiles against where there is a compiler, and the pages of MLflow's
-    # server, but for what KEEP matches.
+    # 250 MB: packages' own tests, the headers that torch.compile uses if there is a compiler, and the pages of MLflow's
+    # server except those that KEEP matches.
     headers=$(command -v c++ > /dev/null || echo '*/torch/include')
     find /opt/venv -type d \( -name tests -o -path '*/torch/test' -o -path "$headers" -o -path '*/mlflow/server/js' ! -path "${KEEP:-}" \) \
         -prune -exec rm -r {} +
@@ -33,10 +34,13 @@ dependencies)
     ;;
 project)
     install --no-deps --target /opt/bebygan "$2"
+    # The wheel contains the library alone. The command `bebygan` finds the pipeline beside it.
+    cp -R "$2/components" "$2/pipelines" /opt/bebygan
     printf '{"git_sha": "%s", "git_dirty": "%s", "lock_sha256": "%s"}\n' "$4" "$5" "$(sha256sum "$3" | cut -c-64)" \
         > /etc/bebygan.json
     compiled=/opt/bebygan
     ;;
 esac
-# Containers cannot write, so what is not compiled here is compiled at every start. Torch ships a test of newer syntax.
+# Containers cannot write bytecode: a module not compiled here is compiled at every start. One of torch's files has a syntax
+# newer than this Python.
 $python -m compileall -q -j 0 -x /torch/testing/_internal/ "$compiled"

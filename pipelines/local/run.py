@@ -25,6 +25,12 @@ from components.stores import absolute
 from components.tracking.runs import PIPELINE, service_errors, step_run
 
 _log = logging.getLogger(__name__)
+_ROOT = Path(__file__).resolve().parents[2]
+# Tasks import this checkout's packages, also if the working folder contains others of the same names.
+_SAME_PACKAGES = {
+    "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))),
+    "PYTHONSAFEPATH": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -206,6 +212,7 @@ def run(
             "BEBYGAN_PARENT_RUN": parent.run_id,
             FAILURE_FILE: str(failure),
             WATCHER: watcher,
+            **_SAME_PACKAGES,
         }
         with (
             _environment(inherited),
