@@ -111,8 +111,10 @@ def test_a_loss_is_computed_and_the_command_says_that_it_needs_a_checkout(python
     code = """
 import torch
 from bebygan.losses.best_buddy import best_buddy_loss
+from bebygan.settings import BestBuddySettings
 sr, hr = torch.rand(2, 1, 3, 48, 48)
-print(best_buddy_loss(sr, hr).item())
+settings = BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=512)
+print(best_buddy_loss(sr, hr, settings).item())
 """
     assert float(run(python, code, tmp_path)) > 0
     command = [str(python.with_name("bebygan")), "run"]
