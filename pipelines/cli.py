@@ -1,110 +1,50 @@
-"""`bebygan`: run the retraining pipeline."""
+"""`bebygan`: run the retraining pipeline.
+
+The parser names the function that runs each command as module:function. The module is imported only when its command
+runs: some take seconds, which --help and a wrong option must not.
+"""
 
 import argparse
-import json
-import os
+import difflib
+import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryFile
+from typing import Any
 
-from bebygan.files import storage_errors
-from components.cli import EXIT_CODES, add_command, add_params_arguments, end_quickly, report_errors
+from components.cli import EXIT_CODES, add_command, add_params_arguments, report_errors
 from components.config import load_params
-from components.detect.step import decide
-from components.job import job_here
 from components.preflight.__main__ import add_arguments as add_preflight_arguments
-from components.preflight.__main__ import run as run_preflight
-from components.progress import say
-from components.tracking.registry import champion
-from components.tracking.runs import WORKSPACE, tracking_uri, without_password
-from pipelines.kubeflow import commands as cluster_commands
-from pipelines.kubeflow.manifests import pinned_manifests
+
+ENVIRONMENT = """environment:
+  KFP_HOST                     address of Kubeflow Pipelines (else KF_PIPELINES_ENDPOINT, else that inside a cluster)
+  KFP_TOKEN                    token for it, or KF_PIPELINES_SA_TOKEN_PATH, a file that holds one
+  KFP_NAMESPACE                your profile, if Kubeflow has several users
+  SSL_CERT_FILE                certificate authority of the server, if it is your own
+"""
+_CLUSTER_HELP = "what tasks get on the cluster (default: %(default)s)"
+_SCHEDULE = {
+    "plan": "print what apply would change",
+    "apply": "make the schedules on the cluster those of the file",
+    "list": "list the schedules on the cluster",
+    "pause": "let a schedule start nothing until it is resumed, whatever is applied",
+    "resume": "let a paused schedule start runs again",
+}
 
 
-def _where_runs_are_shown(uri: str) -> str:
-    """Return the address of a server, or the command that shows the embedded store."""
-    if uri.startswith("http"):
-        return without_password(uri)
-    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
-def _champion_line(model: str, version: str | None) -> str:
-    return f"champion: {f'{model} version {version}' if version else 'none yet'}"
-
-
-def _compile(options: argparse.Namespace) -> None:
-    # Not at the top: Kubeflow takes seconds that --help and a misspelt parameter need not wait for.
-    params = load_params(options.params, options.set)
-    from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml, write_pipeline  # noqa: PLC0415
-    from pipelines.kubeflow.resources import load_cluster  # noqa: PLC0415
-
-    cluster = load_cluster(options.cluster)
-    if not cluster.images.pinned:
-        say(f"warning: {options.cluster} names an image without digest: caches and runs do not see when it changes")
-    content = (
-        retrain_manifests(cluster, params, options.namespace) if options.manifests else retrain_yaml(cluster, params)
-    )
-    write_pipeline(options.output, content)
-    print(options.output)
-
-
-def _preflight(options: argparse.Namespace) -> None:
-    run_preflight(options, load_params(options.params, options.set))
-
-
-def _manifests(options: argparse.Namespace) -> None:
-    print(pinned_manifests(options.overlay), end="")
-
-
-def _run(options: argparse.Namespace) -> None:
-    # Not at the top: they take seconds that --help and a misspelt parameter need not wait for.
-    from components.evaluate.table import text_table  # noqa: PLC0415
-    from pipelines.local import run as local  # noqa: PLC0415
-
-    params = load_params(options.params, options.set)
-    # The embedded store belongs to the workspace; a server that is named stays.
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{options.workspace.resolve() / 'mlflow.db'}")
-    with storage_errors(options.workspace):
-        options.workspace.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=options.workspace).close()
-    remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
-    ledger = str(options.workspace / "ledger") if options.ledger is None else options.ledger
-    job = job_here(params, options.source)
-    if options.containers:
-        from pipelines.local.containers import job_in_containers  # noqa: PLC0415
-
-        job = job_in_containers(job)
-    model = params.evaluate.model_name
-    decision = decide(job, force=options.force)
-    if decision.action == "skip":
-        reigning = champion(model)
-        print(f"nothing to do: {decision.reason}")
-        print(_champion_line(model, reigning.version if reigning else None))
-        return
-    say(f"training: {decision.reason}")
-    outcome = local.run(
-        job,
-        options.workspace,
-        remote,
-        ledger,
-        reason=decision.reason,
-        containers=options.containers,
-        network=options.network,
-    )
-    report = local.publish(outcome, options.workspace)
-    registration = json.loads((outcome.registration / "registration.json").read_text())
-    print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
-    print()
-    print(f"verdict:  {registration['verdict']}")
-    for reason in json.loads((outcome.report / "verdict.json").read_text())["reasons"]:
-        if reason.startswith("failed: "):
-            print(f"failed:   {reason.removeprefix('failed: ')}")
-    print(_champion_line(model, registration["champion"]))
-    print(f"report:   {report}")
-    print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
-    end_quickly()
+def _add(commands: Any, name: str, function: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
+    """Add a command that `function`, written module:function, runs."""
+    parser = add_command(commands, name, text, epilog)
+    parser.set_defaults(function=function, parser=parser)
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,10 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"bebygan {version('bebygan')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = add_command(commands, "run", "run the whole pipeline on this machine")
+    run = _add(commands, "run", "pipelines.local.command:run", "run the whole pipeline on this machine")
     run.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
-    run.add_argument("--workspace", type=Path, default=WORKSPACE, help="folder for outputs (default: %(default)s)")
+    run.add_argument(
+        "--workspace", type=Path, default=Path("workspace"), help="folder for outputs (default: %(default)s)"
+    )
     run.add_argument(
         "--remote", help="DVC remote for data versions, folder or s3://; '' for none (default: WORKSPACE/dvc-remote)"
     )
@@ -128,55 +71,80 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--containers", action="store_true", help="run each step in a container, with the images of `make images`"
     )
-    run.add_argument("--network", help="of those containers (default: none, or host where a server or bucket is named)")
+    run.add_argument("--network", help="of those containers (default: none, or host if a server or bucket is named)")
     run.add_argument("--force", action="store_true", help="run even when nothing changed")
     add_params_arguments(run)
-    run.set_defaults(run=_run)
-    compile_ = add_command(commands, "compile", "write the pipeline for Kubeflow")
+    function = "pipelines.kubeflow.commands:compile_pipeline"
+    compile_ = _add(commands, "compile", function, "write the pipeline for Kubeflow")
     compile_.add_argument("output", type=Path, help="YAML file to write")
-    compile_.add_argument(
-        "--cluster", type=Path, default=Path("infra/cluster.yaml"), help="what tasks are given (default: %(default)s)"
-    )
+    compile_.add_argument("--cluster", type=Path, default=Path("infra/cluster.yaml"), help=_CLUSTER_HELP)
     compile_.add_argument(
         "--manifests", action="store_true", help="write Kubernetes objects, Pipeline and PipelineVersion, instead"
     )
     compile_.add_argument("--namespace", default="bebygan", help="of those objects (default: %(default)s)")
     add_params_arguments(compile_)
-    compile_.set_defaults(run=_compile)
-    preflight = add_command(commands, "preflight", "try what a run will need, and name all that is missing")
+    function = "components.preflight.__main__:check"
+    preflight = _add(commands, "preflight", function, "check what a run will need, and report all that is missing")
     add_preflight_arguments(preflight)
     add_params_arguments(preflight)
-    preflight.set_defaults(run=_preflight)
-    manifests = add_command(commands, "manifests", "build a cluster's manifests; every image needs a digest")
+    function = "pipelines.kubeflow.manifests:show"
+    manifests = _add(commands, "manifests", function, "build a cluster's manifests; every image needs a digest")
     manifests.add_argument("overlay", type=Path, help="e.g. infra/kubernetes/overlays/production")
-    manifests.set_defaults(run=_manifests)
-    cluster_commands.add_commands(commands)
+    _add_cluster_commands(commands)
     return parser
 
 
-@contextmanager
-def _without_validator() -> Iterator[None]:
-    """Let Kubernetes' client, which comes with Kubeflow's, not find a validator that it would load and we never ask.
+def _add_cluster_commands(commands: Any) -> None:
+    """Add the commands that speak to Kubeflow Pipelines."""
+    schedule = add_command(commands, "schedule", "keep a cluster's schedules as a file declares them", ENVIRONMENT)
+    actions = schedule.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in _SCHEDULE.items():
+        action = _add(actions, name, f"pipelines.kubeflow.commands:schedule_{name}", text, ENVIRONMENT)
+        if name in ("pause", "resume"):
+            action.add_argument("name", help="of the schedule")
+        action.add_argument(
+            "--file", type=Path, default=Path("infra/schedules.yaml"), help="declared schedules (default: %(default)s)"
+        )
+    function = "pipelines.kubeflow.commands:submit"
+    submit = _add(commands, "submit", function, "start a run on a cluster now", ENVIRONMENT)
+    submit.add_argument("--source", required=True, help="s3://bucket/prefix, or a folder that tasks see")
+    submit.add_argument("--remote", default="", help="DVC remote for data versions (default: none)")
+    submit.add_argument("--ledger", default="", help="record of all moves of the champion, s3:// (default: none)")
+    submit.add_argument(
+        "--checkpoints", default="/volume/checkpoints", help="folder that survives a task (default: %(default)s)"
+    )
+    submit.add_argument("--cluster", type=Path, default=Path("infra/cluster.yaml"), help=_CLUSTER_HELP)
+    submit.add_argument("--experiment", default="bebygan", help="Kubeflow's experiment (default: %(default)s)")
+    submit.add_argument("--force", action="store_true", help="train even when nothing changed")
+    submit.add_argument("--reason", default="submitted by hand", help="why; the run logs it")
+    submit.add_argument("--wait", action="store_true", help="wait for its end, and fail if it fails")
+    add_params_arguments(submit)
+    runs = _add(commands, "runs", "pipelines.kubeflow.runs:runs", "list the newest runs on a cluster", ENVIRONMENT)
+    runs.add_argument("--number", type=_count, default=20, help="how many (default: %(default)s)")
+    function = "pipelines.kubeflow.logs:show"
+    logs = _add(commands, "logs", function, "show what the tasks of a run on a cluster printed", ENVIRONMENT)
+    logs.add_argument("run_id", metavar="RUN", help="its id")
+    logs.add_argument("--task", help="show this task only")
+    logs.add_argument("--follow", action="store_true", help="continue with what is printed until the run ends")
 
-    Where it is installed, as it is for this project's tests, loading it takes more time than compiling a pipeline.
-    """
-    name = "kubernetes_validate"
-    hidden = name not in sys.modules
-    if hidden:
-        # So an import of it fails as if it were not installed.
-        sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules[name]
+
+def _run(options: argparse.Namespace) -> None:
+    if "params" in options:
+        # Before the import of the command's module, so that a wrong parameter is reported at once.
+        options.params = load_params(options.params, options.set)
+    module, _, function = options.function.partition(":")
+    getattr(import_module(module), function)(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    options = _parser().parse_args(arguments)
-    with _without_validator():
-        return report_errors(lambda: options.run(options))
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        known = re.findall(r"--[\w-]+", options.parser.format_help())
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return report_errors(lambda: _run(options))
 
 
 if __name__ == "__main__":

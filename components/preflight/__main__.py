@@ -27,6 +27,11 @@ def run(options: argparse.Namespace, params: Params) -> None:
     preflight(checks(places, params, options.gpus))
 
 
+def check(options: argparse.Namespace) -> None:
+    """Run `bebygan preflight`, whose options hold the parameters."""
+    run(options, options.params)
+
+
 def main() -> int:
     """Run the step and return its exit code."""
     parser = step_parser("preflight", "Try what a run will need: bucket, remote, tracker, registry, weights, GPUs.")

@@ -1,84 +1,95 @@
-"""Kubeflow Pipelines' API, as far as schedules and submitted runs need it, through kfp's client.
+"""The API of Kubeflow Pipelines, as far as schedules and submitted runs need it.
 
-KFP_HOST names the server (else KF_PIPELINES_ENDPOINT, else its address inside a cluster). The token is KFP_TOKEN, or
-stands in the file that KF_PIPELINES_SA_TOKEN_PATH names, where Kubernetes renews it. KFP_NAMESPACE is your profile on
-a server with several users (in a pod of that namespace it is known), SSL_CERT_FILE a certificate authority of your own.
+KFP_HOST names the server (else KF_PIPELINES_ENDPOINT, else its address inside a cluster). The token is KFP_TOKEN, or is
+read from the file that KF_PIPELINES_SA_TOKEN_PATH names, where Kubernetes renews it. KFP_NAMESPACE is your profile on a
+server with several users (a pod of that namespace knows it). SSL_CERT_FILE is the server's certificate authority if it
+is your own.
 
-Every request is answered or given up within a minute. kfp takes seconds to import: only `connect` does.
+This uses `kfp_server_api`, the generated client below kfp's: kfp's own client sets no time limit for a request.
 """
 
+import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
+
+import kfp_server_api as api  # type: ignore[import-untyped]
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_before_delay, wait_exponential
+from urllib3.exceptions import HTTPError
 
 from bebygan.errors import ConfigError, ServiceError
 
-if TYPE_CHECKING:
-    from kfp.client import Client
-
 INSIDE_A_CLUSTER = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where a pod finds the name of its namespace."""
+RUN_LABEL = "pipeline/runid"
+"""Label of every pod of a run; Kubeflow sets it."""
+TASK_LABEL = "bebygan/task"
+"""Label of every pod that does a task's work: the task's name."""
+SERVICE_ACCOUNT = "bebygan-retrain"
+"""Kubernetes service account of the pods of a run."""
 _TOKEN_FILE = Path("/var/run/secrets/kubeflow/pipelines/token")
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _ALIVE = ("RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "CANCELING", "PAUSED")
 _PAGE = 200
-"""The most that a server puts on one page."""
-_PATIENCE = (4, 10)
-"""Seconds to connect, and to wait for an answer; urllib3 asks four times where asking again does no harm."""
-_PATIENCE_FOR_CHANGES = (4, 45)
-_PAUSES = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between attempts when a server is busy."""
+"""The largest page that a server returns."""
 _ADVICE = {
     400: "correct what it names",
     401: "the token is missing, unknown or expired: renew KFP_TOKEN or what KF_PIPELINES_SA_TOKEN_PATH names",
     403: "let this account do that in this namespace, or choose another one by KFP_NAMESPACE",
-    404: "it is not there (any more); see the names, KFP_HOST and KFP_NAMESPACE",
-    409: "something else of this name is there; choose another name",
+    404: "it does not exist (any more); check the names, KFP_HOST and KFP_NAMESPACE",
+    409: "the name is taken; choose another name",
     429: "the server is busy; try again later",
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long a server may take, in seconds."""
+
+    request: float = 58.0
+    """For one request with all its attempts."""
+    pause: float = 1.0
+    """Between the first two of five attempts when the server is busy; doubles from attempt to attempt."""
+    looks: float = 10.0
+    """Between two looks at a run."""
+    absence: float = 600.0
+    """For which the server may be unreachable while a run is watched: an upgrade, or a move to another node."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecurringRun:
-    """A schedule as the server keeps it. It cannot be changed, only enabled, disabled and deleted."""
+    """A recurring run on the server. It cannot be changed, only enabled, disabled and deleted."""
 
     id: str
     name: str
     description: str
     enabled: bool
     created_at: datetime
-    """To the second: two of them can be equal."""
+    """In whole seconds: two recurring runs can have the same time."""
     trigger: str
     """Cron expression, or "every N s"."""
     parameters: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task of a run, or one of the nodes that Kubeflow makes of a task."""
+    """A task of a run, or a node that Kubeflow adds for its own work."""
 
-    id: str
     name: str
     state: str
     error: str
-    started_at: datetime | None
-    children: tuple[str, ...]
-    """Argo's ids of the nodes that come after it, be they its own or the next task's. Its own id is not told."""
-
-    @property
-    def alive(self) -> bool:
-        """Return whether it may still do something."""
-        return self.state in _ALIVE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A run of a pipeline."""
 
@@ -87,35 +98,95 @@ class Run:
     state: str
     error: str
     created_at: datetime
-    finished_at: datetime | None
-    pipeline_id: str
-    parameters: Mapping[str, Any]
     tasks: tuple[Task, ...]
 
     @property
     def alive(self) -> bool:
-        """Return whether it may still do something."""
+        """Whether the run has not ended."""
         return self.state in _ALIVE
+
+
+@dataclass(frozen=True)
+class CompiledPipeline:
+    """A pipeline as Kubeflow reads it."""
+
+    name: str
+    content: bytes
+    """YAML."""
+
+    @cached_property
+    def version(self) -> str:
+        """Name of this version, at most 63 characters: the same for the same content, another one for other content."""
+        return f"{self.name}-{hashlib.sha256(self.content).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What a run is to do."""
+
+    name: str
+    """Shown to people; need not be unique."""
+    pipeline: CompiledPipeline
+    """Uploaded if this version does not exist on the server."""
+    parameters: Mapping[str, str]
+    """Inputs of the pipeline."""
+    experiment: str
+    """Name of Kubeflow's experiment; created if it does not exist."""
+    service_account: str = SERVICE_ACCOUNT
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeclaredSchedule(RunRequest):
+    """What a recurring run is to do."""
+
+    paused: bool
+    cron: str | None
+    """Six fields; None if `interval` is given."""
+    interval: int | None
+    """Seconds from one run to the next; None if `cron` is given."""
+    concurrency: int
+    """How many runs can be under way at once, 1 to 10."""
+    catchup: bool
+    """Whether runs that were missed are made up for."""
+
+    @cached_property
+    def specification(self) -> str:
+        """SHA-256 over all of it but the name and `paused`, which can be changed in place."""
+        content = {
+            "version": self.pipeline.version,
+            "parameters": dict(self.parameters),
+            "experiment": self.experiment,
+            "trigger": [self.cron, self.interval],
+            "concurrency": self.concurrency,
+            "catchup": self.catchup,
+            "service_account": self.service_account,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def trigger(self) -> str:
+        """When it starts, as `RecurringRun.trigger`."""
+        return self.cron or f"every {self.interval} s"
 
 
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())[:300]
 
 
-def _said(body: str | bytes | None) -> str:
-    """Return the message in an error's body."""
+def _message(body: str | bytes | None) -> str:
+    """Return the message in the body of an error."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else body or ""
     try:
-        told = json.loads(text)
+        content = json.loads(text)
     except ValueError:
-        return _one_line(text)
-    if not isinstance(told, dict):
-        return _one_line(text)
-    return _one_line(next((told[key] for key in ("message", "error_message", "error") if told.get(key)), text))
+        content = None
+    if isinstance(content, dict):
+        text = next((content[key] for key in ("message", "error_message", "error") if content.get(key)), text)
+    return _one_line(text)
 
 
-def _reason(error: BaseException) -> str:
-    """Say the operating system's reason, if there is one behind an error."""
+def reason_of(error: BaseException) -> str:
+    """Return the operating system's reason for a failed connection, if there is one behind the error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -132,35 +203,31 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _errors(doing: str, host: str) -> Iterator[None]:
-    from kfp_server_api import ApiException  # type: ignore[import-untyped]  # noqa: PLC0415
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415
-
     try:
         yield
-    except ApiException as error:
-        advice = _ADVICE.get(error.status, "see its log (deployment ml-pipeline) and try again")
-        raise ServiceError(
-            f"{doing} failed at Kubeflow's {host} ({error.status} {_said(error.body) or error.reason}): {advice}"
-        ) from error
+    except api.ApiException as error:
+        cause = f"{error.status} {_message(error.body) or error.reason}"
+        advice = _ADVICE.get(error.status, "see the log of its deployment ml-pipeline and try again")
+        raise ServiceError(f"{doing} failed at Kubeflow's {host} ({cause}): {advice}") from error
     except (HTTPError, OSError) as error:
-        reason = _reason(error)
+        cause = reason_of(error)
         advice = (
             "its certificate is not trusted: name its authority by SSL_CERT_FILE"
-            if "certificate" in reason.lower()
-            else "see that it runs and can be reached, or correct KFP_HOST"
+            if "certificate" in cause.lower()
+            else "check that it runs and is reachable, or correct KFP_HOST"
         )
-        raise ServiceError(f"{doing} failed at Kubeflow's {host} ({reason}): {advice}") from error
+        raise ServiceError(f"{doing} failed at Kubeflow's {host} ({cause}): {advice}") from error
 
 
-def status_of(error: ServiceError) -> int:
-    """Return the HTTP status behind an error, 0 where there is none."""
+def status_of(error: BaseException) -> int:
+    """Return the HTTP status behind an error, 0 if there is none."""
     return int(getattr(error.__cause__, "status", 0) or 0)
 
 
 def _filter(**equals: str | tuple[str, ...]) -> str:
     """Write a filter in the API's language; a tuple stands for any of its members."""
     predicates: list[dict[str, Any]] = [
-        {"operation": "IN", "key": key, "string_values": {"values": list(value)}}
+        {"operation": "IN", "key": key, "string_values": {"values": value}}
         if isinstance(value, tuple)
         else {"operation": "EQUALS", "key": key, "string_value": value}
         for key, value in equals.items()
@@ -168,42 +235,32 @@ def _filter(**equals: str | tuple[str, ...]) -> str:
     return json.dumps({"predicates": predicates})
 
 
-def _recurring_run(found: Any) -> RecurringRun:
-    trigger = found.trigger
-    cron = trigger and trigger.cron_schedule and trigger.cron_schedule.cron
-    interval = trigger and trigger.periodic_schedule and trigger.periodic_schedule.interval_second
+def _parse_recurring_run(found: Any) -> RecurringRun:
+    cron, periodic = found.trigger.cron_schedule, found.trigger.periodic_schedule
     return RecurringRun(
         id=found.recurring_run_id,
         name=found.display_name,
         description=found.description or "",
         enabled=found.mode == "ENABLE",
         created_at=found.created_at,
-        trigger=cron or f"every {interval} s",
-        parameters=dict((found.runtime_config and found.runtime_config.parameters) or {}),
+        trigger=cron.cron if cron else f"every {periodic and periodic.interval_second} s",
+        parameters=(found.runtime_config and found.runtime_config.parameters) or {},
     )
 
 
-def _run(found: Any) -> Run:
-    details = (found.run_details and found.run_details.task_details) or []
+def _parse_run(found: Any) -> Run:
+    def error(part: Any) -> str:
+        return _one_line((part.error and part.error.message) or "")
+
     return Run(
         id=found.run_id,
         name=found.display_name,
         state=found.state or _ALIVE[0],
-        error=_one_line((found.error and found.error.message) or ""),
+        error=error(found),
         created_at=found.created_at,
-        finished_at=found.finished_at,
-        pipeline_id=(found.pipeline_version_reference and found.pipeline_version_reference.pipeline_id) or "",
-        parameters=dict((found.runtime_config and found.runtime_config.parameters) or {}),
         tasks=tuple(
-            Task(
-                id=task.task_id or "",
-                name=task.display_name or "",
-                state=task.state or _ALIVE[0],
-                error=_one_line((task.error and task.error.message) or ""),
-                started_at=task.start_time,
-                children=tuple(child.pod_name for child in task.child_tasks or () if child.pod_name),
-            )
-            for task in details
+            Task(name=task.display_name or "", state=task.state or _ALIVE[0], error=error(task))
+            for task in (found.run_details and found.run_details.task_details) or ()
         ),
     )
 
@@ -211,332 +268,202 @@ def _run(found: Any) -> Run:
 class Kubeflow:
     """A server of Kubeflow Pipelines, and one namespace of it. Every method raises ServiceError, in one line."""
 
-    def __init__(self, client: "Client", host: str) -> None:
-        self.host = host
-        self._client = client
+    def __init__(self, connection: api.ApiClient, patience: Patience) -> None:
+        self.host: str = connection.configuration.host
+        self.patience = patience
+        self._connection = connection
+        self._schedules = api.RecurringRunServiceApi(connection)
+        self._run_service = api.RunServiceApi(connection)
+        self._ids: dict[tuple[str, ...], str] = {}
         self.namespace = self._own_namespace()
 
     def _own_namespace(self) -> str:
-        health = self._ask("asking whether it is well", self._client.healthzs.healthz_service_get_healthz)
+        health = self._ask("the health check", api.HealthzServiceApi(self._connection).healthz_service_get_healthz)
         if not health.multi_user:
             return ""
         if namespace := os.environ.get("KFP_NAMESPACE"):
             return namespace
-        if _NAMESPACE_FILE.is_file():
-            return _NAMESPACE_FILE.read_text().strip()
-        raise ConfigError(f"Kubeflow's {self.host} has several users: say by KFP_NAMESPACE which profile is yours")
+        if NAMESPACE_FILE.is_file():
+            return NAMESPACE_FILE.read_text().strip()
+        raise ConfigError(f"Kubeflow's {self.host} has several users: set KFP_NAMESPACE to your profile")
 
-    def _ask(self, doing: str, call: Any, *arguments: Any, change: bool = False, **named: Any) -> Any:
-        """Call the API. What may have been done already is not asked for again, unless it was turned away."""
-        from kfp_server_api import ApiException  # noqa: PLC0415
+    def _ask(self, doing: str, call: Callable[..., Any], *arguments: Any, repeatable: bool = True, **named: Any) -> Any:
+        """Call the API. A request that is not repeatable is repeated only if the server did not accept it."""
+        busy = (429, 500, 502, 503, 504) if repeatable else (429,)
+        started = time.monotonic()
 
-        again = (429,) if change else (429, 500, 502, 503, 504)
-        # urllib3 sends a deletion again, like a question.
-        patience = _PATIENCE_FOR_CHANGES if change and "_delete_" not in call.__name__ else _PATIENCE
+        def attempt() -> Any:
+            # urllib3 tries four times to connect, and a request that is repeatable four times in all.
+            left = max(self.patience.request - (time.monotonic() - started), 1.0)
+            timeout = (left / 16, left * (3 / 16 if repeatable else 3 / 4))
+            return call(*arguments, _request_timeout=timeout, **named)
+
+        retrying = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, api.ApiException) and error.status in busy),
+            wait=wait_exponential(self.patience.pause),
+            stop=stop_after_attempt(5) | stop_before_delay(self.patience.request),
+            reraise=True,
+        )
         with _errors(doing, self.host):
-            for pause in (*_PAUSES, None):
-                try:
-                    answer, _, headers = getattr(call.__self__, f"{call.__name__}_with_http_info")(
-                        *arguments, _request_timeout=patience, **named
-                    )
-                except ApiException as error:
-                    if pause is None or error.status not in again:
-                        raise
-                    time.sleep(pause)
-                else:
-                    break
-        if "json" not in headers.get("Content-Type", ""):
+            answer = retrying(attempt)
+        if "json" not in self._connection.last_response.getheader("Content-Type", ""):
             raise ServiceError(
-                f"{doing} failed at Kubeflow's {self.host} (it did not answer as Kubeflow Pipelines does, a login page "
-                "perhaps): correct KFP_HOST, or give a token by KFP_TOKEN"
+                f"{doing} failed at Kubeflow's {self.host} (the answer is not one of Kubeflow Pipelines, perhaps a "
+                "login page): correct KFP_HOST, or give a token by KFP_TOKEN"
             )
         return answer
 
-    def _pages(self, doing: str, call: Any, field: str, *arguments: Any, **named: Any) -> Iterator[Any]:
+    def _pages(self, doing: str, call: Callable[..., Any], field: str, **named: Any) -> Iterator[Any]:
         token = ""
         while True:
-            page = self._ask(doing, call, *arguments, page_size=_PAGE, page_token=token, **named)
+            page = self._ask(doing, call, page_size=_PAGE, page_token=token, **named)
             yield from getattr(page, field) or ()
             token = page.next_page_token or ""
             if not token:
                 return
 
-    def _found_or_made(self, find: Callable[[], str | None], make: Callable[[], str]) -> str:
-        """Look, then make; when somebody else was quicker, look again."""
-        if found := find():
-            return found
-        try:
-            return make()
-        except ServiceError as error:
-            # Upload answers 500 for a name that is taken.
-            if status_of(error) in (409, 500) and (found := find()):
-                return found
-            raise
+    def _ensure(self, kind: str, name: str, find: Callable[..., Any], create: Callable[..., Any]) -> str:
+        """Return the id of what has this name, created if it does not exist. Somebody else may create it meanwhile."""
+        text, id_ = kind.replace("_", " "), f"{kind}_id"
+
+        def found() -> str | None:
+            pages = self._pages(f"listing the {text}s", find, f"{kind}s", filter=_filter(display_name=name))
+            return next((getattr(each, id_) for each in pages if each.display_name == name), None)
+
+        def created() -> str:
+            try:
+                return str(getattr(self._ask(f"creating the {text} {name}", create, repeatable=False), id_))
+            except ServiceError as error:
+                # An upload under a name that is taken gets 500.
+                if status_of(error) in (409, 500) and (existing := found()):
+                    return existing
+                raise
+
+        if (kind, name) not in self._ids:
+            self._ids[kind, name] = found() or created()
+        return self._ids[kind, name]
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, made when it is missing."""
+        """Return the id of an experiment, created if it does not exist."""
+        service = api.ExperimentServiceApi(self._connection)
+        body = api.V2beta1Experiment(display_name=name, namespace=self.namespace or None)
+        find = partial(service.experiment_service_list_experiments, namespace=self.namespace)
+        return self._ensure("experiment", name, find, partial(service.experiment_service_create_experiment, body))
 
-        def find() -> str | None:
-            found = self._pages(
-                f"looking for the experiment {name}",
-                self._client.experiments.experiment_service_list_experiments,
-                "experiments",
-                filter=_filter(display_name=name),
-                namespace=self.namespace,
-            )
-            return next((each.experiment_id for each in found if each.display_name == name), None)
+    def upload(self, pipeline: CompiledPipeline) -> tuple[str, str]:
+        """Return the ids of a pipeline and of its version, created if they do not exist."""
+        service = api.PipelineServiceApi(self._connection)
+        name = pipeline.name
+        body = api.V2beta1Pipeline(name=name, display_name=name, namespace=self.namespace or None)
+        find = partial(service.pipeline_service_list_pipelines, namespace=self.namespace)
+        pipeline_id = self._ensure("pipeline", name, find, partial(service.pipeline_service_create_pipeline, body))
+        find = partial(service.pipeline_service_list_pipeline_versions, pipeline_id)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "pipeline.yaml"
+            file.write_bytes(pipeline.content)
+            upload = api.PipelineUploadServiceApi(self._connection).upload_pipeline_version
+            create = partial(upload, str(file), name=pipeline.version, pipelineid=pipeline_id)
+            return pipeline_id, self._ensure("pipeline_version", pipeline.version, find, create)
 
-        def make() -> str:
-            body = self._client.api_models.V2beta1Experiment(display_name=name, namespace=self.namespace or None)
-            create = self._client.experiments.experiment_service_create_experiment
-            return str(self._ask(f"making the experiment {name}", create, body, change=True).experiment_id)
-
-        return self._found_or_made(find, make)
-
-    def find_pipeline(self, name: str) -> str | None:
-        """Return the id of a pipeline, or None."""
-        found = self._pages(
-            f"looking for the pipeline {name}",
-            self._client.pipelines.pipeline_service_list_pipelines,
-            "pipelines",
-            filter=_filter(display_name=name),
-            namespace=self.namespace,
-        )
-        return next((each.pipeline_id for each in found if each.display_name == name), None)
-
-    def pipeline(self, name: str) -> str:
-        """Return the id of a pipeline, made without versions when it is missing."""
-
-        def make() -> str:
-            body = self._client.api_models.V2beta1Pipeline(
-                name=name, display_name=name, namespace=self.namespace or None
-            )
-            create = self._client.pipelines.pipeline_service_create_pipeline
-            return str(self._ask(f"making the pipeline {name}", create, body, change=True).pipeline_id)
-
-        return self._found_or_made(lambda: self.find_pipeline(name), make)
-
-    def find_version(self, pipeline_id: str, name: str | None = None) -> str | None:
-        """Return the id of the version of a name, or of the newest one; None when there is none."""
-        chosen = {"filter": _filter(display_name=name)} if name else {"sort_by": "created_at desc"}
-        found = self._pages(
-            f"looking for the pipeline's version {name or ''}".rstrip(),
-            self._client.pipelines.pipeline_service_list_pipeline_versions,
-            "pipeline_versions",
-            pipeline_id,
-            **chosen,
-        )
-        return next((each.pipeline_version_id for each in found if name in (None, each.display_name)), None)
-
-    def version(self, pipeline_id: str, name: str, package: Path) -> str:
-        """Return the id of a version of a pipeline, uploaded when it is missing.
-
-        Args:
-            pipeline_id: the pipeline.
-            name: names its content, so that equal names mean equal pipelines.
-            package: compiled pipeline, a file that ends with .yaml.
-        """
-
-        def upload() -> str:
-            call = self._client.pipeline_uploads.upload_pipeline_version
-            made = self._ask(f"uploading {name}", call, str(package), change=True, name=name, pipelineid=pipeline_id)
-            return str(made.pipeline_version_id)
-
-        return self._found_or_made(lambda: self.find_version(pipeline_id, name), upload)
+    def _fields(self, request: RunRequest, description: str) -> dict[str, Any]:
+        """Return what the API's models of a run and of a recurring run have in common."""
+        pipeline_id, version_id = self.upload(request.pipeline)
+        return {
+            "display_name": request.name,
+            "description": description,
+            "experiment_id": self.experiment(request.experiment),
+            "pipeline_version_reference": api.V2beta1PipelineVersionReference(
+                pipeline_id=pipeline_id, pipeline_version_id=version_id
+            ),
+            "runtime_config": api.V2beta1RuntimeConfig(parameters=dict(request.parameters)),
+            "service_account": request.service_account,
+        }
 
     def recurring_runs(self) -> list[RecurringRun]:
         """Return all recurring runs of the namespace."""
-        found = self._pages(
-            "listing the schedules",
-            self._client.recurring_runs.recurring_run_service_list_recurring_runs,
-            "recurring_runs",
-            namespace=self.namespace,
-        )
-        return [_recurring_run(each) for each in found]
+        call = self._schedules.recurring_run_service_list_recurring_runs
+        found = self._pages("listing the schedules", call, "recurring_runs", namespace=self.namespace)
+        return [_parse_recurring_run(each) for each in found]
 
-    def create_recurring_run(
-        self,
-        *,
-        name: str,
-        description: str,
-        experiment_id: str,
-        pipeline_id: str,
-        version_id: str,
-        parameters: Mapping[str, str],
-        cron: str | None,
-        interval: int | None,
-        concurrency: int,
-        catchup: bool,
-        service_account: str,
-    ) -> str:
-        """Make a recurring run, disabled, and return its id.
-
-        Args:
-            name: for people; need not be unique.
-            description: for us.
-            experiment_id: where its runs are listed.
-            pipeline_id: of the pipeline that it runs.
-            version_id: of the version of that pipeline.
-            parameters: inputs of the pipeline.
-            cron: six fields, or None with an interval.
-            interval: seconds between two runs, or None with cron.
-            concurrency: the most runs at once, 1 to 10.
-            catchup: whether slots that were missed are made up for.
-            service_account: of the runs' pods.
-        """
-        models = self._client.api_models
+    def create_recurring_run(self, schedule: DeclaredSchedule, description: str) -> str:
+        """Create a recurring run, disabled, and return its id."""
+        cron, interval = schedule.cron, str(schedule.interval)
         trigger = (
-            models.V2beta1Trigger(cron_schedule=models.V2beta1CronSchedule(cron=cron))
+            api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron))
             if cron
-            else models.V2beta1Trigger(periodic_schedule=models.V2beta1PeriodicSchedule(interval_second=str(interval)))
+            else api.V2beta1Trigger(periodic_schedule=api.V2beta1PeriodicSchedule(interval_second=interval))
         )
-        body = models.V2beta1RecurringRun(
-            display_name=name,
-            description=description,
-            experiment_id=experiment_id,
+        body = api.V2beta1RecurringRun(
+            **self._fields(schedule, description),
             namespace=self.namespace or None,
             mode="DISABLE",
             trigger=trigger,
-            max_concurrency=str(concurrency),
-            no_catchup=not catchup,
-            pipeline_version_reference=models.V2beta1PipelineVersionReference(
-                pipeline_id=pipeline_id, pipeline_version_id=version_id
-            ),
-            runtime_config=models.V2beta1RuntimeConfig(parameters=dict(parameters)),
-            service_account=service_account,
+            max_concurrency=str(schedule.concurrency),
+            no_catchup=not schedule.catchup,
         )
-        create = self._client.recurring_runs.recurring_run_service_create_recurring_run
-        return str(self._ask(f"making the schedule {name}", create, body, change=True).recurring_run_id)
+        return self._create_recurring_run(body)
+
+    def _create_recurring_run(self, body: Any) -> str:
+        create = self._schedules.recurring_run_service_create_recurring_run
+        made = self._ask(f"creating the schedule {body.display_name}", create, body, repeatable=False)
+        return str(made.recurring_run_id)
 
     def copy_recurring_run(self, recurring_run: str, description: str) -> str:
-        """Make a disabled copy of a recurring run with another description, and return its id."""
-        runs = self._client.recurring_runs
-        copy = self._ask("asking for a schedule", runs.recurring_run_service_get_recurring_run, recurring_run)
-        copy.description = description
-        copy.mode = "DISABLE"
+        """Create a disabled copy of a recurring run with another description, and return its id."""
+        body = self._ask("reading a schedule", self._schedules.recurring_run_service_get_recurring_run, recurring_run)
+        body.description, body.mode = description, "DISABLE"
         for field in ("recurring_run_id", "created_at", "updated_at", "status", "error"):
-            setattr(copy, field, None)
-        create = runs.recurring_run_service_create_recurring_run
-        return str(self._ask(f"copying the schedule {copy.display_name}", create, copy, change=True).recurring_run_id)
+            setattr(body, field, None)
+        return self._create_recurring_run(body)
 
-    def _unless_gone(self, doing: str, call: Any, recurring_run: str, **named: Any) -> None:
+    def change(self, kind: Literal["enable", "disable", "delete"], recurring_run: str) -> None:
+        """Enable, disable or delete a recurring run; runs under way continue. One that no longer exists is no error.
+
+        An older server kills the runs of a recurring run that is deleted: make sure that none is alive.
+        """
+        call = getattr(self._schedules, f"recurring_run_service_{kind}_recurring_run")
+        options = {"propagation_policy": "ORPHAN"} if kind == "delete" else {}
         try:
-            self._ask(doing, call, recurring_run, change=True, **named)
+            self._ask(f"{kind[:-1]}ing a schedule", call, recurring_run, repeatable=kind == "delete", **options)
         except ServiceError as error:
             if status_of(error) != 404:
                 raise
 
-    def enable(self, recurring_run: str) -> None:
-        """Let a recurring run start runs; one that is gone stays so."""
-        self._unless_gone(
-            "enabling a schedule", self._client.recurring_runs.recurring_run_service_enable_recurring_run, recurring_run
+    def runs(self, **equals: str | tuple[str, ...]) -> Iterator[Run]:
+        """Yield the runs of the namespace whose fields have these values, or one of a tuple's; newest first."""
+        call = self._run_service.run_service_list_runs
+        named = {"namespace": self.namespace, "sort_by": "created_at desc"} | (
+            {"filter": _filter(**equals)} if equals else {}
         )
+        return map(_parse_run, self._pages("listing the runs", call, "runs", **named))
 
-    def disable(self, recurring_run: str) -> None:
-        """Let a recurring run start no more runs; those under way go on."""
-        call = self._client.recurring_runs.recurring_run_service_disable_recurring_run
-        self._unless_gone("disabling a schedule", call, recurring_run)
+    def alive_runs(self, recurring_run: str) -> list[Run]:
+        """Return the runs of a recurring run that have not ended."""
+        return list(self.runs(recurring_run_id=recurring_run, state=_ALIVE))
 
-    def delete(self, recurring_run: str) -> None:
-        """Delete a recurring run. An older server also kills its runs: see that none is alive."""
-        self._unless_gone(
-            "deleting a schedule",
-            self._client.recurring_runs.recurring_run_service_delete_recurring_run,
-            recurring_run,
-            propagation_policy="ORPHAN",
-        )
-
-    def alive_runs(self, recurring_run: str | None = None) -> list[Run]:
-        """Return the runs that have not ended, of one recurring run or of the namespace, oldest first."""
-        chosen = {"recurring_run_id": recurring_run} if recurring_run else {}
-        return list(self._runs("created_at asc", filter=_filter(state=_ALIVE, **chosen)))
-
-    def runs(self) -> Iterator[Run]:
-        """Yield all runs of the namespace, newest first."""
-        return self._runs("created_at desc")
-
-    def _runs(self, order: str, **named: Any) -> Iterator[Run]:
-        call = self._client.runs.run_service_list_runs
-        for each in self._pages("listing the runs", call, "runs", namespace=self.namespace, sort_by=order, **named):
-            yield _run(each)
-
-    def create_run(
-        self,
-        *,
-        name: str,
-        description: str,
-        experiment_id: str,
-        pipeline_id: str,
-        version_id: str,
-        parameters: Mapping[str, str],
-        service_account: str,
-    ) -> str:
+    def create_run(self, request: RunRequest, description: str) -> str:
         """Start a run and return its id."""
-        models = self._client.api_models
-        body = models.V2beta1Run(
-            display_name=name,
-            description=description,
-            experiment_id=experiment_id,
-            pipeline_version_reference=models.V2beta1PipelineVersionReference(
-                pipeline_id=pipeline_id, pipeline_version_id=version_id
-            ),
-            runtime_config=models.V2beta1RuntimeConfig(parameters=dict(parameters)),
-            service_account=service_account,
-        )
-        create = self._client.runs.run_service_create_run
-        return str(self._ask(f"starting {name}", create, body, change=True).run_id)
-
-    def terminate(self, run: str) -> None:
-        """Stop a run; one that has ended stays as it is."""
-        try:
-            self._ask("stopping a run", self._client.runs.run_service_terminate_run, run, change=True)
-        except ServiceError:
-            if self.run(run).alive:
-                raise
+        body = api.V2beta1Run(**self._fields(request, description))
+        create = self._run_service.run_service_create_run
+        return str(self._ask(f"starting {request.name}", create, body, repeatable=False).run_id)
 
     def run(self, run: str) -> Run:
         """Return a run with its tasks."""
-        return _run(self._ask(f"asking for the run {run}", self._client.runs.run_service_get_run, run))
+        return _parse_run(self._ask(f"reading the run {run}", self._run_service.run_service_get_run, run))
 
-    def log(self, run: str, pod: str) -> str | None:
-        """Return what a pod's container printed, from the pod or from the archive; None when neither is there.
-
-        The server reads it for us at an address that the generated client does not know.
-        """
-        api = self._client.runs.run_service_get_run.__self__.api_client
-        try:
-            with _errors(f"reading the log of {pod}", self.host):
-                answer = api.call_api(
-                    "/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log",
-                    "GET",
-                    {"run_id": run, "node_id": pod},
-                    auth_settings=["Bearer"],
-                    response_type=None,
-                    _preload_content=False,
-                    _request_timeout=_PATIENCE,
-                )
-                return str(answer.data.decode(errors="replace"))
-        except ServiceError as error:
-            # The server says 500 where there is neither pod nor archive.
-            if status_of(error) in (400, 404, 500):
-                return None
-            raise
+    def page(self, run: str) -> str:
+        """Return the address of a run's page, below BEBYGAN_CONSOLE if that is set."""
+        return f"{os.environ.get('BEBYGAN_CONSOLE') or self.host}/#/runs/details/{run}"
 
 
-def connect() -> Kubeflow:
+def connect(patience: Patience = Patience()) -> Kubeflow:
     """Connect to the server that the environment names.
 
     Raises:
-        ConfigError: the server has several users and none was named, or a file that is named is not there.
-        ServiceError: it cannot be reached, or does not let us in.
+        ConfigError: the server has several users and KFP_NAMESPACE is not set, or a file that is named does not exist.
+        ServiceError: the server is unreachable or refuses.
     """
-    # First, or inside a task, where kfp imports less by itself, its client's imports go round in a circle.
-    import kfp.dsl.component_factory  # noqa: F401, PLC0415
-    from kfp.client import Client  # noqa: PLC0415
-    from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials  # noqa: PLC0415
-
     host = os.environ.get("KFP_HOST") or os.environ.get("KF_PIPELINES_ENDPOINT") or INSIDE_A_CLUSTER
-    host = (host if "://" in host else f"https://{host}").rstrip("/")
     token = os.environ.get("KFP_TOKEN")
     file = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH") or _TOKEN_FILE)
     if not token and "KF_PIPELINES_SA_TOKEN_PATH" in os.environ and not file.is_file():
@@ -544,18 +471,17 @@ def connect() -> Kubeflow:
     authority = os.environ.get("SSL_CERT_FILE")
     if authority and not Path(authority).is_file():
         raise ConfigError(f"there is no certificate in {authority}, which SSL_CERT_FILE names")
-    credentials = ServiceAccountTokenVolumeCredentials(str(file)) if not token and file.is_file() else None
-    # It warns of each attempt, and in the end we say the same in one line.
+    # It warns of each attempt; our message comes after the last one.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # That it speaks to servers from 2.0 on.
-        warnings.simplefilter("ignore", FutureWarning)
-        client = Client(
-            host=host,
-            existing_token=token or None,
-            credentials=credentials,
-            ssl_ca_cert=authority,
-            # Without one it asks for the server's health without a time limit. We name it in every request ourselves.
-            namespace="unused",
-        )
-    return Kubeflow(client, host)
+    settings = api.Configuration(host=(host if "://" in host else f"https://{host}").rstrip("/"))
+    settings.ssl_ca_cert = authority
+    if token or file.is_file():
+
+        def renew(settings: Any) -> None:
+            settings.api_key["authorization"] = token or file.read_text().strip()
+
+        renew(settings)
+        settings.api_key_prefix["authorization"] = "Bearer"
+        # Called before each request.
+        settings.refresh_api_key_hook = renew
+    return Kubeflow(api.ApiClient(settings), patience)

@@ -1,8 +1,6 @@
 """Pipelines as Kubeflow reads them."""
 
-import hashlib
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,9 @@ from kfp.compiler import Compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 from bebygan.files import whole_file
-from components.config import Params
+from components.config import Params, load_params
 from components.job import inputs_of
+from pipelines.kubeflow.client import CompiledPipeline
 from pipelines.kubeflow.resources import Cluster
 from pipelines.retrain import PIPELINE, retrain_on
 
@@ -25,32 +24,23 @@ def _compiled(pipeline: Any, **options: Any) -> bytes:
         return path.read_bytes()
 
 
-def pipeline_yaml(pipeline: Any, defaults: Mapping[str, str]) -> bytes:
-    """Return a pipeline's intermediate representation (KFP v2), the same bytes each time.
-
-    Args:
-        pipeline: what a function becomes under `@dsl.pipeline`.
-        defaults: values of inputs that a run takes unless it is given others.
-    """
-    return _compiled(pipeline, pipeline_parameters=dict(defaults))
-
-
 def retrain_yaml(cluster: Cluster, params: Params) -> bytes:
-    """Return the retraining pipeline for a cluster. Runs take these parameters unless they are given others."""
-    return pipeline_yaml(retrain_on(cluster), inputs_of(params))
+    """Return the retraining pipeline for a cluster, the same bytes each time; these parameters are its defaults."""
+    return _compiled(retrain_on(cluster), pipeline_parameters=inputs_of(params))
 
 
-def version_name(content: bytes, pipeline: str = PIPELINE) -> str:
-    """Return what a version of a pipeline is called: the same for the same content, another for another.
+def compiled_retrain(cluster: Cluster) -> CompiledPipeline:
+    """Compile the retraining pipeline with the parameters of params.yaml as defaults.
 
-    At most 63 characters of what names in Kubernetes are made of.
+    Raises:
+        ConfigError: params.yaml cannot be read or is wrong.
     """
-    return f"{pipeline}-{hashlib.sha256(content).hexdigest()[:16]}"
+    return CompiledPipeline(PIPELINE, retrain_yaml(cluster, load_params()))
 
 
 def retrain_manifests(cluster: Cluster, params: Params, namespace: str) -> bytes:
     """Return the pipeline and this version of it as Kubernetes objects (pipelines.kubeflow.org/v2beta1)."""
-    name = version_name(retrain_yaml(cluster, params))
+    name = CompiledPipeline(PIPELINE, retrain_yaml(cluster, params)).version
     options = KubernetesManifestOptions(
         pipeline_name=PIPELINE, pipeline_version_name=name, namespace=namespace, include_pipeline_manifest=True
     )

@@ -1,5 +1,6 @@
-"""The manifests of infra/kubernetes, built by kubectl, and refused when an image could change under its name."""
+"""Build the manifests of infra/kubernetes with kubectl, and reject images that are not named by digest."""
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ def build(overlay: Path) -> str:
 
 
 def containers(manifest: object) -> Iterator[dict[str, Any]]:
-    """Every container of a manifest, however deep its pod template lies."""
+    """Yield every container of a manifest, at any depth."""
     if isinstance(manifest, dict):
         for key, value in manifest.items():
             if key in {"containers", "initContainers"} and isinstance(value, list):
@@ -49,16 +50,15 @@ def containers(manifest: object) -> Iterator[dict[str, Any]]:
             yield from containers(value)
 
 
-def pinned_manifests(overlay: Path) -> str:
-    """Return the YAML of a kustomization whose every image is named by digest.
+def show(options: argparse.Namespace) -> None:
+    """Print the YAML of a kustomization in which every image is named by digest.
 
     Raises:
-        ConfigError: it does not build, or an image is named by a tag, which may be another image tomorrow.
+        ConfigError: it does not build, or an image is named by a tag, which can be moved to another image.
     """
-    text = build(overlay)
+    text = build(options.overlay)
     images = {each["image"] for each in containers(list(yaml.safe_load_all(text))) if "image" in each}
     if loose := sorted(image for image in images if not re.search(r"@sha256:[0-9a-f]{64}$", image)):
-        raise ConfigError(
-            f"no digest: {', '.join(loose)}; set `digest: sha256:...` under images in {overlay / 'kustomization.yaml'}"
-        )
-    return text
+        where = options.overlay / "kustomization.yaml"
+        raise ConfigError(f"no digest: {', '.join(loose)}; set `digest: sha256:...` under images in {where}")
+    print(text, end="")

@@ -12,6 +12,7 @@ from bebygan.errors import ConfigError
 from bebygan.settings import Constraint, Count, NotNegative, Settings, require
 from components.config import Positive, from_yaml, to_yaml
 from components.train.trainjob import TrainJobSettings
+from pipelines.kubeflow.client import RUN_LABEL, TASK_LABEL
 
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|[MGT]|[KMGT]i)?")
@@ -271,7 +272,8 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster, step: Step) -> No
         task.set_env_variable("BEBYGAN_GPUS", str(step.gpus))
     _given_machine(task, step)
     _given_addresses(task, name, cluster.names)
-    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.add_pod_label(task, TASK_LABEL, "train" if name == "launch" else name)
+    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", f"metadata.labels['{RUN_LABEL}']")
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
     # All that is written to beside a root filesystem that may be read-only, and that is not ours anyway.
     kubernetes.empty_dir_mount(task, "tmp", "/tmp")  # noqa: S108

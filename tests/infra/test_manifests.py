@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from pipelines.kubeflow.client import SERVICE_ACCOUNT
 from pipelines.kubeflow.manifests import build, containers
 from pipelines.kubeflow.resources import TASKS, load_cluster
-from pipelines.kubeflow.schedule_file import SERVICE_ACCOUNT
 from tests.infra.manifest_checks import (
     Manifest,
     amount,

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.parser import BytesParser
 from email.policy import HTTP
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -32,9 +33,12 @@ from google.protobuf import json_format
 from kfp import dsl
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from pipelines.kubeflow import client as kubeflow
+from pipelines.kubeflow import client, commands, logs, runs
 
 Object = dict[str, Any]
+QUICK = client.Patience(pause=0.005, looks=0.05)
+connect = partial(client.connect, QUICK)
+"""Connects to the server, asked again soon if it is busy."""
 ALIVE = {"PENDING", "RUNNING", "CANCELING", "PAUSED"}
 COLUMNS = {
     "runs": {
@@ -122,8 +126,6 @@ class Standin:
         self.multi_user = False
         self.now = 1_800_000_000
         """Time in seconds: it passes when a test says so, so that much happens within one second."""
-        self.logs: dict[str, str] = {}
-        """What pods printed."""
         self.killed: list[str] = []
         """Runs that were alive when their recurring run was deleted, and went with it."""
         self.taken_status = 409
@@ -293,18 +295,6 @@ class Standin:
         self._check_job(body)
         return self._new_run(body)
 
-    def terminate_run(self, key: str) -> Object:
-        if self._get("runs", key)["state"] not in ALIVE:
-            raise Refused(400, "the run has ended")
-        self.finish(key, "CANCELED")
-        return {}
-
-    def read_log(self, run: str, pod: str) -> str:
-        self._get("runs", run)
-        if pod not in self.logs:
-            raise Refused(500, f"Failed to read logs from pod {pod}")
-        return self.logs[pod]
-
     def list_table(self, table: str, query: dict[str, str], parent: str | None = None) -> Object:
         """Return a page."""
         if table != "pipeline_versions":
@@ -386,7 +376,6 @@ class Standin:
             (f"GET {v2}recurringruns/(ID)", "V2beta1RecurringRun", lambda key: self._get("recurring_runs", key)),
             (f"GET {v2}runs", "V2beta1ListRunsResponse", lambda: self.list_table("runs", query)),
             (f"GET {v2}runs/(ID)", "V2beta1Run", lambda key: self._get("runs", key)),
-            ("GET /apis/v1alpha1/runs/(ID)/nodes/(ID)/log", "text", self.read_log),
             (
                 f"POST {v2}experiments",
                 "V2beta1Experiment",
@@ -407,7 +396,6 @@ class Standin:
             (f"POST {v2}recurringruns/(ID):disable", "object", lambda key: self.change_mode(key, "DISABLE")),
             (f"DELETE {v2}recurringruns/(ID)", "object", lambda key: self.delete_recurring_run(key, query)),
             (f"POST {v2}runs", "V2beta1Run", lambda: self.create_run(given("V2beta1Run"))),
-            (f"POST {v2}runs/(ID):terminate", "object", self.terminate_run),
         ]
         for pattern, kind, do in routes:
             if found := re.fullmatch(pattern.replace("(ID)", r"([\w.-]+)"), f"{method} {path}"):
@@ -443,8 +431,6 @@ class Standin:
         try:
             self._let_in(token)
             kind, answer = self.answer(method, path, query, body)
-            if kind == "text":
-                return 200, "text/plain", answer.encode()
             check(kind, answer, "the answer")
         except Refused as error:
             told = {"error": str(error), "code": 3, "message": str(error)}
@@ -520,7 +506,8 @@ def reachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     """Run a server that this process's environment names, and be asked again soon where it is busy."""
     for name in [name for name in os.environ if name.startswith(("KFP_", "KF_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(kubeflow, "_PAUSES", (0.01, 0.01))
+    for module in (commands, logs, runs):
+        monkeypatch.setattr(module, "connect", connect)
     with standin() as server:
         monkeypatch.setenv("KFP_HOST", server.url)
         yield server

@@ -69,6 +69,8 @@ class Pod:
     server: "ApiServer"
     manifest: Object
     lines: list[tuple[str, str]] = field(default_factory=list)
+    rest: str = ""
+    """What it printed after its last line."""
 
     @property
     def name(self) -> str:
@@ -148,6 +150,7 @@ class ApiServer:
         self._events: list[tuple[int, str, Object]] = []
         self._faults: list[Fault] = []
         self._breaks = 0
+        self._run_pods = 0
         self._connections: set[socket.socket] = set()
         self._http: ThreadingHTTPServer | None = None
         self.port = 0
@@ -226,6 +229,23 @@ class ApiServer:
             self.pods.append(pod)
             self.changed.notify_all()
             return pod
+
+    def add_run_pod(self, run: str, task: str | None, *lines: str, phase: str = "Running") -> Pod:
+        """Add a pod of a run of Kubeflow Pipelines; without a task it is one of Kubeflow's own."""
+        labels = {"pipeline/runid": run} | ({"bebygan/task": task} if task else {})
+        # A pod's time has whole seconds; a test does not wait for them.
+        self._run_pods += 1
+        metadata = {
+            "name": f"bebygan-retrain-x7k2p-{'impl' if task else 'driver'}-{self._run_pods}", "namespace": NAMESPACE,
+            "labels": labels, "uid": str(uuid.uuid4()), "creationTimestamp": f"2026-11-22T12:00:{self._run_pods:02}Z",
+        }  # fmt: skip
+        with self.changed:
+            spec = {"containers": [{"name": "main", "image": "example:1"}]}
+            pod = Pod(self, {"metadata": metadata, "spec": spec, "status": {"phase": phase}})
+            self.pods.append(pod)
+        for line in lines:
+            pod.say(line)
+        return pod
 
     def end(self, name: str, kind: str, reason: str, message: str) -> None:
         """Give a TrainJob the condition with which it ends."""
@@ -350,7 +370,7 @@ class ApiServer:
                 broken = breaks != self._breaks and query.get("follow") == "true"
             for moment, text in fresh:
                 if moment >= since:
-                    line = f"{moment} {text}\n"
+                    line = f"{moment} {text}\n" if query.get("timestamps") == "true" else f"{text}\n"
                     yield line[: len(line) // 2] if broken else line
                 if broken:
                     break
@@ -359,6 +379,7 @@ class ApiServer:
                 raise ConnectionResetError
             sent += len(fresh)
             if not follow and not fresh:
+                yield pod.rest
                 return
 
 
@@ -439,7 +460,8 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
             pod = server.pod(names[0])
             if pod.manifest["status"]["phase"] == "Pending":
                 raise Refused(400, "BadRequest", 'container "node" is waiting to start: ContainerCreating')
-            if query.get("container") != "node" or query.get("timestamps") != "true":
+            container = pod.manifest["spec"]["containers"][0]["name"]
+            if query.get("container") != container or (container == "node" and query.get("timestamps") != "true"):
                 raise Refused(400, "BadRequest", f"unexpected {query}")
             return server.log(pod, query)
 
@@ -481,7 +503,7 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            for piece in pieces:
+            for piece in filter(None, pieces):
                 content = (piece if isinstance(piece, str) else json.dumps(piece) + "\n").encode()
                 self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
             self.wfile.write(b"0\r\n\r\n")

@@ -18,9 +18,10 @@ from components.config import GROUPS, from_yaml, load_params
 from components.job import params_of
 from components.train.trainjob import TrainJobSettings
 from pipelines import cli
-from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml, version_name
+from pipelines.kubeflow.client import CompiledPipeline
+from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml
 from pipelines.kubeflow.resources import TASKS, Cluster, Step, amount, load_cluster
-from pipelines.retrain import retrain
+from pipelines.retrain import PIPELINE, retrain
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {
@@ -405,7 +406,7 @@ def test_the_manifests_hold_the_same_pipeline_under_a_name_that_changes_with_it(
     assert version["spec"]["platformSpec"] == platforms
     assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "bebygan-retrain"
     name = version["metadata"]["name"]
-    assert name == version["spec"]["displayName"] == version_name(compiled)
+    assert name == version["spec"]["displayName"] == CompiledPipeline(PIPELINE, compiled).version
     assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name)
     other = load_params(ROOT / "params.yaml", ["train.seed=8"])
     assert name not in retrain_manifests(cluster, other, "team").decode()
@@ -503,16 +504,3 @@ def test_compiling_onto_a_full_disk_ends_with_one_line(
     assert cli.main(["compile", str(tmp_path / "pipeline.yaml"), "--cluster", str(cluster_file)]) == 6
     assert capsys.readouterr().err.startswith("error: cannot write")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_command_does_not_load_what_validates_manifests_and_leaves_it_to_others(cluster_file: Path) -> None:
-    """It is a tool of the tests; loading it takes longer than compiling."""
-    script = (
-        "import sys\n"
-        "from pipelines import cli\n"
-        f"assert cli.main(['compile', {str(cluster_file.with_name('quick.yaml'))!r}]) == 0\n"
-        "assert 'kubernetes' in sys.modules and 'jsonschema' not in sys.modules\n"
-        "import kubernetes_validate\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

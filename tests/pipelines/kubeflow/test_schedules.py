@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +11,16 @@ from hypothesis import strategies as st
 from kfp import compiler
 
 from bebygan.errors import ConfigError, ServiceError
-from pipelines.kubeflow.client import connect
-from pipelines.kubeflow.schedule_file import Package, Wanted, interval_seconds, load_schedules
-from pipelines.kubeflow.schedules import Action, apply, forecast, kept, pause, resume
-from tests.standins.kubeflow import ALIVE, Standin, greeting, reachable
+from pipelines.kubeflow.client import CompiledPipeline, DeclaredSchedule
+from pipelines.kubeflow.schedules import Action, apply, forecast, pause, resume
+from tests.standins.kubeflow import ALIVE, Standin, connect, greeting, reachable
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+def package(tmp_path_factory: pytest.TempPathFactory) -> CompiledPipeline:
     path = tmp_path_factory.mktemp("package") / "greeting.yaml"
     compiler.Compiler().compile(greeting, str(path))
-    return Package("greeting", path.read_bytes())
+    return CompiledPipeline("greeting", path.read_bytes())
 
 
 @pytest.fixture
@@ -34,12 +32,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
 
 
 @pytest.fixture
-def wanted(package: Package) -> Callable[..., Wanted]:
-    def make(name: str, **changes: Any) -> Wanted:
-        schedule = Wanted(
+def wanted(package: CompiledPipeline) -> Callable[..., DeclaredSchedule]:
+    def make(name: str, **changes: Any) -> DeclaredSchedule:
+        schedule = DeclaredSchedule(
             name=name,
             paused=False,
-            package=package,
+            pipeline=package,
             parameters={"name": "Ada"},
             experiment="tests",
             cron="0 0 2 * * *",
@@ -61,11 +59,11 @@ def state(server: Standin) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def declared(schedules: Sequence[Wanted]) -> dict[str, list[tuple[str, str]]]:
+def declared(schedules: Sequence[DeclaredSchedule]) -> dict[str, list[tuple[str, str]]]:
     return {each.name: [(each.cron or "", "DISABLE" if each.paused else "ENABLE")] for each in schedules}
 
 
-def test_what_is_declared_is_made_and_enabled(server: Standin, wanted: Callable[..., Wanted]) -> None:
+def test_what_is_declared_is_made_and_enabled(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
     schedules = [wanted("daily"), wanted("often", cron=None, interval=900), wanted("later", paused=True)]
     assert apply(connect(), "us", schedules) == []
     assert state(server) == declared(schedules)
@@ -76,19 +74,21 @@ def test_what_is_declared_is_made_and_enabled(server: Standin, wanted: Callable[
     assert len(server.tables["pipeline_versions"]) == 1
 
 
-def test_applying_twice_changes_nothing(server: Standin, wanted: Callable[..., Wanted]) -> None:
+def test_applying_twice_changes_nothing(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
     schedules = [wanted("daily"), wanted("later", paused=True)]
     apply(connect(), "us", schedules)
     before = {name: dict(rows) for name, rows in server.tables.items()}
     server.requests.clear()
     told: list[Action] = []
-    apply(connect(), "us", schedules, tell=told.append)
+    apply(connect(), "us", schedules, report=told.append)
     assert told == []
     assert {name: dict(rows) for name, rows in server.tables.items()} == before
     assert not [request for request in server.requests if not request.startswith("GET")]
 
 
-def test_a_hundred_unchanged_schedules_cost_two_requests_in_all(server: Standin, wanted: Callable[..., Wanted]) -> None:
+def test_a_hundred_unchanged_schedules_cost_two_requests_in_all(
+    server: Standin, wanted: Callable[..., DeclaredSchedule]
+) -> None:
     schedules = [wanted(f"schedule-{number}") for number in range(100)]
     apply(connect(), "us", schedules)
     server.requests.clear()
@@ -107,24 +107,26 @@ def test_a_hundred_unchanged_schedules_cost_two_requests_in_all(server: Standin,
         {"catchup": True},
         {"experiment": "others"},
         {"service_account": "others"},
-        {"package": "another"},
+        {"pipeline": "another"},
     ],
 )
 def test_a_changed_schedule_is_replaced_whatever_changed(
-    server: Standin, wanted: Callable[..., Wanted], package: Package, change: dict[str, Any]
+    server: Standin, wanted: Callable[..., DeclaredSchedule], package: CompiledPipeline, change: dict[str, Any]
 ) -> None:
     apply(connect(), "us", [wanted("daily")])
     [old] = server.schedules()["daily"]
-    if "package" in change:
-        change = {"package": Package("greeting", package.content + b"# newer\n")}
+    if "pipeline" in change:
+        change = {"pipeline": CompiledPipeline("greeting", package.content + b"# newer\n")}
     apply(connect(), "us", [wanted("daily", **change)])
     [new] = server.schedules()["daily"]
     assert new["recurring_run_id"] != old["recurring_run_id"]
     assert new["mode"] == "ENABLE"
-    assert len(server.tables["pipeline_versions"]) == (2 if "package" in change else 1)
+    assert len(server.tables["pipeline_versions"]) == (2 if "pipeline" in change else 1)
 
 
-def test_pausing_in_the_file_changes_no_more_than_that(server: Standin, wanted: Callable[..., Wanted]) -> None:
+def test_pausing_in_the_file_changes_no_more_than_that(
+    server: Standin, wanted: Callable[..., DeclaredSchedule]
+) -> None:
     apply(connect(), "us", [wanted("daily")])
     [old] = server.schedules()["daily"]
     apply(connect(), "us", [wanted("daily", paused=True)])
@@ -135,7 +137,7 @@ def test_pausing_in_the_file_changes_no_more_than_that(server: Standin, wanted: 
 
 
 def test_a_schedule_with_a_run_alive_is_disabled_and_deleted_later(
-    server: Standin, wanted: Callable[..., Wanted]
+    server: Standin, wanted: Callable[..., DeclaredSchedule]
 ) -> None:
     apply(connect(), "us", [wanted("daily"), wanted("gone")])
     runs = server.tick()
@@ -153,7 +155,7 @@ def test_a_schedule_with_a_run_alive_is_disabled_and_deleted_later(
 
 
 def test_an_old_schedule_that_is_declared_again_is_taken_up_again(
-    server: Standin, wanted: Callable[..., Wanted]
+    server: Standin, wanted: Callable[..., DeclaredSchedule]
 ) -> None:
     apply(connect(), "us", [wanted("daily")])
     [old] = server.schedules()["daily"]
@@ -164,32 +166,25 @@ def test_an_old_schedule_that_is_declared_again_is_taken_up_again(
     assert (again["recurring_run_id"], again["mode"]) == (old["recurring_run_id"], "ENABLE")
 
 
-def test_schedules_of_others_are_left_alone(server: Standin, wanted: Callable[..., Wanted]) -> None:
+def test_schedules_of_others_are_left_alone(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
     apply(connect(), "them", [wanted("daily")])
     connected = connect()
-    pipeline, version = (next(iter(server.tables[each])) for each in ("pipelines", "pipeline_versions"))
-    by_hand = connected.create_recurring_run(
-        name="daily", description="made in the browser", experiment_id=connected.experiment("tests"),
-        pipeline_id=pipeline, version_id=version, parameters={"name": "Eve"}, cron="0 0 1 * * *", interval=None,
-        concurrency=1, catchup=False, service_account="somebody",
-    )  # fmt: skip
-    connected.enable(by_hand)
+    by_hand = connected.create_recurring_run(wanted("daily", cron="0 0 1 * * *"), "made in the browser")
+    connected.change("enable", by_hand)
     apply(connect(), "us", [])
     assert state(server) == {"daily": [("0 0 1 * * *", "ENABLE"), ("0 0 2 * * *", "ENABLE")]}
 
 
-def test_the_forecast_is_what_apply_then_does(server: Standin, wanted: Callable[..., Wanted]) -> None:
+def test_the_forecast_is_what_apply_then_does(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
     apply(connect(), "us", [wanted("daily"), wanted("gone"), wanted("busy")])
     server.tables["recurring_runs"][server.schedules()["daily"][0]["recurring_run_id"]]["mode"] = "DISABLE"
     server.tables["recurring_runs"][server.schedules()["gone"][0]["recurring_run_id"]]["mode"] = "DISABLE"
     server.tick()
     schedules = [wanted("daily"), wanted("busy", cron="0 0 3 * * *"), wanted("new")]
-    connected = connect()
-    there = kept(connected.recurring_runs(), "us")
-    expected = forecast(schedules, there, lambda each: bool(connected.alive_runs(each)))
+    expected = forecast(connect(), "us", schedules)
     writing = [request for request in server.requests if not request.startswith("GET")]
     done: list[Action] = []
-    assert apply(connect(), "us", schedules, tell=done.append) == ["busy"]
+    assert apply(connect(), "us", schedules, report=done.append) == ["busy"]
     assert sorted((action.kind, action.name) for action in done) == sorted(
         (action.kind, action.name) for action in expected
     )
@@ -198,7 +193,7 @@ def test_the_forecast_is_what_apply_then_does(server: Standin, wanted: Callable[
 
 
 def test_what_is_paused_by_hand_stays_so_until_it_is_resumed_by_hand(
-    server: Standin, wanted: Callable[..., Wanted]
+    server: Standin, wanted: Callable[..., DeclaredSchedule]
 ) -> None:
     other = wanted("other")
     apply(connect(), "us", [wanted("daily"), other])
@@ -215,7 +210,9 @@ def test_what_is_paused_by_hand_stays_so_until_it_is_resumed_by_hand(
     assert state(server) == {"daily": [("0 0 3 * * *", "ENABLE")], "other": [("0 0 2 * * *", "ENABLE")]}
 
 
-def test_pausing_and_resuming_at_once_leaves_it_as_it_was(server: Standin, wanted: Callable[..., Wanted]) -> None:
+def test_pausing_and_resuming_at_once_leaves_it_as_it_was(
+    server: Standin, wanted: Callable[..., DeclaredSchedule]
+) -> None:
     apply(connect(), "us", [wanted("daily")])
     server.tick()
     pause(connect(), "us", "daily")
@@ -231,7 +228,7 @@ def test_pausing_and_resuming_at_once_leaves_it_as_it_was(server: Standin, wante
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it did it", "after it did it"])
 def test_pausing_and_resuming_can_be_repeated_when_the_server_died(
-    server: Standin, wanted: Callable[..., Wanted], before: bool
+    server: Standin, wanted: Callable[..., DeclaredSchedule], before: bool
 ) -> None:
     apply(connect(), "us", [wanted("daily")])
     for change, mode in ((pause, "DISABLE"), (resume, "ENABLE")):
@@ -258,7 +255,7 @@ def test_pausing_and_resuming_can_be_repeated_when_the_server_died(
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it did it", "after it did it"])
 def test_an_apply_during_which_the_server_died_is_completed_by_the_next(
-    server: Standin, wanted: Callable[..., Wanted], before: bool
+    server: Standin, wanted: Callable[..., DeclaredSchedule], before: bool
 ) -> None:
     """At each request in turn, of an apply that makes, replaces, pauses and removes, with a run alive."""
     first = [wanted("replaced"), wanted("gone"), wanted("paused"), wanted("busy")]
@@ -284,7 +281,7 @@ def test_an_apply_during_which_the_server_died_is_completed_by_the_next(
         try:
             apply(connected, "us", second)
         except ServiceError as error:
-            assert "see that it runs" in str(error)  # noqa: PT017
+            assert "check that it runs" in str(error)  # noqa: PT017
         else:
             break
         died += 1
@@ -296,7 +293,7 @@ def test_an_apply_during_which_the_server_died_is_completed_by_the_next(
     assert server.killed == []
 
 
-def test_two_who_apply_at_once_duplicate_nothing(server: Standin, wanted: Callable[..., Wanted]) -> None:
+def test_two_who_apply_at_once_duplicate_nothing(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
     """All that they do falls into one second, so that the server cannot tell which was first."""
     schedules = [wanted("daily"), wanted("new")]
     for change in range(10):
@@ -313,7 +310,7 @@ def test_two_who_apply_at_once_duplicate_nothing(server: Standin, wanted: Callab
         server.before = meet
         failed: list[BaseException] = []
 
-        def one(schedules: list[Wanted] = schedules, failed: list[BaseException] = failed) -> None:
+        def one(schedules: list[DeclaredSchedule] = schedules, failed: list[BaseException] = failed) -> None:
             try:
                 apply(connect(), "us", schedules)
             except BaseException as error:  # noqa: BLE001 - told by the thread that waits
@@ -339,7 +336,7 @@ STEPS = st.lists(st.tuples(FILES, st.booleans(), st.booleans()), min_size=1, max
 @given(STEPS)
 def test_whatever_is_edited_what_is_declared_is_there_once_and_no_run_is_killed(
     server: Standin,
-    wanted: Callable[..., Wanted],
+    wanted: Callable[..., DeclaredSchedule],
     steps: list[tuple[dict[str, tuple[int, bool]], bool, bool]],
 ) -> None:
     for table in server.tables.values():
@@ -363,57 +360,3 @@ def test_whatever_is_edited_what_is_declared_is_there_once_and_no_run_is_killed(
             for run in server.runs(*ALIVE):
                 server.finish(run["run_id"])
     assert server.killed == []
-
-
-FILE = """
-owner: us
-cluster: infra/cluster.yaml
-schedules:
-  - name: weekly
-    cron: 0 0 2 * * sun
-    source: s3://photographs/new
-  - name: often
-    every: 15min
-    source: s3://photographs/new
-    set: [train.seed=2]
-"""
-
-
-def test_a_file_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "schedules.yaml"
-    path.write_text(FILE)
-    found = load_schedules(path)
-    weekly, often = found.schedules
-    assert (found.owner, found.require_digests) == ("us", False)
-    assert (weekly.cron, weekly.every, weekly.concurrency, weekly.catchup) == ("0 0 2 * * sun", None, 1, False)
-    assert (interval_seconds(often.every), often.set) == (900, ("train.seed=2",))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [
-        ("0 0 2 * * sun", "0 0 25 * * sun", "schedule weekly: parameter cron: hour: '25' is not within 0-23"),
-        ("0 0 2 * * sun", "0 2 * * sun", "six are needed"),
-        ("15min", "often", "schedule often: parameter every: 'often' is no interval"),
-        ("    every:", "    pipeline: detect\n    every:", "schedule often: remove the line `pipeline: detect`"),
-        ("    every:", "    pipeline: retrain\n    every:", "schedule often: remove the line `pipeline: retrain`"),
-        ("    cron:", "    corn:", "there is no parameter corn; did you mean cron?"),
-        ("    every: 15min\n", "", "schedule often: give one of cron and every"),
-        ("name: often", "name: weekly", "schedule weekly: there are two of this name"),
-        ("name: often", "name: Often!", "parameter name"),
-        ("    source: s3://photographs/new\n    set", "    set", "parameter source is missing"),
-        ("set: [train.seed=2]", "concurrency: 11", "parameter concurrency"),
-        ("owner: us", "onwer: us", "did you mean owner?"),
-        ("schedules:\n", "schedules: 3\nrest:\n", "the last one a list"),
-        ("owner: us", "owner: [", "is not YAML"),
-    ],
-)
-def test_what_is_wrong_in_a_file_is_told_with_the_schedule(tmp_path: Path, old: str, new: str, told: str) -> None:
-    path = tmp_path / "schedules.yaml"
-    assert old in FILE
-    path.write_text(FILE.replace(old, new))
-    with pytest.raises(ConfigError) as caught:
-        load_schedules(path)
-    assert told in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)

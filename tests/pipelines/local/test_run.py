@@ -8,6 +8,7 @@ import pytest
 
 from bebygan.files import lock
 from pipelines import cli
+from pipelines.local import command
 from pipelines.local.run import Outcome, _log_of_this_run, _remove_unused, publish
 
 
@@ -100,7 +101,7 @@ def test_a_workspace_that_cannot_be_written_is_told_before_anything_is_done(
 
 
 def test_the_address_of_a_server_is_shown_without_its_password() -> None:
-    assert cli._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
+    assert command._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
 
 
 def test_what_was_not_used_is_removed_and_what_cannot_be_is_told(

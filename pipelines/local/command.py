@@ -1,0 +1,73 @@
+"""`bebygan run`: run the whole pipeline on this machine."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from bebygan.files import storage_errors
+from components.cli import end_quickly
+from components.detect.step import decide
+from components.evaluate.table import text_table
+from components.job import job_here
+from components.progress import say
+from components.tracking.registry import champion
+from components.tracking.runs import tracking_uri, without_password
+from pipelines.local import run as local
+from pipelines.local.containers import job_in_containers
+
+
+def _where_runs_are_shown(uri: str) -> str:
+    """Return the address of a server, or the command that shows the embedded store."""
+    if uri.startswith("http"):
+        return without_password(uri)
+    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+
+
+def _champion_line(model: str, version: str | None) -> str:
+    return f"champion: {f'{model} version {version}' if version else 'none yet'}"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the pipeline if there is anything new, and print what came of it."""
+    # The embedded store belongs to the workspace; a server that is named stays.
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{options.workspace.resolve() / 'mlflow.db'}")
+    with storage_errors(options.workspace):
+        options.workspace.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=options.workspace).close()
+    remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
+    ledger = str(options.workspace / "ledger") if options.ledger is None else options.ledger
+    job = job_here(options.params, options.source)
+    if options.containers:
+        job = job_in_containers(job)
+    model = options.params.evaluate.model_name
+    decision = decide(job, force=options.force)
+    if decision.action == "skip":
+        reigning = champion(model)
+        print(f"nothing to do: {decision.reason}")
+        print(_champion_line(model, reigning.version if reigning else None))
+        return
+    say(f"training: {decision.reason}")
+    outcome = local.run(
+        job,
+        options.workspace,
+        remote,
+        ledger,
+        reason=decision.reason,
+        containers=options.containers,
+        network=options.network,
+    )
+    report = local.publish(outcome, options.workspace)
+    registration = json.loads((outcome.registration / "registration.json").read_text())
+    print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
+    print()
+    print(f"verdict:  {registration['verdict']}")
+    for reason in json.loads((outcome.report / "verdict.json").read_text())["reasons"]:
+        if reason.startswith("failed: "):
+            print(f"failed:   {reason.removeprefix('failed: ')}")
+    print(_champion_line(model, registration["champion"]))
+    print(f"report:   {report}")
+    print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
+    end_quickly()
