@@ -15,20 +15,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tenacity import RetryCallState, Retrying
 
 from bebygan.differences import differences
 from bebygan.errors import DataError, ServiceError
 from bebygan.training.checkpoint import Job, Keep, Saved, checkpoints_in, iteration_of, job_in, name_of
 from bebygan.training.loop import FAULTS
+from components.retries import IN_BACKGROUND
 from components.stores import Store, StoredFile, check_writable, open_store
 
 _log = logging.getLogger(__name__)
 _FETCHED = 2
 """More than one, because the newest may be damaged."""
-_SECONDS_BETWEEN_TRIES = 30.0
 _SECONDS_AT_THE_END = 120.0
 _SECONDS_WHEN_STOPPED = 10.0
 """Of the 25 to 30 seconds that a process gets between the request to stop and the kill."""
@@ -51,67 +53,66 @@ def _checkpoints(files: Iterable[StoredFile]) -> dict[int, StoredFile]:
 
 
 class _Copies:
-    """Makes a store equal to the local folder in a thread that is told of each checkpoint."""
+    """Copies checkpoints to a store in a thread. If the store is unreachable, the newest one is tried again later."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, retries: Retrying = IN_BACKGROUND) -> None:
         self._store = store
-        self._changed = threading.Condition()
         self._newest: tuple[Path, Keep] | None = None
-        self._due = False
-        """Whether the newest checkpoint has not been copied yet."""
-        self._failed = False
-        """Whether the last try failed; it is repeated after a while."""
+        self._copied: tuple[Path, Keep] | None = None
+        self._changed = threading.Event()
         self._closing = False
         self._warned = False
+        self._retries = retries.copy(
+            sleep=self._pause, stop=lambda _: self._closing, after=self._warn, retry_error_callback=lambda _: False
+        )
         self._thread = threading.Thread(target=self._run, name="checkpoint copies", daemon=True)
         self._thread.start()
 
     def __call__(self, path: Path, keep: Keep) -> None:
-        with self._changed:
-            self._newest, self._due = (path, keep), True
-            self._changed.notify()
+        self._newest = (path, keep)
+        self._changed.set()
 
     def close(self, seconds: float) -> None:
         """Copy what has not been copied yet, for at most so many seconds."""
-        with self._changed:
-            self._due = self._due or self._failed
-            self._closing = True
-            self._changed.notify()
+        self._closing = True
+        self._changed.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
             _log.warning("warning: %s did not take the last checkpoint within %.0f s", self._store.address, seconds)
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._due or self._closing, _SECONDS_BETWEEN_TRIES if self._failed else None
-                )
-                if self._newest is None or (self._closing and not self._due):
-                    return
-                self._due = self._failed = False
-                path, keep = self._newest
-            failed = not self._copied(path, keep)
-            with self._changed:
-                self._failed = failed
+    def _pause(self, seconds: float | None = None) -> None:
+        """Wait until there is a newer checkpoint or no more."""
+        self._changed.wait(seconds)
+        self._changed.clear()
 
-    def _copied(self, path: Path, keep: Keep) -> bool:
-        """Copy, log the first of several failures, and return whether the copy succeeded."""
-        try:
-            self._copy(path, keep)
-        except FileNotFoundError:
-            # It was deleted before its turn. There are newer ones, of which this object is told too.
-            return True
-        except (ServiceError, OSError) as error:
-            if not self._warned:
-                _log.warning(
-                    "warning: %s is only on this machine: %s. Training continues; the copy is retried", path, error
-                )
-            self._warned = True
-            return False
+    def _warn(self, state: RetryCallState) -> None:
+        if not self._warned and state.outcome and self._newest:
+            path = self._newest[0]
+            error = state.outcome.exception()
+            _log.warning(
+                "warning: %s is only on this machine: %s. Training continues; the copy is retried", path, error
+            )
+        self._warned = True
+
+    def _run(self) -> None:
+        done = False
+        while not done:
+            # Read before copying: a checkpoint that is written meanwhile, before the end, is copied too.
+            done = self._closing
+            if self._newest is not self._copied and not self._retries(self._copy_newest):
+                return
+            if not done:
+                self._pause()
+
+    def _copy_newest(self) -> bool:
+        newest = self._newest
+        # It may have been deleted before its turn. Then there is a newer one.
+        with suppress(FileNotFoundError):
+            if newest:
+                self._copy(*newest)
         if self._warned:
             _log.info("%s has all checkpoints again", self._store.address)
-        self._warned = False
+        self._warned, self._copied = False, newest
         return True
 
     def _copy(self, path: Path, keep: Keep) -> None:

@@ -1,27 +1,22 @@
 """The identity of a dataset, which is DVC's, and its way into and out of a DVC remote.
 
 A version is the MD5 of a folder's listing followed by `.dir`, as in a `.dvc` file or dvc.lock. A remote holds each
-file, and the listing itself, under `files/md5/` by its MD5 (DVC 3). Computing and fetching a version do not need DVC,
-which training images do not contain. Pushing is done by DVC.
+file, and the listing itself, under `files/md5/` by its MD5 (DVC 3). Nothing here needs DVC, which reads what is pushed
+here and writes what is fetched here.
 """
 
 import hashlib
+import io
 import json
 import logging
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from bebygan.errors import ConfigError, DataError, ServiceError, StorageError
-from bebygan.files import storage_errors, whole_folder
+from bebygan.errors import ConfigError, DataError, ServiceError
+from bebygan.files import whole_folder
 from components.progress import progress
-from components.stores import Store, absolute, open_store
+from components.stores import Store, open_store
 
 _log = logging.getLogger(__name__)
 _VERSION = re.compile(r"[0-9a-f]{32}\.dir")
@@ -66,48 +61,10 @@ def data_version(folder: Path) -> str:
     return _listing(_entries(folder))[1]
 
 
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        return
-    try:
-        os.link(source, target)
-    except OSError:
-        # Not all file systems support hard links, and files of other users may not be linked.
-        shutil.copyfile(source, target)
-
-
-def _dvc_push(repository: Path) -> None:
-    environment = os.environ | {
-        "DVC_NO_ANALYTICS": "1",
-        # The index of the scratch repository would otherwise stay in /var/tmp.
-        "DVC_SITE_CACHE_DIR": str(repository / ".dvc" / "site"),
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    }
-    result = subprocess.run(
-        [sys.executable, "-m", "dvc", "push"],
-        cwd=repository,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        lines = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line and "dvc.org" not in line]
-        # DVC prints a line for each file, then a summary.
-        reason = "; ".join(dict.fromkeys([*lines[:1], *lines[-1:]])) or f"exit code {result.returncode}"
-        if "No space left" in reason:
-            raise StorageError(
-                f"dvc push: the disk of the remote is full: free space there, then push again ({reason})"
-            )
-        raise ServiceError(f"dvc push failed: {reason}")
-
-
 def push(folder: Path, remote: str) -> str:
     """Copy a folder into a DVC remote, where `dvc pull` and `fetch` find it by its version.
 
-    Needs DVC, and space beside the folder for hard links to its files. Files that the remote has are not sent again.
+    Files that the remote has are not sent again.
 
     Args:
         folder: with at least one file.
@@ -119,38 +76,26 @@ def push(folder: Path, remote: str) -> str:
     Raises:
         DataError: the folder is missing or empty.
         ServiceError: the bucket is unreachable, unknown, or refuses access.
-        StorageError: the remote's disk is full.
+        StorageError: the remote cannot be written.
     """
-    # If access is refused, DVC reports only that files failed to upload. A folder may not exist yet.
-    with suppress(OSError):
-        open_store(remote).check_readable()
+    store = open_store(remote)
+    there = {file.name: file.size for file in store.files("files")}
     entries = _entries(folder)
     listing, version = _listing(entries)
-    modes = {folder / entry["relpath"]: (folder / entry["relpath"]).stat().st_mode for entry in entries}
-    with (
-        storage_errors(folder.parent),
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".push", dir=folder.parent) as scratch,
-    ):
-        repository = Path(scratch)
-        cache = repository / ".dvc" / "cache"
-        for entry in entries:
-            _link(folder / entry["relpath"], cache / _object(entry["md5"]))
-        (cache / _object(version)).parent.mkdir(parents=True, exist_ok=True)
-        (cache / _object(version)).write_bytes(listing)
-        (repository / ".dvc" / "config").write_text(
-            "[core]\n    no_scm = True\n    analytics = False\n    check_update = False\n    remote = storage\n"
-            f'[\'remote "storage"\']\n    url = "{absolute(remote)}"\n'
-        )
-        (repository / "dataset.dvc").write_text(
-            f"outs:\n- md5: {version}\n  nfiles: {len(entries)}\n  hash: md5\n  path: dataset\n"
-        )
-        _log.info("pushing %d files of data version %s to %s", len(entries), version, remote)
-        try:
-            _dvc_push(repository)
-        finally:
-            # DVC makes the files in its cache read-only, and through the hard links also those of the dataset.
-            for path, mode in modes.items():
-                path.chmod(mode)
+    paths = {_object(entry["md5"]): folder / entry["relpath"] for entry in entries}
+    missing = [name for name, path in paths.items() if there.get(name) != path.stat().st_size]
+
+    def put(name: str) -> None:
+        with paths[name].open("rb") as file:
+            store.write(name, file)
+
+    with ThreadPoolExecutor(store.parallel_reads) as pool:
+        for _ in progress(pool.map(put, missing), "push", "files", len(missing)):
+            pass
+    if there.get(_object(version)) != len(listing):
+        # Last, so that a version in the remote is complete.
+        store.write(_object(version), io.BytesIO(listing))
+    _log.info("data version %s is in %s: %d of %d files were new", version, remote, len(missing), len(paths))
     return version
 
 

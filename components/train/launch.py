@@ -116,7 +116,7 @@ def launch(
     if not start.is_file():
         raise WeightsError(f"no weights at {start}: run warmup first")
     folder = folder_of(checkpoints)
-    if folder is not None and not folder.is_relative_to(volume):
+    if not checkpoints or (folder and not folder.is_relative_to(volume)):
         raise ConfigError(
             f"checkpoints {checkpoints} would be lost with the pod: they must be below {volume}, or in s3://"
         )

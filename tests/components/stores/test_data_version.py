@@ -103,13 +103,28 @@ def test_a_version_goes_through_a_bucket_and_back(folder: Path, bucket: str, tmp
     assert push(folder, remote) == version
 
 
-def test_dvc_pulls_what_was_pushed(folder: Path, bucket: str, s3_environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("remote", ["folder", "bucket"])
+def test_dvc_pulls_what_was_pushed(remote: str, folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     repo = repository(tmp_path / "repo")
-    pointer(push(folder, f"s3://{bucket}/dvc"), repo)
-    dvc("remote", "add", "--default", "storage", f"s3://{bucket}/dvc", cwd=repo)
-    dvc("remote", "modify", "storage", "endpointurl", s3_environment["AWS_ENDPOINT_URL"], cwd=repo)
+    address = str(tmp_path / "remote") if remote == "folder" else f"s3://{request.getfixturevalue('bucket')}/dvc"
+    pointer(push(folder, address), repo)
+    dvc("remote", "add", "--default", "storage", address, cwd=repo)
+    if remote == "bucket":
+        endpoint = request.getfixturevalue("s3_environment")["AWS_ENDPOINT_URL"]
+        dvc("remote", "modify", "storage", "endpointurl", endpoint, cwd=repo)
     dvc("pull", cwd=repo)
     assert contents(repo / "data") == contents(folder)
+
+
+def test_what_the_remote_has_is_not_sent_again_unless_it_was_cut_off(folder: Path, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    version = push(folder, str(remote))
+    kept, cut = [object_of(remote, entry["md5"]) for entry in json.loads(object_of(remote, version).read_bytes())][:2]
+    before = kept.stat().st_ino
+    cut.write_bytes(b"cut")
+    push(folder, str(remote))
+    assert kept.stat().st_ino == before
+    fetch(version, str(remote), tmp_path / "back")
 
 
 def test_what_dvc_pushed_is_fetched(folder: Path, tmp_path: Path) -> None:
@@ -226,7 +241,7 @@ def test_pushing_with_a_wrong_secret_is_explained(folder: Path, bucket: str, mon
 
 def test_a_remote_whose_disk_is_full_says_so(folder: Path, small_disk: Path) -> None:
     (folder / "large").write_bytes(os.urandom(2**18))
-    with pytest.raises(StorageError, match="disk of the remote is full"):
+    with pytest.raises(StorageError, match=r"cannot write .*remote/files/md5/.*: the disk is full"):
         push(folder, str(small_disk / "remote"))
 
 
