@@ -9,8 +9,9 @@ from bebygan.errors import ConfigError
 from components.config import flatten, plain, to_yaml
 from components.job import Job
 from components.progress import say
+from components.tracking.client import MlflowException, mlflow_client, service_errors
 from components.tracking.registry import champion
-from components.tracking.runs import PARENT, ended_runs, mlflow_client, open_pipeline_run, service_errors
+from components.tracking.runs import PARENT, ended_runs, open_pipeline_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,8 +40,6 @@ def _pipeline_run_of_champion(model: str) -> _Made | None:
     if reigning is None:
         return None
     client = mlflow_client()
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
     with service_errors(f"asking what {reigning.uri} was made of"):
         try:
             parent = client.get_run(reigning.run_id).data.tags.get(PARENT)

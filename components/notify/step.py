@@ -16,8 +16,9 @@ from typing import Literal
 
 from bebygan.errors import ServiceError
 from components.progress import say
+from components.tracking.client import mlflow_client, service_errors
 from components.tracking.registry import champion
-from components.tracking.runs import close_pipeline_run, mlflow_client, service_errors
+from components.tracking.runs import close_pipeline_run
 
 _PIPELINE = "retraining"
 """Name of the pipeline in messages."""

@@ -139,7 +139,7 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
 def _imported() -> None:
     """Import what the checks need: it takes seconds that no service is to blame for."""
     import bebygan.pretrained  # noqa: F401, PLC0415
-    from components.tracking.runs import mlflow_client  # noqa: PLC0415
+    from components.tracking.client import mlflow_client  # noqa: PLC0415
 
     mlflow_client()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from components.cli import run_step, step_parser
 from components.config import Params
+from components.register.step import register
 from components.tracking.runs import step_run
 
 
@@ -18,9 +19,6 @@ def _data_version(evaluation: Path) -> str | None:
 
 def _run(options: argparse.Namespace, params: Params) -> None:
     with step_run("register", params.register, _data_version(options.evaluation)) as run:
-        # mlflow, which it imports, must first be told to be quiet.
-        from components.register.step import register  # noqa: PLC0415
-
         done = register(
             options.challenger,
             options.evaluation,

@@ -21,12 +21,10 @@ def register(
         from pathlib import Path
 
         from components.config import RegisterParams, from_yaml
+        from components.register.step import register as run
         from components.tracking.runs import step_run
 
         group = from_yaml(RegisterParams, params)
         folders = (Path(folder.path) for folder in (challenger, evaluation, registration))
         with step_run("register", group, data_version) as tracked:
-            # mlflow, which it imports, must first be told to be quiet.
-            from components.register.step import register as run
-
             run(*folders, params=group, run=tracked, ledger=ledger)

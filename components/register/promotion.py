@@ -5,15 +5,13 @@ it moves the aliases, and who dies in between has left on record what is to be c
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bebygan.errors import DataError
+from components.tracking.client import MlflowClient, MlflowException, service_errors
 from components.tracking.ledger import Move, append, last, now, who
 from components.tracking.registry import ModelVersion, as_version, champion
-from components.tracking.runs import StepRun, service_errors
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from components.tracking.runs import StepRun
 
 PROMOTED = "promoted"
 """Tag of a version whose promotion is complete; it is not made champion again by repeating an old registration."""
@@ -23,7 +21,7 @@ def _named(version: str | None) -> str:
     return f"version {version}" if version else "no version"
 
 
-def _move_aliases(client: "MlflowClient", model: str, version: str, previous: str | None) -> None:
+def _move_aliases(client: MlflowClient, model: str, version: str, previous: str | None) -> None:
     with service_errors(f"making models:/{model}/{version} champion"):
         if previous and previous != version:
             client.set_registered_model_alias(model, "previous", previous)
@@ -31,10 +29,8 @@ def _move_aliases(client: "MlflowClient", model: str, version: str, previous: st
         client.set_model_version_tag(model, version, PROMOTED, "true")
 
 
-def _interrupted(move: Move, holds: str | None, model: str, client: "MlflowClient") -> bool:
+def _interrupted(move: Move, holds: str | None, model: str, client: MlflowClient) -> bool:
     """Whether the writer of an entry died, or still is, between the entry and the aliases."""
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
     if move.verdict != "promote" or not move.version or move.previous != holds:
         return False
     with service_errors(f"asking for version {move.version} of {model}"):
@@ -48,7 +44,7 @@ def _interrupted(move: Move, holds: str | None, model: str, client: "MlflowClien
     return PROMOTED not in tags and tags.get("weights_sha256") == move.weights_sha256
 
 
-def _follow(ledger: str, model: str, client: "MlflowClient") -> bool:
+def _follow(ledger: str, model: str, client: MlflowClient) -> bool:
     """Set the aliases as the newest entry says, again when a newer one came meanwhile; False without an entry."""
     seen, newest = None, last(ledger, model)
     while newest and newest.version and newest != seen:

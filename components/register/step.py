@@ -11,10 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import mlflow
 import numpy as np
-from mlflow.models import ModelSignature
-from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from safetensors import safe_open
 
 import bebygan
@@ -24,16 +21,17 @@ from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
 from components.config import RegisterParams
 from components.register.promotion import PROMOTED, may_promote, promote, settle
+from components.tracking.client import mlflow, service_errors, uploading
 from components.tracking.registry import ModelVersion, as_version, champion, version_with_alias
-from components.tracking.runs import StepRun, service_errors
+from components.tracking.runs import StepRun
 
 _TILE = 512
 _FOLDER = Path(__file__).parent
 _REQUIREMENTS = ("mlflow", "numpy", "safetensors", "torch")
-_SIGNATURE = ModelSignature(
-    inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
-    outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
-    params=ParamSchema([ParamSpec("tile", "long", _TILE)]),
+_SIGNATURE = mlflow.models.ModelSignature(
+    inputs=mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
+    outputs=mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
+    params=mlflow.types.ParamSchema([mlflow.types.ParamSpec("tile", "long", _TILE)]),
 )
 
 
@@ -138,7 +136,7 @@ def _pinned(package: str) -> str:
 
 def _new_version(evaluated: _Evaluated, run: StepRun) -> ModelVersion:
     """Log the model and make it a version."""
-    with mlflow.start_run(run_id=run.run_id):
+    with mlflow.start_run(run_id=run.run_id), uploading():
         logged = mlflow.pyfunc.log_model(
             name="generator",
             python_model=str(_FOLDER / "model_code.py"),

@@ -7,9 +7,6 @@ mlflow, which takes seconds and is not installed in the data image.
 
 import os
 
-SECONDS_FOR_REQUESTS = 20
-"""Default of MLFLOW_HTTP_REQUEST_TIMEOUT. Uploads of files get more, see `components.tracking.client.uploading`."""
-
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -17,7 +14,8 @@ for _name, _value in {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # MLflow's own 7 retries of 2 minutes each hide for a quarter of an hour that the server is unreachable.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(SECONDS_FOR_REQUESTS),
+    # For questions; `client.uploading` gives files more.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }.items():
     os.environ.setdefault(_name, _value)

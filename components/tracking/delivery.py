@@ -1,39 +1,43 @@
-"""Values and pictures on their way to MLflow: sent by a thread of their own, and late where the server was away.
+"""Delivery of values and pictures to MLflow by a thread: late if the server is unreachable, never blocking the step.
 
-What the server does not take is kept in memory, and in a file (one JSON object a line) in case the process ends before
-the server is back; pictures wait as files in a folder beside it. What earlier processes left in the same folder is sent
-first. The server takes a value that it has already for the same one, so that sending twice does no harm.
+What the server does not take is kept in memory and in a file, one JSON object a line (the spool), in case the process
+ends before the server is back; pictures wait as files in a folder beside it. A later process sends what earlier ones
+left in the same folder. The server ignores a value that it has already, so that sending twice does no harm.
+
+Kept ours: MLflow's own asynchronous logging drops what it cannot send. The spool also holds what a training's
+history.jsonl and its checkpoints hold: a process killed between two checkpoints has its values nowhere else, and
+system metrics, pictures and the way that a run ended are in neither.
 """
 
 import fcntl
 import json
 import logging
-import math
 import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from PIL import Image as PillowImage
+from tenacity import RetryCallState, Retrying
 
 from bebygan.errors import ServiceError
 from bebygan.files import lock
 from bebygan.imaging import Image
+from components.retries import IN_BACKGROUND
+from components.tracking.client import service_errors, uploading
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
-
-SECONDS_BETWEEN_TRIES = 30.0
 _MOST_AT_ONCE = 1000
 """Values that the server takes in one request."""
 _log = logging.getLogger(__name__)
 
 
-def _line(run_id: str, metric: "Metric") -> dict[str, Any]:
+def _line(run_id: str, metric: Metric) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "name": metric.key,
@@ -43,22 +47,22 @@ def _line(run_id: str, metric: "Metric") -> dict[str, Any]:
     }
 
 
-def _chunks(metrics: "list[Metric]") -> "Iterable[list[Metric]]":
-    return (metrics[first : first + _MOST_AT_ONCE] for first in range(0, len(metrics), _MOST_AT_ONCE))
+def _chunks(metrics: list[Metric]) -> list[list[Metric]]:
+    return [metrics[first : first + _MOST_AT_ONCE] for first in range(0, len(metrics), _MOST_AT_ONCE)]
 
 
 def spool_of(folder: Path, run_id: str) -> Path:
-    """Return the path of a file for values of a run that no other process has, nor one before in the same run."""
+    """Return the path of a spool that no other process uses, nor an earlier one of the same run."""
     return folder / f"{run_id}.{time.time_ns()}.jsonl"
 
 
 def _pictures_of(spool: Path) -> Path:
-    """Return the folder in which the pictures wait that belong to a file of values."""
+    """Return the folder in which the pictures of a spool wait."""
     return spool.with_suffix(".pictures")
 
 
 def _remove(spool: Path) -> None:
-    """Remove a file of values, and the folder of its pictures before it: without the file nobody would look there."""
+    """Remove a spool, and its pictures first: without the spool no later process looks for them."""
     shutil.rmtree(_pictures_of(spool), ignore_errors=True)
     spool.unlink(missing_ok=True)
 
@@ -69,8 +73,9 @@ class _Picture:
     image: Image
 
 
-def _send_picture(client: "MlflowClient", run_id: str, path: Path) -> None:
-    client.log_artifact(run_id, str(path), "pictures")
+def _send_picture(client: MlflowClient, run_id: str, path: Path) -> None:
+    with service_errors("storing a picture"), uploading():
+        client.log_artifact(run_id, str(path), "pictures")
     path.unlink()
 
 
@@ -80,38 +85,38 @@ class Delivery:
     Args:
         client: of the server.
         run_id: of the run.
-        spool: file for what is not sent yet, of this process alone; see `spool_of`.
-        errors: context that turns what the client raises into ServiceError; it is told what is being done.
+        spool: file for what is not sent yet, used by this process alone; see `spool_of`.
+        retrying: when to try again while the server is unreachable.
     """
 
-    def __init__(
-        self,
-        client: "MlflowClient",
-        run_id: str,
-        spool: Path,
-        errors: Callable[[str], AbstractContextManager[None]],
-    ) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, spool: Path, retrying: Retrying = IN_BACKGROUND) -> None:
         self._client = client
         self._run_id = run_id
         self._spool = spool
-        self._errors = errors
+        # While it waits for the next try, the thread writes new values to the spool.
+        self._retrying = retrying.copy(
+            sleep=self._collect,
+            stop=lambda _: self._closing or self._given_up,
+            after=self._warn,
+            retry_error_callback=lambda _: None,
+        )
         self._new: queue.SimpleQueue[list[Metric] | _Picture | None] = queue.SimpleQueue()
         self._unsent: list[Metric] = []
         self._in_file = 0
-        """How many of the unsent are in the file."""
+        """How many of the unsent are in the spool."""
         self._file: TextIO | None = None
         self._pictures: list[Path] = []
         self._status: str | None = None
+        self._closing: bool = False
+        self._given_up: bool = False
         self._ended = False
-        self._given_up = False
-        self._changing = threading.Lock()
-        """Held while the unsent or the file change: whoever gives up on a thread that hangs takes them over."""
-        self._silent_until = -math.inf
         self._warned = False
+        self._changing = threading.Lock()
+        """Held while the unsent or the spool change: `close` takes them over from a thread that hangs."""
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
 
-    def put(self, metrics: "list[Metric]") -> None:
+    def put(self, metrics: list[Metric]) -> None:
         """Send values soon; returns at once."""
         self._new.put(metrics)
 
@@ -120,7 +125,7 @@ class Delivery:
         self._new.put(_Picture(name, image))
 
     def close(self, status: str, seconds: float) -> None:
-        """Send what is unsent and end the run, for so long at most; what is left is in the file then."""
+        """Send what is unsent and end the run, within so many seconds; the spool keeps what is left."""
         self._status = status
         self._new.put(None)
         self._thread.join(seconds)
@@ -138,31 +143,23 @@ class Delivery:
 
     def _run(self) -> None:
         self._send_leftovers()
-        while not self._collect():
-            if self._waits() and time.monotonic() >= self._silent_until:
-                self._send()
-            with self._changing:
-                if self._given_up:
-                    return
-                self._keep()
-        # Once more, however short ago the last try was.
-        self._send()
-        if not self._waits() and not self._given_up:
-            self._ended = self._attempt("ending the run", self._terminate)
+        while not (self._closing or self._given_up):
+            self._collect(None)
+            self._retrying(self._send)
 
-    def _waits(self) -> bool:
-        return bool(self._unsent or self._pictures)
+    def _take(self, new: list[Metric] | _Picture | None) -> None:
+        """Take values over, or write a picture to the disk."""
+        if new is None:
+            self._closing = True
+        elif isinstance(new, _Picture):
+            self._take_picture(new)
+        else:
+            self._unsent += new
 
-    def _take(self, new: "list[Metric] | _Picture | None") -> None:
-        """Take values over, or bring a picture to the disk."""
-        if not isinstance(new, _Picture):
-            self._unsent += new or []
-            return
-        from PIL import Image as PillowImage  # noqa: PLC0415
-
+    def _take_picture(self, new: _Picture) -> None:
         folder = _pictures_of(self._spool)
         try:
-            # First the file, whose lock is the folder's too.
+            # The spool first: its lock protects the folder, too.
             self._opened()
             folder.mkdir(exist_ok=True)
             # A reader must not find half a picture.
@@ -173,67 +170,62 @@ class Delivery:
         else:
             self._pictures.append(folder / new.name)
 
-    def _collect(self) -> bool:
-        """Wait for values, or for the time of the next try; returns whether there will be no more."""
-        waiting = max(self._silent_until - time.monotonic(), 0) if self._waits() else None
-        try:
-            new = self._new.get(timeout=waiting)
-            while new is not None:
-                with self._changing:
-                    self._take(new)
-                new = self._new.get_nowait()
-        except queue.Empty:
-            return False
-        return True
-
-    def _terminate(self) -> None:
-        self._client.set_terminated(self._run_id, self._status)
-
-    def _send_pictures(self) -> bool:
-        """Send the pictures that wait; returns whether none is left."""
-        while self._pictures:
-            path = self._pictures[0]
-            if not self._attempt("storing a picture", lambda: _send_picture(self._client, self._run_id, path)):  # noqa: B023
-                return False
-            del self._pictures[0]
-        return True
+    def _collect(self, seconds: float | None) -> None:
+        """Take what comes, for so many seconds, until the end, or (None) until the queue is empty again."""
+        end = None if seconds is None else time.monotonic() + seconds
+        first = True
+        while not (self._closing or self._given_up):
+            left = None if end is None else max(end - time.monotonic(), 0)
+            try:
+                new = self._new.get(timeout=left) if end or first else self._new.get_nowait()
+            except queue.Empty:
+                return
+            first = False
+            with self._changing:
+                self._take(new)
+                if end:
+                    self._keep()
 
     def _send(self) -> None:
-        """Send all that is unsent, oldest first, and remove the file once nothing is left."""
-        for chunk in list(_chunks(self._unsent)):
-            if not self._attempt("logging values", lambda: self._client.log_batch(self._run_id, metrics=chunk)):  # noqa: B023
-                self._silent_until = time.monotonic() + SECONDS_BETWEEN_TRIES
-                return
+        """Send all that is unsent, oldest first; then remove the spool and, when closing, end the run."""
+        for chunk in _chunks(self._unsent):
+            with service_errors("logging values"):
+                self._client.log_batch(self._run_id, metrics=chunk)
             with self._changing:
                 if self._given_up:
                     return
                 del self._unsent[: len(chunk)]
                 self._in_file = max(self._in_file - len(chunk), 0)
-        if not self._send_pictures():
-            self._silent_until = time.monotonic() + SECONDS_BETWEEN_TRIES
-            return
+        while self._pictures:
+            _send_picture(self._client, self._run_id, self._pictures[0])
+            del self._pictures[0]
         if self._warned:
             _log.info("MLflow has all values again")
         self._warned = False
         with self._changing:
-            if self._file is not None and not self._given_up:
+            if self._given_up:
+                return
+            if self._file is not None:
                 _remove(self._spool)
                 self._file.close()
                 self._file = None
+        if self._closing:
+            with service_errors("ending the run"):
+                self._client.set_terminated(self._run_id, self._status)
+            self._ended = True
 
-    def _attempt(self, doing: str, call: Callable[[], object]) -> bool:
-        try:
-            with self._errors(doing):
-                call()
-        except ServiceError as error:
-            if not self._warned:
-                _log.warning("warning: %s. The step goes on; values are kept in %s", error, self._spool)
-            self._warned = True
-            return False
-        return True
+    def _warn(self, state: RetryCallState) -> None:
+        """Keep what a failed try could not send; warn of the first of several."""
+        error = state.outcome.exception() if state.outcome else None
+        if not self._warned:
+            _log.warning("warning: %s. The step goes on; values are kept in %s", error, self._spool)
+        self._warned = True
+        with self._changing:
+            if not self._given_up:
+                self._keep()
 
     def _keep(self) -> None:
-        """Put what is unsent into the file."""
+        """Write what is unsent to the spool."""
         if new := self._unsent[self._in_file :]:
             self._write(_line(self._run_id, metric) for metric in new)
             self._in_file = len(self._unsent)
@@ -242,7 +234,7 @@ class Delivery:
         if self._file is None:
             self._spool.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._spool.open("a")
-            # Held as long as this process lives: nobody takes the file for a leftover. Some file systems know no locks.
+            # Held while this process lives, so that no other takes the spool for a leftover.
             lock(self._file)
         return self._file
 
@@ -255,47 +247,54 @@ class Delivery:
             _log.warning("warning: values cannot be kept in %s: %s", self._spool, error.strerror)
 
     def _send_leftovers(self) -> None:
-        """Send what processes left that live no more: those that live hold a lock."""
+        """Send the spools of processes that ended: those that live hold a lock."""
         for path in sorted(self._spool.parent.glob("*.jsonl")):
             try:
                 # NFS locks only files that are open for writing.
-                with path.open("r+") as file:
+                with path.open("r+b") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if path.exists():
-                        with self._errors("sending what an earlier run left"):
-                            self._send_leftover(path)
-                        _log.info("MLflow has what an earlier run left in %s", path)
+                        self._send_leftover(path, file.read())
             except (BlockingIOError, FileNotFoundError):
                 # Its process lives, or another run that begins here was quicker.
                 continue
             except (ServiceError, OSError) as error:
                 _log.warning("warning: %s. It stays in %s", error, path)
 
-    def _send_leftover(self, path: Path) -> None:
-        self._send_lines(path.read_text().splitlines())
+    def _send_leftover(self, path: Path, content: bytes) -> None:
+        values, ends, damaged = _parsed(content)
+        with service_errors("sending what an earlier run left"):
+            for run_id, metrics in values.items():
+                for chunk in _chunks(metrics):
+                    self._client.log_batch(run_id, metrics=chunk)
+            for run_id, status, when in ends:
+                if run_id != self._run_id:
+                    self._client.set_terminated(run_id, status, when)
         for picture in sorted(_pictures_of(path).glob("*.png")):
             _send_picture(self._client, path.name.partition(".")[0], picture)
+        if damaged:
+            aside = path.rename(path.with_suffix(".damaged"))
+            _log.warning("warning: %d lines that an earlier run left are damaged. They stay in %s", damaged, aside)
         _remove(path)
+        _log.info("MLflow has what an earlier run left in %s", path)
 
-    def _send_lines(self, lines: list[str]) -> None:
-        from mlflow.entities import Metric  # noqa: PLC0415
 
-        values: dict[str, list[Metric]] = {}
-        ends: list[dict[str, Any]] = []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                # The process was killed while it wrote this line, its last.
-                continue
+def _parsed(content: bytes) -> tuple[dict[str, list[Metric]], list[tuple[str, str, int]], int]:
+    """Return the values in a spool by run; run, status and time of runs that ended; and how many lines are damaged."""
+    values: dict[str, list[Metric]] = {}
+    ends: list[tuple[str, str, int]] = []
+    damaged = 0
+    complete, _, cut = content.rpartition(b"\n")
+    for line in filter(None, [*complete.split(b"\n"), cut]):
+        try:
+            entry = json.loads(line)
+            run_id, when = str(entry["run_id"]), int(entry["time"])
             if "status" in entry:
-                ends.append(entry)
+                ends.append((run_id, str(entry["status"]), when))
             else:
-                metric = Metric(entry["name"], entry["value"], entry["time"], entry["step"])
-                values.setdefault(entry["run_id"], []).append(metric)
-        for run_id, metrics in values.items():
-            for chunk in _chunks(metrics):
-                self._client.log_batch(run_id, metrics=chunk)
-        for end in ends:
-            if end["run_id"] != self._run_id:
-                self._client.set_terminated(end["run_id"], end["status"], end["time"])
+                metric = Metric(str(entry["name"]), float(entry["value"]), when, int(entry["step"]))
+                values.setdefault(run_id, []).append(metric)
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
+            # A process that is killed while it writes leaves its last line unfinished.
+            damaged += line != cut
+    return values, ends, damaged

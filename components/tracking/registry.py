@@ -4,17 +4,17 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from components.tracking.runs import mlflow_client, service_errors
+import mlflow
+from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from mlflow.exceptions import MlflowException
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from components.tracking.client import MlflowClient, mlflow_client, service_errors
 
 Alias = Literal["champion", "challenger", "previous"]
 WEIGHTS_IN_MODEL = "artifacts/generator.safetensors"
-"""Where the generator lies inside a registered model."""
+"""Path of the generator inside a registered model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +33,14 @@ class ModelVersion:
         return f"models:/{self.model}/{self.version}"
 
 
-def as_version(found: "MlflowVersion") -> ModelVersion:
-    """Keep of MLflow's answer what is used here."""
+def as_version(found: MlflowVersion) -> ModelVersion:
+    """Convert MLflow's answer."""
     return ModelVersion(
         model=found.name, version=str(found.version), run_id=found.run_id or "", tags=dict(found.tags or {})
     )
 
 
-def _exists(client: "MlflowClient", model: str) -> bool:
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
+def _exists(client: MlflowClient, model: str) -> bool:
     try:
         client.get_registered_model(model)
     except MlflowException as error:
@@ -56,19 +54,17 @@ def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
     """Return the version that holds an alias, or None when no version does.
 
     Raises:
-        ServiceError: the registry is away or refuses.
+        ServiceError: the registry is unreachable or refuses.
     """
     client = mlflow_client()
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
     with service_errors(f"asking for the {alias} of {model}"):
         try:
             return as_version(client.get_model_version_by_alias(model, alias))
         except MlflowException as error:
-            # A model without the alias is an invalid parameter to MLflow; a model that is not there does not exist.
+            # MLflow calls an alias that a model does not have an invalid parameter.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
-            # With a login it refuses who asks for an alias of a model that is not there.
+            # With a login it denies permission for a model that does not exist.
             if error.error_code == "PERMISSION_DENIED" and not _exists(client, model):
                 return None
             raise
@@ -78,18 +74,19 @@ def champion(model: str) -> ModelVersion | None:
     """Return the version that holds the alias champion, or None when there is none yet.
 
     Raises:
-        ServiceError: the registry is away or refuses.
+        ServiceError: the registry is unreachable or refuses.
     """
     return version_with_alias(model, "champion")
 
 
 def check_rights(model: str) -> None:
-    """Make sure that versions of a model may be made and its aliases moved, and leave nothing behind.
+    """Check that this user may make versions of a model and move its aliases; leave nothing behind.
 
-    MLflow's login asks for the same right to tag a model; where there is no model yet, whether one may be created.
+    MLflow's login demands the same right for a tag of the model, which is tried. If there is no model yet, one of
+    another name is created and deleted.
 
     Raises:
-        ServiceError: the registry is away or refuses.
+        ServiceError: the registry is unreachable or refuses.
     """
     client = mlflow_client()
     trial = f"preflight-{uuid.uuid4().hex}"
@@ -106,11 +103,9 @@ def download_generator(version: ModelVersion, folder: Path) -> Path:
     """Fetch the generator's weights of a version into a folder and return the file's path.
 
     Raises:
-        ServiceError: the registry or its artifact store is away, refuses, or has lost the file.
+        ServiceError: the registry or its artifact store is unreachable, refuses, or has lost the file.
     """
     mlflow_client()
-    import mlflow  # noqa: PLC0415
-
     with service_errors(f"fetching the weights of {version.uri}"):
         found = mlflow.artifacts.download_artifacts(f"{version.uri}/{WEIGHTS_IN_MODEL}", dst_path=str(folder))
     return Path(found)

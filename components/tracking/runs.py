@@ -1,13 +1,10 @@
 """Runs in MLflow: one for each step, linked to the run of the pipeline, with parameters, provenance and values.
 
-MLFLOW_TRACKING_URI names the server; without it runs are kept in workspace/mlflow.db. An SQLite store has its
-artifacts beside it, in mlartifacts.
-A run that MLFLOW_RUN_ID names is adopted (Kubeflow Pipelines with its MLflow plugin makes one for each task); else a
+`components.tracking.address` says where runs are kept. Beside an SQLite database their artifacts are in mlartifacts.
+A run that MLFLOW_RUN_ID names is adopted (Kubeflow Pipelines with its MLflow plugin makes one for each task). Else a
 new one is created in the experiment that MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME names, as a child of
 BEBYGAN_PARENT_RUN, or of the run that the first task of the same Kubeflow run (KFP_RUN_ID) opened.
 What the server does not take waits in the folder BEBYGAN_UNTRACKED, else in workspace/untracked.
-
-mlflow takes seconds to import, and reads its environment while it does: import it through `mlflow_client` only.
 """
 
 import logging
@@ -18,111 +15,39 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from tenacity import Retrying
 
 from bebygan.errors import Preempted, ServiceError
 from bebygan.imaging import Image
 from components.config import flatten, plain
+from components.retries import IN_BACKGROUND
+from components.tracking.address import WORKSPACE, database_file, tracking_uri, without_password
+from components.tracking.client import mlflow_client, service_errors, uploading
 from components.tracking.delivery import Delivery, spool_of
 from components.tracking.provenance import provenance
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 EXPERIMENT = "bebygan"
 PIPELINE = "retrain"
 """Tag `step` of a run of the whole pipeline, whose children are the runs of its steps."""
 PARENT = "mlflow.parentRunId"
-WORKSPACE = Path("workspace")
 _SECONDS_BETWEEN_MACHINE_READINGS = 10.0
 _SECONDS_TO_FINISH = 60.0
 _SECONDS_WHEN_STOPPED = 5.0
-"""Of the 25 to 30 seconds that are given to a process that is asked to stop."""
+"""A process that is asked to stop has 25 to 30 seconds in all."""
 _log = logging.getLogger(__name__)
 
 
-def tracking_uri() -> str:
-    """Return where runs are kept, and make the folder for the embedded store."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    WORKSPACE.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{(WORKSPACE / 'mlflow.db').resolve()}"
-
-
-def mlflow_client() -> "MlflowClient":
-    """Import mlflow, quiet and impatient, and return a client of the tracking server and model registry."""
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        # Its own 7 tries of 2 minutes each would hide for a quarter of an hour that the server is away.
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    }.items():
-        os.environ.setdefault(name, value)
-    import mlflow  # noqa: PLC0415
-
-    for noisy in ("alembic", "mlflow", "urllib3.connectionpool"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    mlflow.set_tracking_uri(tracking_uri())
-    return mlflow.MlflowClient()
-
-
-def _reason(error: BaseException) -> str:
-    """Say the operating system's reason if there is one behind an error, else the error's own, in one line."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return " ".join(str(error).split())[:300]
-
-
-def without_password(uri: str) -> str:
-    """Return an address without the password that may stand in it."""
-    scheme, mark, rest = uri.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
-
-
-def _raised_by_mlflow() -> tuple[type[Exception], ...]:
-    from boto3.exceptions import Boto3Error  # noqa: PLC0415
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
-    # Where a server has clients bring their files to its bucket themselves, boto3's own errors come through.
-    return MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError
-
-
-@contextmanager
-def service_errors(doing: str) -> Iterator[None]:
-    """Turn what mlflow raises into one line.
-
-    Raises:
-        ServiceError: the server, or the bucket of its artifacts, is away or refuses.
-    """
-    try:
-        yield
-    except _raised_by_mlflow() as error:
-        reason = _reason(error)
-        cure = "see that it runs and lets you in"
-        if "CERTIFICATE_VERIFY_FAILED" in reason:
-            cure = "name the certificate of its authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
-        raise ServiceError(
-            f"{doing} failed at MLflow's {without_password(tracking_uri())} ({reason}): {cure}, or correct "
-            "MLFLOW_TRACKING_URI"
-        ) from error
-
-
 def _machine(run_id: str) -> Callable[[], dict[str, float]]:
-    """Return what reads the machine's load, memory and GPUs since the last reading."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: PLC0415
-
-    # Not started: its own thread would stop for good when the server is away once.
+    """Return a function that reads the machine's load, memory and GPUs since the last reading."""
+    # Not started: its own thread stops for good when the server is unreachable once.
     monitor: Any = SystemMetricsMonitor(run_id)  # type: ignore[no-untyped-call]
 
     def read() -> dict[str, float]:
@@ -132,7 +57,7 @@ def _machine(run_id: str) -> Callable[[], dict[str, float]]:
             each.clear_metrics()
         return found
 
-    # The first reading only begins the time that the load is told of.
+    # The first reading only begins the period of the next one.
     read()
     return read
 
@@ -140,36 +65,28 @@ def _machine(run_id: str) -> Callable[[], dict[str, float]]:
 class StepRun:
     """A run under way. Call it with an iteration and its values or pictures; a thread of its own sends them.
 
-    A server that goes away later never stops the step: see `Delivery`.
+    A server that becomes unreachable later never stops the step: see `Delivery`.
 
     Args:
         client: of the server.
         run_id: of the run.
-        spool: see `Delivery`.
+        delivery: of the run's values.
         pipeline_run: id of the run of the whole pipeline.
-        machine: whether load and memory of the machine, and of its GPUs, come along with the values, as `system/...`.
+        machine: whether to log load and memory of the machine and its GPUs with the values, as `system/...`.
     """
 
     def __init__(
-        self,
-        client: "MlflowClient",
-        run_id: str,
-        spool: Path,
-        pipeline_run: str | None = None,
-        *,
-        machine: bool = False,
+        self, client: MlflowClient, run_id: str, delivery: Delivery, pipeline_run: str | None, *, machine: bool
     ) -> None:
         self.run_id = run_id
         self.pipeline_run = pipeline_run
         self.client = client
-        self._delivery = Delivery(client, run_id, spool, service_errors)
+        self._delivery = delivery
         self._machine = _machine(run_id) if machine else None
         self._machine_read = -math.inf
 
     def __call__(self, iteration: int, values: Mapping[str, float | Image]) -> None:
         """Log values, and pictures (H, W, 3), of an iteration; returns at once."""
-        from mlflow.entities import Metric  # noqa: PLC0415
-
         now = time.time_ns() // 1_000_000
         numbers = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
         due = time.monotonic() - self._machine_read >= _SECONDS_BETWEEN_MACHINE_READINGS
@@ -182,46 +99,42 @@ class StepRun:
                 self._delivery.put_picture(f"{name}-{iteration:08d}.png", value)
 
     def artifacts(self, folder: Path, under: str) -> None:
-        """Store the files of a folder with the run, below `under`; a server that does not take them is only told of."""
+        """Store the files of a folder with the run, below `under`; if the server does not take them, warn."""
         try:
-            with service_errors("storing files"):
+            with service_errors("storing files"), uploading():
                 self.client.log_artifacts(self.run_id, str(folder), under)
         except ServiceError as error:
             _log.warning("warning: %s. The step goes on without them", error)
 
     def close(self, status: str, seconds: float) -> None:
-        """Wait until all values are sent, for so long at most, and end the run."""
+        """Send all values and end the run, within so many seconds."""
         self._delivery.close(status, seconds)
 
 
-def _experiment(client: "MlflowClient") -> str:
-    """Return the id of the experiment, made when it is missing."""
+def _experiment(client: MlflowClient) -> str:
+    """Return the id of the experiment, and make it if it is missing."""
     if chosen := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return chosen
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
-
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     if experiment := client.get_experiment_by_name(name):
         return str(experiment.experiment_id)
-    _, sqlite, database = tracking_uri().partition("sqlite:///")
-    artifacts = Path(database).resolve().with_name("mlartifacts").as_uri() if sqlite else None
+    database = database_file(tracking_uri())
+    artifacts = database.resolve().with_name("mlartifacts").as_uri() if database else None
     try:
         return str(client.create_experiment(name, artifact_location=artifacts))
     except MlflowException:
-        # Another step may have been quicker.
+        # Another step has just made it.
         if experiment := client.get_experiment_by_name(name):
             return str(experiment.experiment_id)
         raise
 
 
-def _describe(client: "MlflowClient", run_id: str, params: object, facts: Mapping[str, str]) -> None:
-    from mlflow.entities import Param, RunTag  # noqa: PLC0415
-
+def _describe(client: MlflowClient, run_id: str, params: object, facts: Mapping[str, str]) -> None:
     values = [Param(name, str(value)) for name, value in flatten(plain(params))]
     client.log_batch(run_id, params=values, tags=[RunTag(name, value) for name, value in facts.items()])
 
 
-def _pipeline_run(client: "MlflowClient") -> str | None:
+def _pipeline_run(client: MlflowClient) -> str | None:
     """Return the id of the run of the whole pipeline that this process works for, or None when there is none yet."""
     if parent := os.environ.get("BEBYGAN_PARENT_RUN"):
         return parent
@@ -236,7 +149,7 @@ def _pipeline_run(client: "MlflowClient") -> str | None:
     return None
 
 
-def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str, str]) -> tuple[str, str | None]:
+def _begin(client: MlflowClient, step: str, params: object, facts: Mapping[str, str]) -> tuple[str, str | None]:
     """Adopt or create a run, log its parameters and facts, and return its id and that of the pipeline's run."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     parent = _pipeline_run(client)
@@ -250,23 +163,21 @@ def _begin(client: "MlflowClient", step: str, params: object, facts: Mapping[str
 
 
 def check_tracker() -> str:
-    """Make sure that the tracking server answers, has our experiment, and takes files for it: it stores them elsewhere.
+    """Check that the tracking server answers, has our experiment, and takes files for it: it stores them elsewhere.
 
     Returns:
         Its address without a password.
 
     Raises:
-        ServiceError: the server or its store of files is away or refuses.
+        ServiceError: the server or its store of files is unreachable or refuses.
     """
     client = mlflow_client()
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: PLC0415
-
     with service_errors("asking for the experiment"):
         experiment = client.get_experiment(_experiment(client))
-    with service_errors("storing a file"), tempfile.TemporaryDirectory() as scratch:
+    with service_errors("storing a file"), tempfile.TemporaryDirectory() as scratch, uploading():
         file = Path(scratch) / "preflight"
         file.touch()
-        # Written over each time: who may write there may not always remove.
+        # The same name each time: a user who may write may not always delete.
         store: Any = get_artifact_repository(experiment.artifact_location)
         store.log_artifact(str(file))
     return without_password(tracking_uri())
@@ -285,7 +196,7 @@ def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:
         Its id. `close_pipeline_run` ends it.
 
     Raises:
-        ServiceError: the server is away or refuses.
+        ServiceError: the server is unreachable or refuses.
     """
     client = mlflow_client()
     facts = {"step": PIPELINE, **provenance(params), **tags}
@@ -305,7 +216,7 @@ def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
         Its id; None when none was opened, as where there was nothing to do.
 
     Raises:
-        ServiceError: the server is away or refuses.
+        ServiceError: the server is unreachable or refuses.
     """
     client = mlflow_client()
     with service_errors("ending the run of the pipeline"):
@@ -326,8 +237,9 @@ def step_run(
     tags: Mapping[str, str] | None = None,
     *,
     machine: bool = False,
+    retrying: Retrying = IN_BACKGROUND,
 ) -> Iterator[StepRun]:
-    """Track a step: its run ends FINISHED, FAILED, or KILLED when it was asked to stop.
+    """Track a step: its run ends FINISHED, FAILED, or KILLED if it was asked to stop.
 
     Args:
         step: name of the step, and of a new run.
@@ -335,16 +247,18 @@ def step_run(
         data_version: of the photographs.
         tags: more facts.
         machine: see `StepRun`.
+        retrying: see `Delivery`.
 
     Raises:
-        ServiceError: at the start, when the server is away or refuses. Later nothing of it stops the step.
+        ServiceError: at the start, if the server is unreachable or refuses. Later it never stops the step.
     """
     client = mlflow_client()
     facts = {"step": step, **provenance(params, data_version), **(tags or {})}
     with service_errors("starting a run"):
         run_id, parent = _begin(client, step, params, facts)
     spools = Path(os.environ.get("BEBYGAN_UNTRACKED") or WORKSPACE / "untracked")
-    run = StepRun(client, run_id, spool_of(spools, run_id), parent, machine=machine)
+    delivery = Delivery(client, run_id, spool_of(spools, run_id), retrying)
+    run = StepRun(client, run_id, delivery, parent, machine=machine)
     status, seconds = "FAILED", _SECONDS_TO_FINISH
     try:
         yield run
@@ -365,7 +279,7 @@ def ended_runs(fingerprint: str, status: Literal["FINISHED", "FAILED"], also_in:
         also_in: ids of experiments to look in, beside our own.
 
     Raises:
-        ServiceError: the server is away or refuses.
+        ServiceError: the server is unreachable or refuses.
     """
     client = mlflow_client()
     with service_errors("looking for earlier runs"):

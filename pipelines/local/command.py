@@ -13,8 +13,8 @@ from components.detect.step import decide
 from components.evaluate.table import text_table
 from components.job import job_here
 from components.progress import say
+from components.tracking.address import VARIABLE, tracking_uri, without_password
 from components.tracking.registry import champion
-from components.tracking.runs import tracking_uri, without_password
 from pipelines.local import run as local
 from pipelines.local.containers import job_in_containers
 
@@ -23,7 +23,7 @@ def _where_runs_are_shown(uri: str) -> str:
     """Return the address of a server, or the command that shows the embedded store."""
     if uri.startswith("http"):
         return without_password(uri)
-    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {without_password(uri)}"
 
 
 def _champion_line(model: str, version: str | None) -> str:
@@ -32,8 +32,8 @@ def _champion_line(model: str, version: str | None) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Run the pipeline if there is anything new, and print what came of it."""
-    # The embedded store belongs to the workspace; a server that is named stays.
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{options.workspace.resolve() / 'mlflow.db'}")
+    # Also for the tasks' processes: the default database belongs to this workspace.
+    os.environ[VARIABLE] = tracking_uri(options.workspace)
     with storage_errors(options.workspace):
         options.workspace.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=options.workspace).close()

@@ -20,8 +20,8 @@ from bebygan.files import sha256_of
 from components.container_images import DATA_IMAGE, TORCH_IMAGE
 from components.job import Job
 from components.stores import folder_of
+from components.tracking.address import tracking_uri
 from components.tracking.provenance import code_hash
-from components.tracking.runs import tracking_uri
 
 if TYPE_CHECKING:
     from docker import DockerClient  # type: ignore[import-untyped]

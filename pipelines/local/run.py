@@ -22,7 +22,8 @@ from components.cli import FAILURE_FILE
 from components.job import Job, inputs_of
 from components.progress import WATCHER
 from components.stores import absolute
-from components.tracking.runs import PIPELINE, service_errors, step_run
+from components.tracking.client import service_errors
+from components.tracking.runs import PIPELINE, step_run
 
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[2]

@@ -34,7 +34,8 @@ def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def mlflow_store(tmp_path: Path, empty_mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an empty store, named in the environment; the working folder is the test's own."""
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "BEBYGAN_PARENT", "KFP_"))]:
+    foreign = ("MLFLOW_RUN", "MLFLOW_EXPERIMENT", "BEBYGAN_PARENT", "KFP_")
+    for name in [name for name in os.environ if name.startswith(foreign)]:
         monkeypatch.delenv(name)
     shutil.copy(empty_mlflow_database, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -11,7 +11,8 @@ from components.config import load_params
 from components.detect import __main__ as command
 from components.detect.step import Decision, begin, decide
 from components.job import Job, inputs_of, job_here, params_of
-from components.tracking.runs import close_pipeline_run, mlflow_client, open_pipeline_run, step_run
+from components.tracking.client import mlflow_client
+from components.tracking.runs import close_pipeline_run, open_pipeline_run, step_run
 
 ROOT = Path(__file__).parents[3]
 

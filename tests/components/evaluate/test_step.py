@@ -24,8 +24,9 @@ from components.evaluate.pictures import most_textured, side_by_side, training_c
 from components.evaluate.step import central_square, evaluate, held_out
 from components.evaluate.table import text_table
 from components.stores.data_version import data_version
+from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
-from components.tracking.runs import mlflow_client, step_run
+from components.tracking.runs import step_run
 
 ROOT = Path(__file__).parents[3]
 HEALTH = {"window": 0.5, "discriminator_loss": [0.05, 0.69], "logit_margin": 10.0, "textured_share": [0.05, 0.98]}

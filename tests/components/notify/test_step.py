@@ -7,7 +7,8 @@ import pytest
 from components.config import load_params
 from components.notify import step as module
 from components.notify.step import Ending, notify
-from components.tracking.runs import mlflow_client, open_pipeline_run
+from components.tracking.client import mlflow_client
+from components.tracking.runs import open_pipeline_run
 from tests.standins.webhook import Webhook
 from tests.standins.webhook import webhook as standin
 

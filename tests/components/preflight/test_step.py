@@ -14,7 +14,7 @@ from components.config import Params, load_params
 from components.preflight import __main__ as command
 from components.preflight import step as module
 from components.preflight.step import Check, Places, checks, preflight
-from components.tracking.runs import mlflow_client
+from components.tracking.client import mlflow_client
 from tests.standins.tls import loopback_certificate
 
 ROOT = Path(__file__).parents[3]

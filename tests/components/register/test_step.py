@@ -20,10 +20,11 @@ from bebygan.networks.naming import load_generator
 from components.config import RegisterParams, load_params
 from components.register import promotion, step
 from components.register.step import Registration, check_loads, register
+from components.tracking.client import mlflow_client
 from components.tracking.ledger import append, entries
 from components.tracking.provenance import provenance
 from components.tracking.registry import champion, download_generator, version_with_alias
-from components.tracking.runs import mlflow_client, step_run
+from components.tracking.runs import step_run
 
 ROOT = Path(__file__).parents[3]
 AUTOMATIC = RegisterParams(promotion="automatic")

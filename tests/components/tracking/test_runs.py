@@ -19,14 +19,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tenacity import wait_fixed
 
 from bebygan.errors import Preempted, ServiceError
 from components.config import Params, load_params
+from components.retries import IN_BACKGROUND
+from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
-from components.tracking.runs import StepRun, ended_runs, mlflow_client, step_run
+from components.tracking.runs import StepRun, ended_runs, step_run
 
 ROOT = Path(__file__).parents[3]
 AWAY = "http://127.0.0.1:9"
+SOON = IN_BACKGROUND.copy(wait=wait_fixed(0.1))
 
 
 @pytest.fixture
@@ -164,7 +168,10 @@ def test_an_experiment_that_was_deleted_is_said_in_one_line(params: Params) -> N
 
 
 def test_asking_for_help_does_not_wait_for_mlflow() -> None:
-    code = "import sys, components.tracking.runs, components.tracking.registry; sys.exit('mlflow' in sys.modules)"
+    code = (
+        "import sys, pipelines.cli, components.ingest.__main__, components.patches.__main__, components.job\n"
+        "sys.exit('mlflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -240,11 +247,9 @@ def test_a_server_that_goes_away_never_stops_the_step_and_gets_all_when_it_is_ba
     params: Params,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("components.tracking.delivery.SECONDS_BETWEEN_TRIES", 0.5)
     spools = tmp_path / "workspace" / "untracked"
-    with step_run("train", params.train) as first:
+    with step_run("train", params.train, retrying=SOON) as first:
         first(0, {"best_buddy": 0.0})
         wait_for(lambda: steps(first))
         server.stop()
@@ -309,7 +314,6 @@ def rename_table(store: str, name: str, new: str) -> None:
 def test_each_attempt_at_a_run_keeps_its_own_values(
     params: Params, mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.tracking.delivery.SECONDS_BETWEEN_TRIES", 0.1)
     # A pod keeps them on a volume.
     spools = tmp_path / "volume" / "untracked"
     monkeypatch.setenv("BEBYGAN_UNTRACKED", str(spools))
@@ -318,15 +322,15 @@ def test_each_attempt_at_a_run_keeps_its_own_values(
     monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
     # The server takes a run's beginning, but no values.
     rename_table(mlflow_store, "metrics", "metrics_away")
-    with step_run("train", params.train) as first:
+    with step_run("train", params.train, retrying=SOON) as first:
         first(1, {"best_buddy": 1.0})
     assert kept(spools) == 2
-    with step_run("train", params.train) as second:
+    with step_run("train", params.train, retrying=SOON) as second:
         second(2, {"best_buddy": 2.0})
         wait_for(lambda: kept(spools) == 3)
         rename_table(mlflow_store, "metrics_away", "metrics")
         wait_for(lambda: steps(second) == [2])
-    with step_run("train", params.train) as third:
+    with step_run("train", params.train, retrying=SOON) as third:
         pass
     assert steps(third) == [1, 2]
     assert not list(spools.iterdir())
@@ -336,7 +340,6 @@ def test_a_bucket_of_artifacts_that_is_away_holds_up_no_values(
     params: Params, mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Some servers have their clients bring files to the bucket themselves."""
-    monkeypatch.setattr("components.tracking.delivery.SECONDS_BETWEEN_TRIES", 0.1)
     for name, value in {
         "MLFLOW_S3_ENDPOINT_URL": AWAY, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_MAX_ATTEMPTS": "1",
@@ -344,7 +347,7 @@ def test_a_bucket_of_artifacts_that_is_away_holds_up_no_values(
         monkeypatch.setenv(name, value)
     assert mlflow_store
     mlflow_client().create_experiment("bebygan", artifact_location="s3://away/artifacts")
-    with step_run("train", params.train) as run:
+    with step_run("train", params.train, retrying=SOON) as run:
         run(1, {"samples": np.zeros((8, 8, 3), np.uint8)})
         wait_for(lambda: "storing a picture failed" in caplog.text)
         run(2, {"best_buddy": 2.0})

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from bebygan.errors import ConfigError, DataError, WeightsError
 from bebygan.settings import GanSettings
 from components.config import from_yaml, load_params, to_yaml
-from components.tracking.runs import mlflow_client
+from components.tracking.client import mlflow_client
 from components.train import launch as launcher
 from components.train.cluster_api import Patience
 from components.train.component import train as train_in_a_pod

@@ -22,7 +22,7 @@ from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
 from bebygan.settings import GanSettings
 from components.config import load_params
-from components.tracking.runs import mlflow_client
+from components.tracking.client import mlflow_client
 from components.train.__main__ import main
 from components.train.step import train
 from tests.components.trained import contents, history, ignore

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from components.tracking.runs import mlflow_client
+from components.tracking.client import mlflow_client
 from components.train.torchrun import _code_of
 from tests.components.train.test_step import FILES, ROOT, TINY
 from tests.components.trained import contents

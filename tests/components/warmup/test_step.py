@@ -19,7 +19,7 @@ from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator, save_generator
 from bebygan.settings import GeneratorShape
 from components.config import WarmupParams, load_params
-from components.tracking.runs import mlflow_client
+from components.tracking.client import mlflow_client
 from components.warmup.step import warm_up
 from tests.components.trained import contents, history, ignore
 

@@ -1,0 +1,178 @@
+"""MLflow's client and its errors. Other packages import mlflow from here, see `components.tracking`."""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlflow
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from bebygan.errors import ConfigError, ServiceError
+from bebygan.files import lock, storage_errors
+from components.tracking.address import database_file, tracking_uri, without_password
+
+__all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "service_errors", "uploading"]
+
+_LIMIT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_SECONDS_FOR_UPLOADS = 120
+"""MLflow's own default."""
+_ADVICE = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "",
+        "name the certificate of its authority in MLFLOW_TRACKING_SERVER_CERT_PATH",
+    ),
+    (
+        r"UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED|\b401\b",
+        "it asks for a login",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    ),
+    (
+        r"PERMISSION_DENIED|\b403 (Client Error|!= 200)",
+        "permission is denied",
+        "ask its administrator for the right, or log in as another user by MLFLOW_TRACKING_USERNAME",
+    ),
+    (
+        r"timed out|timeout exception",
+        "it did not answer in time",
+        f"see that it is not overloaded, or raise {_LIMIT} (seconds)",
+    ),
+    (
+        r"out-of-date database schema|Can't locate revision",
+        "the database was written by another version of MLflow",
+        f"use that version, or upgrade a copy of the database by `mlflow db upgrade` of MLflow {mlflow.__version__}",
+    ),
+    (
+        "database is locked",
+        "the database is locked by another process",
+        "wait for that process or end it; runs on several machines need an MLflow server",
+    ),
+    (
+        "file is not a database|database disk image is malformed",
+        "the file is not an SQLite database, or is damaged",
+        "restore it from a backup, or move it away to begin with an empty one",
+    ),
+    (
+        "'active' state|deleted experiment",
+        "the experiment was deleted",
+        "restore it by `mlflow experiments restore`, or choose another by MLFLOW_EXPERIMENT_NAME",
+    ),
+    (
+        r"No Experiment with id|Run with id|Run '\w+' not found",
+        "no such experiment or run",
+        "it was deleted or belongs to another server: correct MLFLOW_EXPERIMENT_ID and MLFLOW_RUN_ID",
+    ),
+    (
+        "Registered Model .*not found|Model Version .*not found|No such artifact|Failed to download artifacts",
+        "the model or its files were deleted",
+        "restore them, or promote another version",
+    ),
+)
+"""Pattern of an error's code and texts; what is wrong, if the error does not say it well; what to do."""
+_opening = threading.Lock()
+_opened: set[str] = set()
+_changing_limit = threading.Lock()
+_limits_before: list[str] = []
+
+for _noisy in ("alembic", "mlflow", "urllib3.connectionpool"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explained(error: BaseException) -> tuple[str, str]:
+    """Return what is wrong and what to do, each in one line."""
+    reasons = [each.strerror for each in _chain(error) if isinstance(each, OSError) and each.strerror]
+    raw = reasons[0] if reasons else without_password(" ".join(str(error).split()))[:300]
+    text = " ".join(f"{getattr(each, 'error_code', '')} {each}" for each in _chain(error))
+    for pattern, reason, cure in _ADVICE:
+        if re.search(pattern, text):
+            return reason or raw, cure
+    if isinstance(error, (Boto3Error, BotoCoreError, ClientError)):
+        return raw, "see that the bucket of its artifacts is reachable, and that AWS_* variables give access"
+    return raw, "see that it runs and lets you in"
+
+
+@contextmanager
+def service_errors(doing: str) -> Iterator[None]:
+    """Turn what mlflow raises into one line.
+
+    Raises:
+        ServiceError: the server, or the bucket of its artifacts, is unreachable or refuses.
+    """
+    try:
+        yield
+    # Where a server has clients bring their files to its bucket themselves, boto3's own errors come through.
+    except (MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError) as error:
+        reason, cure = _explained(error)
+        raise ServiceError(
+            f"{doing} failed at MLflow's {without_password(tracking_uri())} ({reason}): {cure}, or correct "
+            "MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _open_database(uri: str) -> None:
+    """Make the tables of an embedded database, one process at a time: MLflow does not serialise this itself."""
+    file = database_file(uri)
+    if file is None or uri in _opened:
+        return
+    with storage_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        lock(folder, wait=True)
+        MlflowClient().search_registered_models(max_results=1)
+    finally:
+        os.close(folder)
+    _opened.add(uri)
+
+
+def mlflow_client() -> MlflowClient:
+    """Return a client of the tracking server and model registry.
+
+    Raises:
+        ConfigError: MLFLOW_TRACKING_URI is not an address that MLflow knows, or its database has no driver here.
+        ServiceError: the database cannot be opened.
+        StorageError: the folder of the database cannot be made.
+    """
+    uri = tracking_uri()
+    with service_errors("opening the tracker"), _opening:
+        mlflow.set_tracking_uri(uri)
+        try:
+            _open_database(uri)
+            return MlflowClient()
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"the driver {error.name} of MLflow's {without_password(uri)} is not installed: install it, or name "
+                "the MLflow server in front of the database in MLFLOW_TRACKING_URI"
+            ) from error
+
+
+@contextmanager
+def uploading() -> Iterator[None]:
+    """Give MLflow's requests the time that files take: a slow server answers only when it has stored them.
+
+    MLflow reads the limit before each request. Several threads may upload at the same time.
+    """
+    with _changing_limit:
+        before = os.environ.get(_LIMIT, str(_SECONDS_FOR_UPLOADS))
+        _limits_before.append(before)
+        os.environ[_LIMIT] = str(max(int(before), _SECONDS_FOR_UPLOADS))
+    try:
+        yield
+    finally:
+        with _changing_limit:
+            before = _limits_before.pop()
+            if not _limits_before:
+                os.environ[_LIMIT] = before
