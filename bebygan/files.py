@@ -46,6 +46,9 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
+    if sys.platform == "win32":
+        # It syncs only files that are open for writing.
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,6 +74,10 @@ def _remove_abandoned(folder: Path) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Lock a file or folder for the length of the body; yield whether it could be."""
+    if sys.platform == "win32":
+        # A file that is open cannot be renamed.
+        yield False
+        return
     # NFS locks only files that are open for writing.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -111,9 +118,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
-        os.fchmod(descriptor, 0o644)
         os.close(descriptor)
         temporary = Path(name)
+        temporary.chmod(0o644)
         try:
             with _locked(temporary):
                 yield temporary

@@ -167,6 +167,24 @@ def test_network_file_systems_take_files_and_lose_none(
     assert names(tmp_path) == (["a", "b"] if cleared else [".old.part", "a", "b"])
 
 
+def test_windows_has_no_fcntl_and_writes_files_and_folders_too(tmp_path: Path) -> None:
+    program = """
+import sys, shutil, tempfile
+from pathlib import Path
+sys.platform, sys.modules["fcntl"] = "win32", None
+from bebygan.files import lock, whole_file, whole_folder
+folder = Path(sys.argv[1])
+with whole_file(folder / "file") as file:
+    file.write_text("all of it")
+with whole_folder(folder / "folder") as inside:
+    (inside / "part").touch()
+with (folder / "file").open() as file:
+    print(lock(file, wait=True), (folder / "file").read_text())
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.stdout, names(tmp_path)) == ("False all of it\n", ["file", "folder"]), done.stderr
+
+
 def test_a_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
 

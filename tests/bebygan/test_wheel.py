@@ -107,6 +107,21 @@ for absent in ("components", "pipelines", "mlflow", "pydantic", "yaml", "tqdm"):
     assert {"bebygan.losses.best_buddy", "bebygan.pretrained.download", "bebygan.training.loop"} <= set(imported)
 
 
+def test_every_module_imports_where_fcntl_is_missing(python: Path, tmp_path: Path) -> None:
+    """As on Windows. What torch imports itself is imported before the platform changes."""
+    code = """
+import importlib, pkgutil, sys
+import safetensors.torch, torch._dynamo, torch.distributed, torch.hub, PIL.Image
+import multiprocessing, shutil, subprocess, tempfile
+sys.platform, sys.modules["fcntl"] = "win32", None
+import bebygan
+for module in pkgutil.walk_packages(bebygan.__path__, "bebygan."):
+    importlib.import_module(module.name)
+print("done")
+"""
+    assert run(python, code, tmp_path) == "done\n"
+
+
 def test_a_loss_is_computed_and_the_command_says_that_it_needs_a_checkout(python: Path, tmp_path: Path) -> None:
     code = """
 import torch
