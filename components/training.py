@@ -1,13 +1,11 @@
 """What the warm-up and the GAN phase have in common around the training loop: job identity, history, progress."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from bebygan.distributed import rank
-from bebygan.errors import DataError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import SPLITS, read_patches
@@ -19,6 +17,7 @@ from bebygan.training.loop import Step, fit
 from bebygan.training.pictures import picture_grid
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState
+from components.artifacts import photographs_version, write_history
 from components.cli import stoppable
 from components.config import flatten, plain, to_yaml
 from components.progress import progress_bar
@@ -32,22 +31,6 @@ _PICTURED = 3
 """Patches that a picture of training shows."""
 
 
-def _about(patches: Path) -> Path:
-    path = patches / "patches.json"
-    if not path.is_file():
-        raise DataError(f"{patches} holds no patches.json: run patches first")
-    return path
-
-
-def photographs_version(patches: Path) -> str:
-    """Return the data version of the photographs that patches were made from.
-
-    Raises:
-        DataError: there are no patches.
-    """
-    return str(json.loads(_about(patches).read_text())["made_from"]["data_version"])
-
-
 def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -> dict[str, str]:
     """Return what a training run is made of: a checkpoint is resumed only by the same job.
 
@@ -58,15 +41,14 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
         start: identity of the weights that training starts from.
 
     Raises:
-        DataError: there are no patches.
+        DataError: there are no patches, or patches.json is damaged.
     """
-    settings = flatten(plain(params))
     return {
         "step": step,
-        "patches": sha256_of(_about(patches)),
         "data_version": photographs_version(patches),
+        "patches": sha256_of(patches / "patches.json"),
         "code": code_hash(),
-        **{f"params.{name}": str(value) for name, value in settings},
+        **{f"params.{name}": str(value) for name, value in flatten(plain(params))},
         **start,
     }
 
@@ -163,5 +145,4 @@ def write_generator(folder: Path, state: TrainState, params: Optimisation, job: 
     metadata |= {"params": hashlib.sha256(to_yaml(params).encode()).hexdigest(), "seed": str(params.seed)}
     save_generator(state.average, folder / "generator.safetensors", metadata=metadata)
     save_generator(state.generator, folder / "generator_raw.safetensors", metadata=metadata)
-    lines = (json.dumps(entry) + "\n" for entry in state.history)
-    (folder / "history.jsonl").write_text("".join(lines))
+    write_history(folder, state.history)

@@ -1,10 +1,10 @@
 """`python -m components.evaluate`: compare the challenger with the others, and decide."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from components.artifacts import read_means, read_verdict
 from components.cli import run_step, step_parser
 from components.config import Params
 from components.evaluate.step import evaluate
@@ -16,9 +16,9 @@ from components.tracking.runs import step_run
 def _run(options: argparse.Namespace, params: Params) -> None:
     with step_run("evaluate", params.evaluate, data_version(options.dataset)) as run:
         evaluate(options.dataset, options.warmup, options.challenger, options.output, params=params.evaluate, run=run)
-    verdict = json.loads((options.output / "verdict.json").read_text())
-    print(text_table(json.loads((options.output / "metrics.json").read_text())))
-    print(f"\n{verdict['verdict']}:", *verdict["reasons"], sep="\n  ")
+    verdict = read_verdict(options.output)
+    print(text_table(read_means(options.output)))
+    print(f"\n{verdict.verdict}:", *verdict.reasons, sep="\n  ")
     print(f"report: {options.output / 'report.html'}")
 
 

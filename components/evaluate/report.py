@@ -1,17 +1,18 @@
 """The comparison as one self-contained HTML page."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bebygan.imaging import Image
+from components.artifacts import Means, Verdict
 from components.config import Metric
 from components.evaluate.pictures import SIDE, embedded, training_curves
 from components.evaluate.table import NAMES, TITLES, shown
-from components.evaluate.verdict import METRICS, Means
+from components.evaluate.verdict import METRICS
 
 
 def _best(means: Means, metric: Metric) -> float:
@@ -22,16 +23,16 @@ def _best(means: Means, metric: Metric) -> float:
 
 
 def html_report(
-    verdict: Mapping[str, Any],
+    verdict: Verdict,
     means: Means,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[Hashable, Any]],
     panels: Mapping[str, Mapping[str, Image]],
     history: Sequence[Mapping[str, float]],
 ) -> str:
     """Return the page.
 
     Args:
-        verdict: what verdict.json holds.
+        verdict: as written to verdict.json.
         means: of each metric by candidate.
         rows: "photograph", "candidate" and the metrics, those of one photograph one after the other.
         panels: by photograph, images by caption.
@@ -47,7 +48,7 @@ def html_report(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     ).get_template("report.html")
     return page.render(
-        model=verdict["model"],
+        model=verdict.model,
         verdict=verdict,
         titles=TITLES,
         names=NAMES,

@@ -1,10 +1,8 @@
 """Compare bicubic, warm-up, challenger and champion on the same bytes in one run, and decide about the challenger."""
 
-import csv
-import json
+import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +22,33 @@ from bebygan.networks.naming import load_generator
 from bebygan.precision import full_precision
 from bebygan.pretrained import weights_file
 from bebygan.training.precision import training_device
+from components.artifacts import (
+    PSNR_CAP,
+    Candidate,
+    Means,
+    Recommendation,
+    Verdict,
+    capped,
+    read_history,
+    write_means,
+    write_verdict,
+)
 from components.config import EvaluateParams, Metric
 from components.evaluate.health import examine
 from components.evaluate.pictures import SIDE, most_textured, side_by_side
 from components.evaluate.report import html_report
 from components.evaluate.table import NAMES
-from components.evaluate.verdict import METRICS, Candidate, Decision, Verdict, decide
+from components.evaluate.verdict import METRICS, judge
 from components.progress import progress
 from components.stores.data_version import data_version
 from components.stores.dataset import photographs_of, read_photograph
 from components.tracking.provenance import provenance
-from components.tracking.registry import ModelVersion, champion, download_generator
+from components.tracking.registry import champion, download_generator
 from components.tracking.runs import StepRun
 
 Upscaler = Callable[[Image], Image]
 _PICTURES = 12
 """Photographs that the report shows; all are measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What was measured on the held-out photographs."""
-
-    rows: list[dict[str, Any]]
-    """One for each photograph and candidate: "photograph", "sha256", "candidate" and the metrics."""
-    panels: dict[str, dict[str, Image]]
-    """By photograph, crops by caption."""
-
-    def means(self) -> dict[Candidate, dict[Metric, float]]:
-        """Return the mean over the photographs of each metric by candidate."""
-        by_candidate: dict[Candidate, list[dict[str, Any]]] = {}
-        for row in self.rows:
-            by_candidate.setdefault(row["candidate"], []).append(row)
-        return {
-            candidate: {metric: float(np.mean([row[metric] for row in rows])) for metric in METRICS}
-            for candidate, rows in by_candidate.items()
-        }
 
 
 def held_out(dataset: Path) -> pd.DataFrame:
@@ -94,14 +83,16 @@ def _upscalers(generators: Mapping[Candidate, Path], tile: int | None) -> dict[C
 
 def _metrics(network: Lpips, sr: Image, hr: Image, lr: Image) -> dict[Metric, float]:
     return {
-        "psnr_y": psnr_y(sr, hr),
+        "psnr_y": capped("psnr_y", psnr_y(sr, hr)),
         "ssim_y": ssim_y(sr, hr),
         "lpips": lpips(network, sr, hr),
-        "lr_psnr": lr_psnr(sr, lr),
+        "lr_psnr": capped("lr_psnr", lr_psnr(sr, lr)),
     }
 
 
-def measure(dataset: Path, generators: Mapping[Candidate, Path], params: EvaluateParams) -> Measured:
+def measure(
+    dataset: Path, generators: Mapping[Candidate, Path], params: EvaluateParams
+) -> tuple[pd.DataFrame, dict[str, dict[str, Image]]]:
     """Measure bicubic and generators on the held-out photographs.
 
     Args:
@@ -109,49 +100,40 @@ def measure(dataset: Path, generators: Mapping[Candidate, Path], params: Evaluat
         generators: weights by candidate, in the order in which they are shown.
         params: of the step.
 
+    Returns:
+        A row per photograph and candidate with the columns "photograph", "sha256", "candidate" and the metrics; and
+        crops by photograph and caption.
+
     Raises:
-        DataError: a photograph is missing, or nothing is held out.
+        DataError: a photograph is missing, nothing is held out, or a value is not finite.
         WeightsError: a generator or LPIPS cannot be loaded.
     """
     photographs = held_out(dataset)
     upscalers = _upscalers(generators, params.tile)
     network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(training_device())
-    measured = Measured(rows=[], panels={})
+    measured: list[dict[str, Any]] = []
+    crops: dict[str, dict[str, Image]] = {}
     for photograph in progress(photographs.to_dict("records"), "evaluate", "photographs", len(photographs)):
+        name = photograph["source"]
         hr = central_square(read_photograph(dataset / photograph["file"]), params.crop)
         lr = downscale_uint8(hr, SCALE)
         rows, columns = most_textured(hr, SIDE)
-        panels = {}
+        panels: dict[str, Image] = {}
         for candidate, upscale in upscalers.items():
             with full_precision(training_device()):
                 sr = upscale(lr)
-            row = {"photograph": photograph["source"], "sha256": photograph["sha256"], "candidate": candidate}
-            measured.rows.append(row | _metrics(network, sr, hr, lr))
+            values = _metrics(network, sr, hr, lr)
+            for metric, value in values.items():
+                if not math.isfinite(value):
+                    raise DataError(
+                        f"{metric} of {candidate} is {value} for {name}: leave the photograph out, or train again"
+                    )
+            row = {"photograph": name, "sha256": photograph["sha256"], "candidate": candidate}
+            measured.append(row | values)
             panels[NAMES[candidate]] = sr[rows, columns]
-        if len(measured.panels) < _PICTURES:
-            measured.panels[photograph["source"]] = panels | {"original": hr[rows, columns]}
-    return measured
-
-
-def _logged(history: Path) -> list[dict[str, float]]:
-    """Return what training logged, oldest first; nothing when there is no such file."""
-    return [json.loads(line) for line in history.read_text().splitlines()] if history.is_file() else []
-
-
-def _write(
-    folder: Path, measured: Measured, verdict: Mapping[str, Any], history: Sequence[Mapping[str, float]]
-) -> None:
-    (folder / "metrics.json").write_text(json.dumps(measured.means(), indent=2) + "\n")
-    (folder / "verdict.json").write_text(json.dumps(verdict, indent=2) + "\n")
-    with (folder / "per_photograph.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, measured.rows[0].keys(), lineterminator="\n")
-        table.writeheader()
-        table.writerows(measured.rows)
-    (folder / "pictures").mkdir()
-    for number, panels in enumerate(measured.panels.values(), start=1):
-        side_by_side(panels).save(folder / "pictures" / f"{number:02}.png", optimize=True)
-    page = html_report(verdict, measured.means(), measured.rows, measured.panels, history)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+        if len(crops) < _PICTURES:
+            crops[name] = panels | {"original": hr[rows, columns]}
+    return pd.DataFrame(measured), crops
 
 
 def _protocol(params: EvaluateParams) -> dict[str, str]:
@@ -161,32 +143,34 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
         **PROTOCOL,
         "photographs": f"those that ingest held out, {square}; sides cut to multiples of {SCALE}",
         "lr": f"8-bit, MATLAB's antialiased bicubic by {SCALE}; generators see it {tiles}, in float32",
+        "psnr_cap": f"a PSNR above {PSNR_CAP:g} dB, such as that of equal images, counts as {PSNR_CAP:g} dB",
     }
 
 
 def evaluate(
     dataset: Path, warmup: Path, challenger: Path, output: Path, *, params: EvaluateParams, run: StepRun
-) -> Verdict:
+) -> Recommendation:
     """Compare the candidates and decide.
 
     Args:
         dataset: folder that ingest wrote.
         warmup: folder with the warm-up's generator.safetensors.
         challenger: folder with the challenger's generator.safetensors, and its history.jsonl if there is one.
-        output: folder, written whole: metrics.json ({candidate: {metric: mean}}), verdict.json (verdict, reasons, what
-            was compared, health of the training, protocol, provenance), per_photograph.csv, pictures/, report.html.
+        output: folder, replaced as a whole: metrics.json and verdict.json (see `components.artifacts`),
+            per_photograph.csv, pictures/, report.html.
         params: of the step.
-        run: is given the means and the output.
+        run: receives the means and the output.
 
     Returns:
-        "promote" when the challenger is to replace the champion, else "keep".
+        "promote" if the challenger should replace the champion, else "keep".
 
     Raises:
-        DataError: nothing is held out, or a photograph is missing.
+        DataError: nothing is held out, a photograph is missing, or history.jsonl is damaged.
         WeightsError: a generator or LPIPS cannot be loaded.
-        ServiceError: the model registry is away or refuses.
+        ServiceError: the model registry is unreachable or refuses.
         StorageError: the output cannot be written.
     """
+    history = read_history(challenger)
     current = champion(params.model_name)
     generators: dict[Candidate, Path] = {
         "warmup": warmup / "generator.safetensors",
@@ -195,26 +179,28 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="champion-") as scratch:
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
-        measured = measure(dataset, generators, params)
-    decision = decide(measured.means(), params.thresholds)
-    verdict = _verdict(decision, current, generators["challenger"], params)
-    history = _logged(challenger / "history.jsonl")
-    verdict["health"] = [asdict(finding) for finding in examine(history, params.health)]
-    verdict["provenance"] = provenance(params, data_version(dataset))
+        measured, crops = measure(dataset, generators, params)
+    means: Means = measured.groupby("candidate", sort=False)[list(METRICS)].mean().to_dict("index")  # type: ignore[assignment]
+    recommendation, reasons = judge(means, params.thresholds)
+    verdict = Verdict(
+        verdict=recommendation,
+        reasons=reasons,
+        model=params.model_name,
+        champion=current.version if current else None,
+        challenger_sha256=sha256_of(generators["challenger"]),
+        protocol=_protocol(params),
+        health=tuple(examine(history, params.health)),
+        provenance=provenance(params, data_version(dataset)),
+    )
     with whole_folder(output) as folder:
-        _write(folder, measured, verdict, history)
-    run(0, {f"{candidate}/{name}": value for candidate, row in measured.means().items() for name, value in row.items()})
+        write_means(folder, means)
+        write_verdict(folder, verdict)
+        measured.to_csv(folder / "per_photograph.csv", index=False, lineterminator="\n")
+        (folder / "pictures").mkdir()
+        for number, panels in enumerate(crops.values(), start=1):
+            side_by_side(panels).save(folder / "pictures" / f"{number:02}.png", optimize=True)
+        page = html_report(verdict, means, measured.to_dict("records"), crops, history)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+    run(0, {f"{candidate}/{name}": value for candidate, row in means.items() for name, value in row.items()})
     run.artifacts(output, "evaluation")
-    return decision.verdict
-
-
-def _verdict(
-    decision: Decision, current: ModelVersion | None, challenger: Path, params: EvaluateParams
-) -> dict[str, Any]:
-    return {
-        **asdict(decision),
-        "model": params.model_name,
-        "champion": current.version if current else None,
-        "challenger_sha256": sha256_of(challenger),
-        "protocol": _protocol(params),
-    }
+    return recommendation

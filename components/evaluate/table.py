@@ -1,7 +1,10 @@
 """The comparison as a table of text."""
 
+from tabulate import tabulate
+
+from components.artifacts import Candidate, Means
 from components.config import Metric
-from components.evaluate.verdict import METRICS, Candidate, Means
+from components.evaluate.verdict import METRICS
 
 NAMES: dict[Candidate, str] = {
     "bicubic": "bicubic",
@@ -10,18 +13,19 @@ NAMES: dict[Candidate, str] = {
     "champion": "champion",
 }
 TITLES: dict[Metric, str] = {"psnr_y": "PSNR-Y ↑", "ssim_y": "SSIM-Y ↑", "lpips": "LPIPS ↓", "lr_psnr": "LR-PSNR ↑"}
-"""Heading of each metric, with an arrow to where it is better."""
+"""Heading of each metric, with an arrow in the direction that is better."""
 _DIGITS: dict[Metric, int] = {"psnr_y": 2, "ssim_y": 4, "lpips": 4, "lr_psnr": 2}
 
 
 def shown(metric: Metric, value: float) -> str:
-    """Return a value with the digits that its metric is published with."""
+    """Return a value with the number of digits in which its metric is published."""
     return f"{value:.{_DIGITS[metric]}f}"
 
 
 def text_table(means: Means) -> str:
-    """Return the means as lines of text, one candidate each, below a heading."""
+    """Return the means as lines of text: a heading, and one line per candidate."""
     rows = [["", *TITLES.values()]]
     rows += [[NAMES[name], *(shown(metric, row[metric]) for metric in METRICS)] for name, row in means.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    align = ("left", *["right"] * len(TITLES))
+    table: str = tabulate(rows, tablefmt="plain", colalign=align, disable_numparse=True)
+    return table

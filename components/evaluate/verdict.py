@@ -1,55 +1,37 @@
 """The decision whether a challenger replaces the champion: a pure function of measured means and thresholds."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
 
+from components.artifacts import Candidate, Means, Recommendation
 from components.config import Metric, Thresholds
-
-Candidate = Literal["bicubic", "warmup", "challenger", "champion"]
-Means = Mapping[Candidate, Mapping[Metric, float]]
-Verdict = Literal["promote", "keep"]
 
 METRICS: dict[Metric, bool] = {"psnr_y": True, "ssim_y": True, "lpips": False, "lr_psnr": True}
 """Metrics in the order in which they are shown, and whether a higher value is better."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """A verdict and why."""
-
-    verdict: Verdict
-    reasons: tuple[str, ...]
-    """One sentence a threshold, each beginning with "passed" or "failed"."""
-
-
 def gain(metric: Metric, challenger: float, other: float) -> float:
-    """Return by how much the challenger is better; not a number where nothing can be said."""
+    """Return by how much the challenger is better; NaN if the two cannot be compared."""
     return challenger - other if METRICS[metric] else other - challenger
 
 
-def _said(passed: bool, sentence: str) -> str:
-    return f"{'passed' if passed else 'failed'}: {sentence}"
-
-
-def _absolute(metric: Metric, value: float, bound: float) -> str:
-    # Comparisons with not-a-number are false, so that it fails.
+def _absolute(metric: Metric, value: float, bound: float) -> tuple[bool, str]:
+    # A comparison with NaN is false, so the threshold fails.
     passed = value >= bound if METRICS[metric] else value <= bound
-    return _said(passed, f"{metric} {value:.4f}, {'at least' if METRICS[metric] else 'at most'} {bound:g} asked")
+    return passed, f"{metric} {value:.4f}, required: at {'least' if METRICS[metric] else 'most'} {bound:g}"
 
 
-def _relative(metric: Metric, opponent: Candidate, means: Means, bound: float) -> str:
+def _relative(metric: Metric, opponent: Candidate, means: Means, bound: float) -> tuple[bool, str]:
     challenger, other = means["challenger"][metric], means[opponent][metric]
     better = gain(metric, challenger, other)
     if math.isnan(better):
-        return _said(False, f"{metric} cannot be compared with {opponent}: {challenger:.4f} and {other:.4f}")
-    change = f"{abs(better):.4f} {'better' if better >= 0 else 'worse'} than {opponent}'s {other:.4f}"
-    asked = f"better by more than {bound:g}" if bound >= 0 else f"worse by less than {-bound:g}"
-    return _said(better > bound, f"{metric} {challenger:.4f} is {change}, {asked} asked")
+        return False, f"{metric} {challenger:.4f} cannot be compared with {opponent} {other:.4f}"
+    # Two equal means differ by +0 and not by -0.
+    text = f"{metric} {challenger:.4f}, {opponent} {other:.4f}: gain {better + 0.0:+.4f}, required: more than {bound:g}"
+    return better > bound, text
 
 
-def _checks(means: Means, thresholds: Thresholds) -> Iterator[str]:
+def _checks(means: Means, thresholds: Thresholds) -> Iterator[tuple[bool, str]]:
     for metric, bound in thresholds.absolute.items():
         yield _absolute(metric, means["challenger"][metric], bound)
     opponents: dict[Candidate, dict[Metric, float]] = {
@@ -59,25 +41,28 @@ def _checks(means: Means, thresholds: Thresholds) -> Iterator[str]:
     }
     for opponent, bounds in opponents.items():
         if opponent not in means:
-            yield _said(True, f"there is no {opponent} yet to be better than")
+            yield True, f"there is no {opponent} to compare with"
         elif opponent == "champion" and not bounds:
-            yield _said(False, "no threshold says what a challenger must do better than the champion")
+            yield False, "no threshold compares with the champion: set evaluate.thresholds.champion"
         else:
             for metric, bound in bounds.items():
                 yield _relative(metric, opponent, means, bound)
 
 
-def decide(means: Means, thresholds: Thresholds) -> Decision:
-    """Promote a challenger that passes every threshold; keep the champion otherwise, and when there are no thresholds.
+def judge(means: Means, thresholds: Thresholds) -> tuple[Recommendation, tuple[str, ...]]:
+    """Promote a challenger that passes every threshold; keep the champion otherwise, and if no threshold is set.
 
-    A gain must exceed its threshold, so that with 0 an equal model changes nothing.
+    A gain must exceed its threshold. With a threshold of 0, an equal model does not replace the champion.
 
     Args:
-        means: mean of each metric by candidate; without "champion" when there is none yet.
+        means: mean of each metric by candidate; without "champion" if there is none.
         thresholds: of the parameters.
+
+    Returns:
+        The recommendation, and one sentence per threshold that begins with "passed: " or "failed: ".
     """
     if not (thresholds.absolute or thresholds.bicubic or thresholds.warmup or thresholds.champion):
-        return Decision(verdict="keep", reasons=(_said(False, "no thresholds are set"),))
-    reasons = tuple(_checks(means, thresholds))
-    passed = all(reason.startswith("passed") for reason in reasons)
-    return Decision(verdict="promote" if passed else "keep", reasons=reasons)
+        return "keep", ("failed: no thresholds are set",)
+    checks = list(_checks(means, thresholds))
+    reasons = tuple(f"{'passed' if passed else 'failed'}: {text}" for passed, text in checks)
+    return "promote" if all(passed for passed, _ in checks) else "keep", reasons

@@ -3,7 +3,6 @@
 import hashlib
 import io
 from dataclasses import dataclass
-from typing import Literal
 
 import imagehash
 import numpy as np
@@ -11,29 +10,12 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from bebygan.imaging.texture import local_deviation
+from components.artifacts import Reason
 from components.config import IngestParams
 
 TEXTURE_WINDOW = 11
 TEXTURE_THRESHOLD = 0.025
 """The window and the standard deviation of luma of arXiv 2103.15295 section 3.3."""
-
-Reason = Literal[
-    "unreadable",
-    "not-an-image",
-    "truncated",
-    "huge",
-    "tiny",
-    "16-bit",
-    "grey",
-    "transparent",
-    "rotated",
-    "cmyk",
-    "animated",
-    "palette",
-    "unsupported",
-    "duplicate",
-    "near-duplicate",
-]
 
 # Only these decoders are let near a file; GIF is among them to say what is wrong with it.
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}

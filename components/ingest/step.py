@@ -6,7 +6,6 @@ whether they come from a folder or a bucket.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import warnings
@@ -23,8 +22,9 @@ import pyarrow.parquet as pq
 
 from bebygan.errors import ConfigError, DataError
 from bebygan.files import whole_folder
+from components.artifacts import Quarantined, Reason, write_quarantine
 from components.config import IngestParams
-from components.ingest.photograph import Photograph, Reason, Refusal, examine
+from components.ingest.photograph import Photograph, Refusal, examine
 from components.ingest.splits import SPLITS, Hashes, Split, near_duplicates, nearest, split_of
 from components.progress import progress
 from components.stores import Store, StoredFile, open_store
@@ -39,15 +39,6 @@ _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 _SCHEMA = pa.schema(
     [(name, _TYPES[kind]) for name, kind in get_type_hints(Photograph).items()] + [("split", pa.string())]
 )
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A file that is not taken in: its name relative to the source, a reason code, and one line on what to do."""
-
-    file: str
-    reason: Reason
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -219,15 +210,14 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
         photographs, splits, near = _without_near_duplicates(fit, folder, params)
         quarantined = sorted([*unfit, *near], key=lambda entry: entry.file)
         counts = {side: splits.count(side) for side in reversed(SPLITS)}
-        listing = json.dumps([dataclasses.asdict(entry) for entry in quarantined], indent=1) + "\n"
-        (folder / "quarantine.json").write_text(listing)
+        write_quarantine(folder, quarantined)
         manifest = _manifest(photographs, splits)
         # Without compression the bytes do not depend on a compressor's version.
         pq.write_table(manifest, folder / "manifest.parquet", compression="NONE")
 
         fault = _fault(counts, quarantined, len(files), docs, params)
         with whole_folder(docs) as pages:
-            (pages / "quarantine.json").write_text(listing)
+            write_quarantine(pages, quarantined)
             if not fault:
                 across = _across_sides(photographs, splits, params.near_duplicate_bits)
                 failed = _gate(manifest.to_pandas().assign(near_duplicates=across), pages, params)

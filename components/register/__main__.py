@@ -1,24 +1,18 @@
 """`python -m components.register`: register a challenger with its verdict."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from components.artifacts import read_verdict
 from components.cli import run_step, step_parser
 from components.config import Params
 from components.register.step import register
 from components.tracking.runs import step_run
 
 
-def _data_version(evaluation: Path) -> str | None:
-    """Return the data version that a verdict names; without a verdict the step refuses by itself."""
-    path = evaluation / "verdict.json"
-    return json.loads(path.read_text())["provenance"]["data_version"] if path.is_file() else None
-
-
 def _run(options: argparse.Namespace, params: Params) -> None:
-    with step_run("register", params.register, _data_version(options.evaluation)) as run:
+    with step_run("register", params.register, read_verdict(options.evaluation).data_version) as run:
         done = register(
             options.challenger,
             options.evaluation,

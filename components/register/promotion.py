@@ -1,20 +1,19 @@
-"""Moving the alias champion, so that it always names a sound version and, with a ledger, every move is on record.
+"""Move the alias champion and record each move in the ledger.
 
-MLflow moves an alias unconditionally and keeps no history. The ledger's next number is therefore taken first: who gets
-it moves the aliases, and who dies in between has left on record what is to be completed.
+MLflow moves an alias unconditionally and keeps no history. A process therefore writes the ledger's next entry first,
+which only one process can do, and then moves the aliases. If it dies in between, the next run finds the entry and
+completes the move.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from bebygan.errors import DataError
+from components.artifacts import Verdict
 from components.tracking.client import MlflowClient, MlflowException, service_errors
 from components.tracking.ledger import Move, append, last, now, who
 from components.tracking.registry import ModelVersion, as_version, champion
 from components.tracking.runs import StepRun
 
 PROMOTED = "promoted"
-"""Tag of a version whose promotion is complete; it is not made champion again by repeating an old registration."""
+"""Tag of a version whose promotion is complete. Repeating its registration does not make it champion again."""
 
 
 def _named(version: str | None) -> str:
@@ -30,14 +29,14 @@ def _move_aliases(client: MlflowClient, model: str, version: str, previous: str 
 
 
 def _interrupted(move: Move, holds: str | None, model: str, client: MlflowClient) -> bool:
-    """Whether the writer of an entry died, or still is, between the entry and the aliases."""
+    """Return whether an entry was written and its aliases were not moved, or not yet."""
     if move.verdict != "promote" or not move.version or move.previous != holds:
         return False
     with service_errors(f"asking for version {move.version} of {model}"):
         try:
             tags = as_version(client.get_model_version(model, move.version)).tags
         except MlflowException as error:
-            # The tracker's database is older than the ledger: it was restored from a backup.
+            # A tracker restored from a backup may lack versions that the ledger names.
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
@@ -45,7 +44,7 @@ def _interrupted(move: Move, holds: str | None, model: str, client: MlflowClient
 
 
 def _follow(ledger: str, model: str, client: MlflowClient) -> bool:
-    """Set the aliases as the newest entry says, again when a newer one came meanwhile; False without an entry."""
+    """Set the aliases as the newest entry says, until no newer one appears; False without an entry."""
     seen, newest = None, last(ledger, model)
     while newest and newest.version and newest != seen:
         _move_aliases(client, model, newest.version, newest.previous)
@@ -56,11 +55,11 @@ def _follow(ledger: str, model: str, client: MlflowClient) -> bool:
 def settle(ledger: str, model: str, run: StepRun) -> int:
     """Make aliases and ledger agree, and return the newest entry's number, 0 without one.
 
-    A promotion that was interrupted is completed; a champion that was chosen outside the pipeline is entered.
+    An interrupted promotion is completed. A champion that was chosen outside the pipeline is recorded.
 
     Raises:
         DataError: the newest entry is damaged.
-        ServiceError: registry or bucket is away or refuses.
+        ServiceError: registry or bucket is unreachable or refuses.
         StorageError: the ledger's folder cannot be written.
     """
     while True:
@@ -91,11 +90,11 @@ def settle(ledger: str, model: str, run: StepRun) -> int:
 
 
 def may_promote(version: ModelVersion, judged_against: str | None) -> bool:
-    """Whether the champion is the one that the challenger was judged against; False when the challenger is it already.
+    """Return False if the challenger is champion already, True if the version that it was judged against is.
 
     Raises:
-        DataError: it is another one.
-        ServiceError: the registry is away or refuses.
+        DataError: another version is champion.
+        ServiceError: the registry is unreachable or refuses.
     """
     current = champion(version.model)
     holds = current.version if current else None
@@ -107,23 +106,23 @@ def may_promote(version: ModelVersion, judged_against: str | None) -> bool:
     return holds != version.version
 
 
-def promote(version: ModelVersion, verdict: Mapping[str, Any], run: StepRun, ledger: str) -> None:
-    """Make a challenger champion, and the champion that it was judged against `previous`.
+def promote(version: ModelVersion, verdict: Verdict, run: StepRun, ledger: str) -> None:
+    """Give a challenger the alias champion, and the champion that it was judged against the alias previous.
 
     Args:
         version: the challenger.
-        verdict: what evaluate said of it: "champion" is the version that it was judged against.
+        verdict: of evaluate.
         run: of the step.
         ledger: folder or s3://bucket/prefix; empty for none.
 
     Raises:
-        DataError: another champion has come since the verdict.
+        DataError: the champion changed after the verdict.
         ServiceError, StorageError: as `settle`.
     """
-    judged_against: str | None = verdict["champion"]
+    judged_against = verdict.champion
     while True:
         number = settle(ledger, version.model, run) if ledger else 0
-        # An entry that comes after this look takes the number, so that ours cannot be written.
+        # An entry that another process writes after this check takes the number, and ours is not written.
         if not may_promote(version, judged_against) or not ledger:
             break
         move = Move(
@@ -132,9 +131,9 @@ def promote(version: ModelVersion, verdict: Mapping[str, Any], run: StepRun, led
             previous=judged_against,
             weights_sha256=version.tags["weights_sha256"],
             verdict="promote",
-            reason="; ".join(verdict["reasons"]),
+            reason="; ".join(verdict.reasons),
             run=run.run_id,
-            data_version=verdict["provenance"]["data_version"],
+            data_version=verdict.data_version,
             who=who(),
             time=now(),
         )

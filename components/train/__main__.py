@@ -4,10 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from components.artifacts import photographs_version
 from components.cli import add_training_arguments, run_step, step_parser
 from components.config import Params
 from components.train.step import train
-from components.training import photographs_version, tracked_training
+from components.training import tracked_training
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:

@@ -3,9 +3,10 @@
 import argparse
 import sys
 
+from components.artifacts import photographs_version
 from components.cli import add_training_arguments, run_step, step_parser
 from components.config import Params
-from components.training import photographs_version, tracked_training
+from components.training import tracked_training
 from components.warmup.step import warm_up
 
 

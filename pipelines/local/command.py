@@ -1,13 +1,13 @@
 """`bebygan run`: run the whole pipeline on this machine."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from bebygan.files import storage_errors
+from components.artifacts import read_means, read_registration, read_verdict
 from components.cli import end_quickly
 from components.detect.step import decide
 from components.evaluate.table import text_table
@@ -60,14 +60,14 @@ def run(options: argparse.Namespace) -> None:
         network=options.network,
     )
     report = local.publish(outcome, options.workspace)
-    registration = json.loads((outcome.registration / "registration.json").read_text())
-    print(text_table(json.loads((outcome.report / "metrics.json").read_text())))
+    registration = read_registration(outcome.registration)
+    print(text_table(read_means(outcome.report)))
     print()
-    print(f"verdict:  {registration['verdict']}")
-    for reason in json.loads((outcome.report / "verdict.json").read_text())["reasons"]:
+    print(f"verdict:  {registration.verdict}")
+    for reason in read_verdict(outcome.report).reasons:
         if reason.startswith("failed: "):
             print(f"failed:   {reason.removeprefix('failed: ')}")
-    print(_champion_line(model, registration["champion"]))
+    print(_champion_line(model, registration.champion))
     print(f"report:   {report}")
     print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
     end_quickly()

@@ -18,6 +18,7 @@ import psutil
 
 from bebygan.errors import BebyganError, Preempted
 from bebygan.files import lock, whole_folder
+from components.artifacts import read_verdict
 from components.cli import FAILURE_FILE
 from components.job import Job, inputs_of
 from components.progress import WATCHER
@@ -247,9 +248,9 @@ def run(
             if lock(lines):
                 # No other run is under way.
                 _remove_unused(outputs_of_tasks, {path.parent for path in outputs.values()})
-        verdict = json.loads((outputs["evaluation"] / "verdict.json").read_text())
+        verdict = read_verdict(outputs["evaluation"])
         with service_errors("tagging the run"):
-            parent.client.set_tag(parent.run_id, "data_version", verdict["provenance"]["data_version"])
+            parent.client.set_tag(parent.run_id, "data_version", verdict.data_version)
     return Outcome(outputs["evaluation"], outputs["registration"])
 
 

@@ -200,14 +200,14 @@ def test_a_challenger_that_fails_a_threshold_leaves_the_champion(changed_run: Fi
         "bicubic", "warm-up", "challenger", "champion",
     ]  # fmt: skip
     assert re.search(
-        r"\nverdict:  keep\nfailed:   psnr_y .* better by more than 50 asked\nchampion: bebygan version 1\n",
+        r"\nverdict:  keep\nfailed:   psnr_y .*, required: more than 50\nchampion: bebygan version 1\n",
         changed_run.out,
     )
     client = client_of(project)
     assert client.get_model_version_by_alias("bebygan", "challenger").tags["verdict"] == "keep"
     assert client.get_model_version_by_alias("bebygan", "champion").tags["verdict"] == "promote"
     report = (project / "workspace" / "report" / "report.html").read_text()
-    assert "better by more than 50 asked" in report
+    assert "required: more than 50" in report
 
 
 def test_the_promotion_stands_in_the_workspaces_ledger(changed_run: Finished, project: Path) -> None:

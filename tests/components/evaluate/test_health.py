@@ -66,9 +66,9 @@ def test_a_training_within_all_limits_is_healthy() -> None:
     [
         ({"discriminator": 0.01}, "the generator learns little"),
         ({"discriminator": CHANCE}, "it collapsed or never learnt"),
-        ({"logit_real": 9.0, "logit_fake": -4.0}, "13.00 apart, more than 10: the loss saturates"),
-        ({"logit_real": -9.0, "logit_fake": 4.0}, "13.00 apart, more than 10: the loss saturates"),
-        ({"textured_share": 0.01}, "1% of the pixels counted as textured, less than 5%"),
+        ({"logit_real": 9.0, "logit_fake": -4.0}, "differ by 13.00, above 10: the loss saturates"),
+        ({"logit_real": -9.0, "logit_fake": 4.0}, "differ by 13.00, above 10: the loss saturates"),
+        ({"textured_share": 0.01}, "1% of the pixels counted as textured, below 5%"),
         ({"textured_share": 1.0}, "the mask hides nothing"),
     ],
 )
@@ -101,5 +101,5 @@ def test_a_short_training_is_not_called_healthy() -> None:
 
 
 def test_limits_in_the_wrong_order_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"evaluate\.health\.discriminator_loss: must be a lower and an upper bound"):
+    with pytest.raises(ConfigError, match=r"evaluate\.health\.discriminator_loss must be a lower and an upper bound"):
         load_params(overrides=["evaluate.health.discriminator_loss=[0.6, 0.1]"])

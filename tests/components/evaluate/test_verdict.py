@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.config import Thresholds, from_yaml
-from components.evaluate.verdict import METRICS, decide, gain
+from components.evaluate.verdict import METRICS, gain, judge
 
 BICUBIC = {"psnr_y": 28.0, "ssim_y": 0.80, "lpips": 0.35, "lr_psnr": 45.0}
 WARMUP = {"psnr_y": 30.0, "ssim_y": 0.85, "lpips": 0.25, "lr_psnr": 50.0}
@@ -32,70 +32,71 @@ def means(champion: dict[str, float] | None = CHAMPION, **changed: float) -> dic
     return found | ({"champion": champion} if champion else {})
 
 
-def failures(decision: Any) -> list[str]:
-    return [reason for reason in decision.reasons if reason.startswith("failed: ")]
+def verdict(means: dict[str, Any], thresholds: Thresholds) -> str:
+    return judge(means, thresholds)[0]  # type: ignore[arg-type]
+
+
+def failures(reasons: tuple[str, ...]) -> list[str]:
+    return [reason for reason in reasons if reason.startswith("failed: ")]
 
 
 def test_a_challenger_that_passes_every_threshold_is_promoted_and_each_reason_is_said() -> None:
-    decision = decide(means(), USUAL)
-    assert decision.verdict == "promote"
-    assert decision.reasons == (
-        "passed: lr_psnr 47.5000, at least 40 asked",
-        "passed: lpips 0.1000, at most 0.2 asked",
-        "passed: psnr_y 29.1000 is 1.1000 better than bicubic's 28.0000, better by more than 0 asked",
-        "passed: lpips 0.1000 is 0.2500 better than bicubic's 0.3500, better by more than 0 asked",
-        "passed: lpips 0.1000 is 0.1500 better than warmup's 0.2500, better by more than 0 asked",
-        "passed: lpips 0.1000 is 0.0200 better than champion's 0.1200, better by more than 0 asked",
-        "passed: psnr_y 29.1000 is 0.1000 better than champion's 29.0000, worse by less than 0.25 asked",
+    found, reasons = judge(means(), USUAL)
+    assert found == "promote"
+    assert reasons == (
+        "passed: lr_psnr 47.5000, required: at least 40",
+        "passed: lpips 0.1000, required: at most 0.2",
+        "passed: psnr_y 29.1000, bicubic 28.0000: gain +1.1000, required: more than 0",
+        "passed: lpips 0.1000, bicubic 0.3500: gain +0.2500, required: more than 0",
+        "passed: lpips 0.1000, warmup 0.2500: gain +0.1500, required: more than 0",
+        "passed: lpips 0.1000, champion 0.1200: gain +0.0200, required: more than 0",
+        "passed: psnr_y 29.1000, champion 29.0000: gain +0.1000, required: more than -0.25",
     )
 
 
 @pytest.mark.parametrize(
     ("changed", "failure"),
     [
-        ({"lr_psnr": 39.9}, "lr_psnr 39.9000, at least 40 asked"),
-        ({"lpips": 0.21}, "lpips 0.2100, at most 0.2 asked"),
-        ({"psnr_y": 27.0}, "psnr_y 27.0000 is 1.0000 worse than bicubic's 28.0000, better by more than 0 asked"),
-        ({"psnr_y": 28.7}, "psnr_y 28.7000 is 0.3000 worse than champion's 29.0000, worse by less than 0.25 asked"),
+        ({"lr_psnr": 39.9}, "lr_psnr 39.9000, required: at least 40"),
+        ({"lpips": 0.21}, "lpips 0.2100, required: at most 0.2"),
+        ({"psnr_y": 27.0}, "psnr_y 27.0000, bicubic 28.0000: gain -1.0000, required: more than 0"),
+        ({"psnr_y": 28.7}, "psnr_y 28.7000, champion 29.0000: gain -0.3000, required: more than -0.25"),
     ],
 )
 def test_one_threshold_missed_keeps_the_champion(changed: dict[str, float], failure: str) -> None:
-    decision = decide(means(**changed), USUAL)
-    assert decision.verdict == "keep"
-    assert f"failed: {failure}" in decision.reasons
+    found, reasons = judge(means(**changed), USUAL)
+    assert found == "keep"
+    assert f"failed: {failure}" in reasons
 
 
 def test_a_loss_within_what_is_let_is_no_failure() -> None:
-    assert decide(means(psnr_y=28.8), USUAL).verdict == "promote"
+    assert verdict(means(psnr_y=28.8), USUAL) == "promote"
 
 
 def test_a_tie_keeps_the_champion() -> None:
-    decision = decide(means(champion=CHALLENGER), USUAL)
-    assert decision.verdict == "keep"
-    assert failures(decision) == [
-        "failed: lpips 0.1000 is 0.0000 better than champion's 0.1000, better by more than 0 asked"
-    ]
+    found, reasons = judge(means(champion=CHALLENGER), USUAL)
+    assert found == "keep"
+    assert failures(reasons) == ["failed: lpips 0.1000, champion 0.1000: gain +0.0000, required: more than 0"]
 
 
 def test_without_a_champion_only_the_other_thresholds_are_asked_for() -> None:
-    decision = decide(means(champion=None), USUAL)
-    assert decision.verdict == "promote"
-    assert "passed: there is no champion yet to be better than" in decision.reasons
-    assert decide(means(champion=None, lpips=0.4), USUAL).verdict == "keep"
+    found, reasons = judge(means(champion=None), USUAL)
+    assert found == "promote"
+    assert "passed: there is no champion to compare with" in reasons
+    assert verdict(means(champion=None, lpips=0.4), USUAL) == "keep"
 
 
 def test_no_thresholds_keep_the_champion_even_if_there_is_none() -> None:
     for found in (means(), means(champion=None)):
-        decision = decide(found, thresholds())
-        assert (decision.verdict, decision.reasons) == ("keep", ("failed: no thresholds are set",))
+        assert judge(found, thresholds()) == ("keep", ("failed: no thresholds are set",))
 
 
 def test_a_champion_is_never_replaced_without_a_threshold_against_it() -> None:
     asked = thresholds(bicubic={"lpips": 0})
-    assert decide(means(champion=None), asked).verdict == "promote"
-    decision = decide(means(), asked)
-    assert decision.verdict == "keep"
-    assert failures(decision) == ["failed: no threshold says what a challenger must do better than the champion"]
+    assert verdict(means(champion=None), asked) == "promote"
+    found, reasons = judge(means(), asked)
+    assert found == "keep"
+    assert failures(reasons) == ["failed: no threshold compares with the champion: set evaluate.thresholds.champion"]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -104,14 +105,13 @@ def test_a_value_that_is_no_number_never_promotes(metric: str, value: float) -> 
     everywhere = dict.fromkeys(METRICS, -1e9)
     asked = thresholds(champion=everywhere)
     if math.isnan(value):
-        assert decide(means(**{metric: value}), asked).verdict == "keep"
+        assert verdict(means(**{metric: value}), asked) == "keep"
         assert (
-            decide(means(**{metric: value}), thresholds(absolute={metric: -1e9 if METRICS[metric] else 1e9})).verdict
-            == "keep"
+            verdict(means(**{metric: value}), thresholds(absolute={metric: -1e9 if METRICS[metric] else 1e9})) == "keep"
         )
     other = means(champion=CHAMPION | {metric: value}, **{metric: value})
-    assert decide(other, asked).verdict == "keep"
-    assert any("cannot be compared" in reason for reason in decide(other, asked).reasons)
+    assert verdict(other, asked) == "keep"
+    assert any("cannot be compared" in reason for reason in judge(other, asked)[1])
 
 
 numbers = st.floats(-1000, 1000)
@@ -133,9 +133,9 @@ def test_being_better_never_loses_a_promotion(
     challenger: dict[str, float], champion: dict[str, float], asked: dict[str, float], metric: Any, more: float
 ) -> None:
     rules = thresholds(champion=asked, absolute=asked)
-    before = decide(means(champion=champion, **challenger), rules).verdict
+    before = verdict(means(champion=champion, **challenger), rules)
     improved = challenger | {metric: challenger[metric] + (more if METRICS[metric] else -more)}
-    after = decide(means(champion=champion, **improved), rules).verdict
+    after = verdict(means(champion=champion, **improved), rules)
     assert (before, after) != ("promote", "keep")
 
 
@@ -143,6 +143,6 @@ def test_being_better_never_loses_a_promotion(
 def test_a_promotion_needs_every_threshold_and_nothing_else(
     challenger: dict[str, float], champion: dict[str, float], asked: dict[str, float]
 ) -> None:
-    verdict = decide(means(champion=champion, **challenger), thresholds(champion=asked)).verdict
+    found = verdict(means(champion=champion, **challenger), thresholds(champion=asked))
     passed = [gain(metric, challenger[metric], champion[metric]) > bound for metric, bound in asked.items()]  # type: ignore[arg-type]
-    assert (verdict == "promote") == (bool(asked) and all(passed))
+    assert (found == "promote") == (bool(asked) and all(passed))

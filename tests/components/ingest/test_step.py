@@ -1,6 +1,5 @@
 import errno
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 
 from bebygan.errors import ConfigError, DataError, ServiceError, StorageError
+from components.artifacts import read_quarantine
 from components.config import IngestParams
 from components.ingest.splits import split_of
 from components.ingest.step import checks_page, ingest
@@ -45,8 +45,7 @@ def rows(dataset: Path) -> list[dict[str, Any]]:
 
 
 def quarantine(folder: Path) -> dict[str, tuple[str, str]]:
-    entries = json.loads((folder / "quarantine.json").read_text())
-    return {entry["file"]: (entry["reason"], entry["detail"]) for entry in entries}
+    return {entry.file: (entry.reason, entry.detail) for entry in read_quarantine(folder)}
 
 
 def side(path: Path) -> str:

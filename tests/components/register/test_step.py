@@ -17,9 +17,10 @@ from bebygan.errors import DataError, ServiceError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
+from components.artifacts import Registration
 from components.config import RegisterParams, load_params
 from components.register import promotion, step
-from components.register.step import Registration, check_loads, register
+from components.register.step import check_loads, register
 from components.tracking.client import mlflow_client
 from components.tracking.ledger import append, entries
 from components.tracking.provenance import provenance
@@ -98,6 +99,7 @@ def test_a_promoted_challenger_becomes_champion_and_the_old_one_previous(
     assert (second.version, second.champion, second.previous) == ("2", "2", "1")
     assert aliases() == {"champion": "2", "challenger": "2", "previous": "1"}
     assert json.loads((tmp_path / "out" / "registration.json").read_text()) == {
+        "schema": 1,
         "model": "tests",
         "version": "2",
         "verdict": "promote",
@@ -382,10 +384,10 @@ def test_without_a_verdict_nothing_is_registered(
             register(challenger, evaluation, tmp_path / "out", params=AUTOMATIC, run=run)
 
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no verdict: nothing is registered without one, run evaluate first"):
+    with pytest.raises(DataError, match=r"holds no verdict\.json: run evaluate first"):
         attempt(tmp_path / "empty")
     evaluation = evaluated(challenger, "perhaps")
-    with pytest.raises(DataError, match=r"is damaged \(perhaps\): run evaluate again"):
+    with pytest.raises(DataError, match=r"verdict\.json is damaged \(verdict is 'perhaps'\): run evaluate again"):
         attempt(evaluation)
     (evaluation / "verdict.json").write_text('{"verdict": "prom')
     with pytest.raises(DataError, match="is damaged"):

@@ -1,0 +1,272 @@
+"""What one step writes for the next: one frozen type, one reader and one writer for each file.
+
+Each file is valid JSON with the number of its schema under `schema`. A file without this number was written before
+there was one and is still read. Every reader raises a DataError, which names the file and the step to run again, for a
+file that is missing, damaged, incomplete, or of a newer schema. Every writer raises a DataError, which names the value,
+rather than write a number that is not finite.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+
+from bebygan.errors import DataError
+from components.config import Metric, flatten, plain
+
+SCHEMA = 1
+PSNR_CAP = 100.0
+"""dB. The PSNR of two equal images is infinite; measurements count it, and all above, as this value."""
+
+Candidate = Literal["bicubic", "warmup", "challenger", "champion"]
+Means = Mapping[Candidate, Mapping[Metric, float]]
+"""Mean of each metric over the held-out photographs, by candidate."""
+Recommendation = Literal["promote", "keep"]
+Reason = Literal[
+    "unreadable",
+    "not-an-image",
+    "truncated",
+    "huge",
+    "tiny",
+    "16-bit",
+    "grey",
+    "transparent",
+    "rotated",
+    "cmyk",
+    "animated",
+    "palette",
+    "unsupported",
+    "duplicate",
+    "near-duplicate",
+]
+"""Why a file is quarantined."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A file that is not part of the dataset."""
+
+    file: str
+    """Name relative to the source."""
+    reason: Reason
+    detail: str
+    """One line on what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result of the examination of a training."""
+
+    healthy: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether a challenger should become champion, and how that was found."""
+
+    verdict: Recommendation
+    reasons: tuple[str, ...]
+    """One sentence per threshold, each beginning with "passed: " or "failed: "."""
+    model: str
+    """Registered model of the champion."""
+    champion: str | None
+    """Version of the champion that the challenger was compared with; None if there was none."""
+    challenger_sha256: str
+    """Of the challenger's generator.safetensors."""
+    protocol: Mapping[str, str]
+    """How each metric was measured."""
+    health: tuple[Finding, ...] = ()
+    provenance: Mapping[str, str]
+    """See `components.tracking.provenance`."""
+
+    @property
+    def data_version(self) -> str:
+        """Data version of the photographs."""
+        return self.provenance.get("data_version", "unknown")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """The version that a challenger became, and the aliases afterwards."""
+
+    model: str
+    version: str
+    """Of the challenger."""
+    verdict: Recommendation
+    champion: str | None
+    """Version that now holds the alias champion."""
+    previous: str | None
+    """Version that held it before, to go back to."""
+    weights_sha256: str
+
+
+def capped(metric: Metric, value: float) -> float:
+    """Return a measured value; a PSNR is at most PSNR_CAP."""
+    return min(value, PSNR_CAP) if metric in ("psnr_y", "lr_psnr") else value
+
+
+def _row(row: dict[Metric, float]) -> dict[Metric, float]:
+    if missing := [metric for metric in get_args(Metric) if metric not in row]:
+        raise ValueError(f"has no {' and no '.join(missing)}")
+    # The version before wrote the PSNR of equal images as Infinity.
+    row = {metric: capped(metric, value) for metric, value in row.items()}
+    if wrong := [f"{metric} = {value}" for metric, value in row.items() if not math.isfinite(value)]:
+        raise ValueError(f"has {' and '.join(wrong)}")
+    return row
+
+
+def _compared(means: dict[Candidate, Any]) -> dict[Candidate, Any]:
+    if "challenger" not in means:
+        raise ValueError("has no challenger")
+    return means
+
+
+def _logged(entry: dict[str, float]) -> dict[str, float]:
+    if "iteration" not in entry:
+        raise ValueError("has no iteration")
+    return {name: value for name, value in entry.items() if math.isfinite(value)}
+
+
+_Table = Annotated[dict[Candidate, Annotated[dict[Metric, float], AfterValidator(_row)]], AfterValidator(_compared)]
+_Entry = Annotated[dict[str, int | float], AfterValidator(_logged)]
+
+
+@dataclass(frozen=True)
+class _MadeFrom:
+    data_version: str
+
+
+@dataclass(frozen=True)
+class _Patches:
+    made_from: _MadeFrom
+
+
+@dataclass(frozen=True)
+class _Quarantine:
+    files: tuple[Quarantined, ...]
+
+
+def _write(path: Path, values: Mapping[Any, Any]) -> None:
+    for name, value in flatten(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"{path.name} cannot hold {name} = {value}: every number in it must be finite")
+    path.write_text(json.dumps({"schema": SCHEMA, **values}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _content(path: Path, step: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path.parent} holds no {path.name}: run {step} first") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise DataError(f"cannot read {path} ({reason}): run {step} again") from error
+
+
+def _parsed(text: str, path: Path, step: str, line: int = 0) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = line or getattr(error, "lineno", 1)
+        raise DataError(f"{path} is damaged (line {line} is not JSON): run {step} again") from error
+
+
+def _validated(kind: Any, values: Any, path: Path, step: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+        if fault["type"] == "missing":
+            told = f"{name} is missing"
+        elif fault["type"] == "value_error":
+            told = f"{name} {fault['ctx']['error']}".strip()
+        else:
+            told = f"{name} is {str(fault['input'])[:80]!r}"
+        raise DataError(f"{path} is damaged ({told}): run {step} again") from error
+
+
+def _read(kind: type[T], path: Path, step: str) -> T:
+    values = _parsed(_content(path, step), path, step)
+    if isinstance(values, list) and kind is _Quarantine:
+        # The version before wrote the list alone.
+        values = {"files": values}
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is damaged (it holds no JSON object): run {step} again")
+    schema = values.pop("schema", 0)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise DataError(
+            f"{path} has schema {str(schema)[:80]}, this version of bebygan reads up to {SCHEMA}: install the version "
+            f"that wrote it, or run {step} again"
+        )
+    found: T = _validated(kind, values, path, step)
+    return found
+
+
+def write_verdict(folder: Path, verdict: Verdict) -> None:
+    """Write verdict.json."""
+    _write(folder / "verdict.json", plain(verdict))
+
+
+def read_verdict(folder: Path) -> Verdict:
+    """Read verdict.json from the folder that evaluate wrote."""
+    return _read(Verdict, folder / "verdict.json", "evaluate")
+
+
+def write_means(folder: Path, means: Means) -> None:
+    """Write metrics.json, {candidate: {metric: mean}}, which `dvc metrics` reads too."""
+    _write(folder / "metrics.json", means)
+
+
+def read_means(folder: Path) -> Means:
+    """Read metrics.json from the folder that evaluate wrote; an infinite PSNR is read as PSNR_CAP."""
+    return _read(_Table, folder / "metrics.json", "evaluate")
+
+
+def write_registration(folder: Path, registration: Registration) -> None:
+    """Write registration.json."""
+    _write(folder / "registration.json", plain(registration))
+
+
+def read_registration(folder: Path) -> Registration:
+    """Read registration.json from the folder that register wrote."""
+    return _read(Registration, folder / "registration.json", "register")
+
+
+def write_quarantine(folder: Path, files: Sequence[Quarantined]) -> None:
+    """Write quarantine.json."""
+    _write(folder / "quarantine.json", plain(_Quarantine(tuple(files))))
+
+
+def read_quarantine(folder: Path) -> tuple[Quarantined, ...]:
+    """Read quarantine.json from a folder that ingest wrote."""
+    return _read(_Quarantine, folder / "quarantine.json", "ingest").files
+
+
+def photographs_version(patches: Path) -> str:
+    """Return the data version of the photographs that a folder of patches was made from."""
+    return _read(_Patches, patches / "patches.json", "patches").made_from.data_version
+
+
+def write_history(folder: Path, entries: Iterable[dict[str, float]]) -> None:
+    """Write history.jsonl, one line per logged iteration; values that are not finite are left out."""
+    lines = (json.dumps(_logged(entry), allow_nan=False) + "\n" for entry in entries)
+    (folder / "history.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """Read the values that a training step logged, oldest first; none if there is no history.jsonl."""
+    path = folder / "history.jsonl"
+    if not path.exists():
+        return []
+    lines = enumerate(_content(path, "train").splitlines(), start=1)
+    entries: list[dict[str, float]] = _validated(
+        list[_Entry], [_parsed(line, path, "train", number) for number, line in lines], path, "train"
+    )
+    return entries
