@@ -8,7 +8,6 @@ is your own.
 This uses `kfp_server_api`, the generated client below kfp's: kfp's own client sets no time limit for a request.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_befo
 from urllib3.exceptions import HTTPError
 
 from bebygan.errors import ConfigError, ServiceError
+from pipelines.kubeflow.requests import CompiledPipeline, DeclaredSchedule, RunRequest
 
 INSIDE_A_CLUSTER = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -35,8 +35,6 @@ RUN_LABEL = "pipeline/runid"
 """Label of every pod of a run; Kubeflow sets it."""
 TASK_LABEL = "bebygan/task"
 """Label of every pod that does a task's work: the task's name."""
-SERVICE_ACCOUNT = "bebygan-retrain"
-"""Kubernetes service account of the pods of a run."""
 _TOKEN_FILE = Path("/var/run/secrets/kubeflow/pipelines/token")
 _ALIVE = ("RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "CANCELING", "PAUSED")
 _PAGE = 200
@@ -80,7 +78,7 @@ class RecurringRun:
     parameters: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Task:
     """A task of a run, or a node that Kubeflow adds for its own work."""
 
@@ -106,95 +104,26 @@ class Run:
         return self.state in _ALIVE
 
 
-@dataclass(frozen=True)
-class CompiledPipeline:
-    """A pipeline as Kubeflow reads it."""
-
-    name: str
-    content: bytes
-    """YAML."""
-
-    @cached_property
-    def version(self) -> str:
-        """Name of this version, at most 63 characters: the same for the same content, another one for other content."""
-        return f"{self.name}-{hashlib.sha256(self.content).hexdigest()[:16]}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRequest:
-    """What a run is to do."""
-
-    name: str
-    """Shown to people; need not be unique."""
-    pipeline: CompiledPipeline
-    """Uploaded if this version does not exist on the server."""
-    parameters: Mapping[str, str]
-    """Inputs of the pipeline."""
-    experiment: str
-    """Name of Kubeflow's experiment; created if it does not exist."""
-    service_account: str = SERVICE_ACCOUNT
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeclaredSchedule(RunRequest):
-    """What a recurring run is to do."""
-
-    paused: bool
-    cron: str | None
-    """Six fields; None if `interval` is given."""
-    interval: int | None
-    """Seconds from one run to the next; None if `cron` is given."""
-    concurrency: int
-    """How many runs can be under way at once, 1 to 10."""
-    catchup: bool
-    """Whether runs that were missed are made up for."""
-
-    @cached_property
-    def specification(self) -> str:
-        """SHA-256 over all of it but the name and `paused`, which can be changed in place."""
-        content = {
-            "version": self.pipeline.version,
-            "parameters": dict(self.parameters),
-            "experiment": self.experiment,
-            "trigger": [self.cron, self.interval],
-            "concurrency": self.concurrency,
-            "catchup": self.catchup,
-            "service_account": self.service_account,
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def trigger(self) -> str:
-        """When it starts, as `RecurringRun.trigger`."""
-        return self.cron or f"every {self.interval} s"
-
-
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())[:300]
 
 
-def _message(body: str | bytes | None) -> str:
-    """Return the message in the body of an error."""
-    text = body.decode(errors="replace") if isinstance(body, bytes) else body or ""
+def _message(error: api.ApiException) -> str:
+    """Return the server's message, else the body of its answer."""
     try:
-        content = json.loads(text)
-    except ValueError:
-        content = None
-    if isinstance(content, dict):
-        text = next((content[key] for key in ("message", "error_message", "error") if content.get(key)), text)
-    return _one_line(text)
+        return _one_line(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return _one_line(error.body or error.reason)
 
 
 def reason_of(error: BaseException) -> str:
     """Return the operating system's reason for a failed connection, if there is one behind the error."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return _one_line(cause.strerror)
         if isinstance(cause, TimeoutError):
             return "no answer in time"
-        if isinstance(cause, ConnectionError):
-            return _one_line(cause)
+        if isinstance(cause, OSError) and (cause.strerror or isinstance(cause, ConnectionError)):
+            return _one_line(cause.strerror or cause)
         # urllib3 keeps some causes among the arguments.
         inner = next((each for each in cause.args if isinstance(each, BaseException)), None)
         cause = cause.__cause__ or cause.__context__ or inner
@@ -206,7 +135,7 @@ def _errors(doing: str, host: str) -> Iterator[None]:
     try:
         yield
     except api.ApiException as error:
-        cause = f"{error.status} {_message(error.body) or error.reason}"
+        cause = f"{error.status} {_message(error)}"
         advice = _ADVICE.get(error.status, "see the log of its deployment ml-pipeline and try again")
         raise ServiceError(f"{doing} failed at Kubeflow's {host} ({cause}): {advice}") from error
     except (HTTPError, OSError) as error:
@@ -226,17 +155,17 @@ def status_of(error: BaseException) -> int:
 
 def _filter(**equals: str | tuple[str, ...]) -> str:
     """Write a filter in the API's language; a tuple stands for any of its members."""
-    predicates: list[dict[str, Any]] = [
-        {"operation": "IN", "key": key, "string_values": {"values": value}}
-        if isinstance(value, tuple)
-        else {"operation": "EQUALS", "key": key, "string_value": value}
-        for key, value in equals.items()
-    ]
-    return json.dumps({"predicates": predicates})
+    predicates: list[dict[str, Any]] = []
+    for key, value in equals.items():
+        condition = {"string_values": {"values": value}} if isinstance(value, tuple) else {"string_value": value}
+        operation = "IN" if isinstance(value, tuple) else "EQUALS"
+        predicates.append({"operation": operation, "key": key, **condition})
+    return json.dumps({"predicates": predicates}) if predicates else ""
 
 
 def _parse_recurring_run(found: Any) -> RecurringRun:
-    cron, periodic = found.trigger.cron_schedule, found.trigger.periodic_schedule
+    trigger = found.trigger or api.V2beta1Trigger()
+    cron, periodic = trigger.cron_schedule, trigger.periodic_schedule
     return RecurringRun(
         id=found.recurring_run_id,
         name=found.display_name,
@@ -259,7 +188,7 @@ def _parse_run(found: Any) -> Run:
         error=error(found),
         created_at=found.created_at,
         tasks=tuple(
-            Task(name=task.display_name or "", state=task.state or _ALIVE[0], error=error(task))
+            Task(task.display_name or "", task.state or _ALIVE[0], error(task))
             for task in (found.run_details and found.run_details.task_details) or ()
         ),
     )
@@ -352,8 +281,7 @@ class Kubeflow:
 
     def upload(self, pipeline: CompiledPipeline) -> tuple[str, str]:
         """Return the ids of a pipeline and of its version, created if they do not exist."""
-        service = api.PipelineServiceApi(self._connection)
-        name = pipeline.name
+        service, name = api.PipelineServiceApi(self._connection), pipeline.name
         body = api.V2beta1Pipeline(name=name, display_name=name, namespace=self.namespace or None)
         find = partial(service.pipeline_service_list_pipelines, namespace=self.namespace)
         pipeline_id = self._ensure("pipeline", name, find, partial(service.pipeline_service_create_pipeline, body))
@@ -387,17 +315,15 @@ class Kubeflow:
 
     def create_recurring_run(self, schedule: DeclaredSchedule, description: str) -> str:
         """Create a recurring run, disabled, and return its id."""
-        cron, interval = schedule.cron, str(schedule.interval)
-        trigger = (
-            api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron))
-            if cron
-            else api.V2beta1Trigger(periodic_schedule=api.V2beta1PeriodicSchedule(interval_second=interval))
-        )
+        cron, interval = schedule.cron, schedule.interval
         body = api.V2beta1RecurringRun(
             **self._fields(schedule, description),
             namespace=self.namespace or None,
             mode="DISABLE",
-            trigger=trigger,
+            trigger=api.V2beta1Trigger(
+                cron_schedule=api.V2beta1CronSchedule(cron=cron) if cron else None,
+                periodic_schedule=api.V2beta1PeriodicSchedule(interval_second=str(interval)) if interval else None,
+            ),
             max_concurrency=str(schedule.concurrency),
             no_catchup=not schedule.catchup,
         )
@@ -432,9 +358,7 @@ class Kubeflow:
     def runs(self, **equals: str | tuple[str, ...]) -> Iterator[Run]:
         """Yield the runs of the namespace whose fields have these values, or one of a tuple's; newest first."""
         call = self._run_service.run_service_list_runs
-        named = {"namespace": self.namespace, "sort_by": "created_at desc"} | (
-            {"filter": _filter(**equals)} if equals else {}
-        )
+        named = {"namespace": self.namespace, "sort_by": "created_at desc", "filter": _filter(**equals)}
         return map(_parse_run, self._pages("listing the runs", call, "runs", **named))
 
     def alive_runs(self, recurring_run: str) -> list[Run]:
@@ -444,8 +368,8 @@ class Kubeflow:
     def create_run(self, request: RunRequest, description: str) -> str:
         """Start a run and return its id."""
         body = api.V2beta1Run(**self._fields(request, description))
-        create = self._run_service.run_service_create_run
-        return str(self._ask(f"starting {request.name}", create, body, repeatable=False).run_id)
+        call = self._run_service.run_service_create_run
+        return str(self._ask(f"starting {request.name}", call, body, repeatable=False).run_id)
 
     def run(self, run: str) -> Run:
         """Return a run with its tasks."""
@@ -464,11 +388,10 @@ def connect(patience: Patience = Patience()) -> Kubeflow:
         ServiceError: the server is unreachable or refuses.
     """
     host = os.environ.get("KFP_HOST") or os.environ.get("KF_PIPELINES_ENDPOINT") or INSIDE_A_CLUSTER
-    token = os.environ.get("KFP_TOKEN")
+    token, authority = os.environ.get("KFP_TOKEN"), os.environ.get("SSL_CERT_FILE")
     file = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH") or _TOKEN_FILE)
     if not token and "KF_PIPELINES_SA_TOKEN_PATH" in os.environ and not file.is_file():
         raise ConfigError(f"there is no token in {file}, which KF_PIPELINES_SA_TOKEN_PATH names")
-    authority = os.environ.get("SSL_CERT_FILE")
     if authority and not Path(authority).is_file():
         raise ConfigError(f"there is no certificate in {authority}, which SSL_CERT_FILE names")
     # It warns of each attempt; our message comes after the last one.

@@ -8,8 +8,9 @@ from tabulate import tabulate
 from bebygan.errors import ConfigError
 from components.job import inputs_of
 from components.progress import say
-from pipelines.kubeflow.client import RunRequest, connect
+from pipelines.kubeflow.client import connect
 from pipelines.kubeflow.compilation import compiled_retrain, retrain_manifests, retrain_yaml, write_pipeline
+from pipelines.kubeflow.requests import RunRequest
 from pipelines.kubeflow.resources import TASKS, load_cluster
 from pipelines.kubeflow.runs import age, wait
 from pipelines.kubeflow.schedule_file import PLACES, declared_schedules, load_schedules, place, storable

@@ -11,7 +11,7 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from bebygan.files import whole_file
 from components.config import Params, load_params
 from components.job import inputs_of
-from pipelines.kubeflow.client import CompiledPipeline
+from pipelines.kubeflow.requests import CompiledPipeline
 from pipelines.kubeflow.resources import Cluster
 from pipelines.retrain import PIPELINE, retrain_on
 

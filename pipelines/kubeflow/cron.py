@@ -1,8 +1,8 @@
 """Cron expressions as Kubeflow's schedules read them: six fields, the first one seconds.
 
-The syntax is that of robfig/cron 1.2, whose parser the API server and the controller of schedules use. It also takes
-five fields, and then reads minutes as seconds: "0 2 * * *" would start a run in each hour. Hence five are refused
-here. Times are those of the controller: UTC, unless its CRON_SCHEDULE_TIMEZONE says otherwise.
+The syntax is that of robfig/cron 1.2, whose parser the API server and the controller of schedules use. It accepts five
+fields too, but reads minutes as seconds: "0 2 * * *" would start a run every hour. So five fields are rejected here.
+Times are in the controller's time zone: UTC, unless its CRON_SCHEDULE_TIMEZONE is set.
 """
 
 import re
@@ -25,7 +25,7 @@ def _number(text: str, names: dict[str, int], field: str) -> int:
     number = names.get(text.lower())
     if number is None and not text.isdecimal():
         known = f" or one of {', '.join(names)}" if names else ""
-        raise ValueError(f"{field}: {text!r} is no number{known}")
+        raise ValueError(f"{field}: {text!r} is not a number{known}")
     return int(text) if number is None else number
 
 
@@ -33,7 +33,7 @@ def _values(text: str, field: str, lowest: int, highest: int, names: dict[str, i
     """Return the values that a field stands for.
 
     Raises:
-        ValueError: says what of it is wrong.
+        ValueError: a part has the wrong syntax or range.
     """
     found: set[int] = set()
     for part in text.split(","):
@@ -59,7 +59,7 @@ def checked(expression: str) -> str:
     """Return a cron expression, its fields separated by one space.
 
     Raises:
-        ValueError: it has not six fields, says which field is wrong and why, or names a day that no month has.
+        ValueError: there are not six fields, one is wrong (it is named), or no month has the day.
     """
     fields = expression.split()
     if len(fields) != len(_FIELDS):

@@ -12,16 +12,8 @@ from kubernetes import client, config  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError, LocationValueError
 
 from bebygan.errors import ConfigError, ServiceError
-from pipelines.kubeflow.client import (
-    NAMESPACE_FILE,
-    RUN_LABEL,
-    TASK_LABEL,
-    Kubeflow,
-    Run,
-    connect,
-    reason_of,
-    status_of,
-)
+from pipelines.kubeflow import client as kfp
+from pipelines.kubeflow.client import RUN_LABEL, TASK_LABEL, Kubeflow, Run, connect, status_of
 from pipelines.kubeflow.runs import through_absence, watch
 
 
@@ -41,7 +33,7 @@ class _Pods:
             cause: Exception = error
             text = f"{error.status} {error.reason}"
         except (HTTPError, OSError) as error:
-            cause, text = error, reason_of(error)
+            cause, text = error, kfp.reason_of(error)
         raise ServiceError(f"{doing} failed at Kubernetes' {self.host}, namespace {self.namespace} ({text})") from cause
 
     def list(self) -> list[client.V1Pod]:
@@ -78,7 +70,7 @@ def _pods(kubeflow: Kubeflow, run_id: str) -> _Pods:
             own = config.list_kube_config_contexts(kubeconfig)[1]["context"].get("namespace")
         except config.ConfigException:
             config.load_incluster_config(settings)
-            own = NAMESPACE_FILE.read_text().strip()
+            own = kfp.NAMESPACE_FILE.read_text().strip()
     except (config.ConfigException, OSError, ValueError, LocationValueError) as error:
         raise ServiceError("the pods cannot be asked for their logs: there is no usable kubeconfig") from error
     settings.retries = False

@@ -12,9 +12,9 @@ from bebygan.errors import ConfigError
 from bebygan.settings import Constraint, Settings
 from components.config import PARAMS_FILE, from_yaml, load_params
 from components.job import inputs_of
-from pipelines.kubeflow.client import DeclaredSchedule
 from pipelines.kubeflow.compilation import compiled_retrain
 from pipelines.kubeflow.cron import checked
+from pipelines.kubeflow.requests import DeclaredSchedule
 from pipelines.kubeflow.resources import VOLUME, Cluster, load_cluster
 
 PLACES = ("source", "remote", "checkpoints", "ledger")

@@ -17,7 +17,8 @@ import yaml
 from bebygan.differences import differences
 from bebygan.errors import ConfigError, ServiceError
 from components.config import flatten
-from pipelines.kubeflow.client import DeclaredSchedule, Kubeflow, RecurringRun
+from pipelines.kubeflow.client import Kubeflow, RecurringRun
+from pipelines.kubeflow.requests import DeclaredSchedule
 
 _ROUNDS = 10
 """Comparisons before giving up because somebody else keeps changing the schedules; four are enough alone."""

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.kubeflow.client import SERVICE_ACCOUNT
 from pipelines.kubeflow.manifests import build, containers
+from pipelines.kubeflow.requests import SERVICE_ACCOUNT
 from pipelines.kubeflow.resources import TASKS, load_cluster
 from tests.infra.manifest_checks import (
     Manifest,

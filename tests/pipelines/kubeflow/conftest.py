@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from kfp import compiler
 
-from pipelines.kubeflow.client import CompiledPipeline, RunRequest
+from pipelines.kubeflow.requests import CompiledPipeline, DeclaredSchedule, RunRequest
 from tests.standins.kubeflow import Standin, connect, greeting, reachable
 
 
@@ -21,6 +21,22 @@ def kubeflow_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     monkeypatch.delenv("BEBYGAN_CONSOLE", raising=False)
     with reachable(monkeypatch) as server:
         yield server
+
+
+@pytest.fixture
+def daily(greeting_pipeline: CompiledPipeline) -> DeclaredSchedule:
+    return DeclaredSchedule(
+        name="daily",
+        pipeline=greeting_pipeline,
+        parameters={"name": "Ada"},
+        experiment="tests",
+        service_account="somebody",
+        paused=False,
+        cron="0 0 2 * * *",
+        interval=None,
+        concurrency=1,
+        catchup=False,
+    )
 
 
 @pytest.fixture

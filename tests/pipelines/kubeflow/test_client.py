@@ -1,51 +1,32 @@
-"""kfp's real client against a stand-in that is as strict as the official models."""
+"""The real generated client against a stand-in that is as strict as the official models."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import kfp_server_api
 import pytest
-from kfp import compiler
 
 from bebygan.errors import ConfigError, ServiceError
 from pipelines.kubeflow import client
-from pipelines.kubeflow.client import CompiledPipeline, DeclaredSchedule, Kubeflow, Patience
-from tests.standins.kubeflow import Standin, connect, greeting, reachable, standin
+from pipelines.kubeflow.client import Kubeflow, Patience
+from pipelines.kubeflow.requests import DeclaredSchedule
+from tests.standins.kubeflow import Standin, connect, standin
 from tests.standins.tls import loopback_certificate
 
 
-@pytest.fixture(scope="session")
-def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("package") / "greeting.yaml"
-    compiler.Compiler().compile(greeting, str(path))
-    return path.read_bytes()
+@pytest.fixture
+def server(kubeflow_server: Standin) -> Standin:
+    return kubeflow_server
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
-    with reachable(monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def job(server: Standin, content: bytes) -> DeclaredSchedule:
+def job(server: Standin, daily: DeclaredSchedule) -> DeclaredSchedule:
     """What a run and a recurring run do."""
     assert connect().host == server.url
-    return DeclaredSchedule(
-        name="daily",
-        pipeline=CompiledPipeline("greeting", content),
-        parameters={"name": "Ada"},
-        experiment="tests",
-        service_account="somebody",
-        paused=False,
-        cron="0 0 2 * * *",
-        interval=None,
-        concurrency=1,
-        catchup=False,
-    )
+    return daily
 
 
 def test_a_recurring_run_is_made_disabled_and_can_be_enabled_disabled_and_deleted(

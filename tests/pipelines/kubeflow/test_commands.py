@@ -3,21 +3,21 @@
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kfp.compiler import Compiler
 
 from components.config import load_params, to_yaml
 from components.job import inputs_of
 from pipelines import cli
 from pipelines.kubeflow import commands, schedule_file
-from pipelines.kubeflow.client import CompiledPipeline, DeclaredSchedule
 from pipelines.kubeflow.compilation import compiled_retrain
+from pipelines.kubeflow.requests import CompiledPipeline, DeclaredSchedule
 from pipelines.kubeflow.resources import Cluster
-from tests.standins.kubeflow import Standin, connect, greeting, reachable
+from tests.standins.kubeflow import Standin, connect, reachable
 
 ROOT = Path(__file__).parents[3]
 DIGEST = "@sha256:" + "0" * 64
@@ -99,23 +99,16 @@ def test_every_schedule_and_submit_start_the_same_version_with_the_parameters_of
 
 @pytest.mark.parametrize("name", ["often", "detect"])
 def test_the_recurring_run_of_a_change_detector_that_an_older_version_applied_is_removed(
-    server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+    server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str], daily: DeclaredSchedule, name: str
 ) -> None:
     """Whether or not the schedule keeps its name: the detector was another pipeline."""
     connected = connect()
-    package = tmp_path / "detect.yaml"
-    Compiler().compile(greeting, str(package))
-    detector = DeclaredSchedule(
+    detector = replace(
+        daily,
         name=name,
-        pipeline=CompiledPipeline("bebygan-detect", package.read_bytes()),
-        parameters={"name": "s3://photographs"},
+        pipeline=replace(daily.pipeline, name="bebygan-detect"),
         experiment="bebygan",
         service_account="bebygan-detect",
-        paused=False,
-        cron="0 */15 * * * *",
-        interval=None,
-        concurrency=1,
-        catchup=False,
     )
     old = connected.create_recurring_run(detector, f"bebygan schedule us/{name} {'0' * 64}")
     connected.change("enable", old)

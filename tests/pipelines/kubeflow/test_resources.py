@@ -18,8 +18,8 @@ from components.config import GROUPS, from_yaml, load_params
 from components.job import params_of
 from components.train.trainjob import TrainJobSettings
 from pipelines import cli
-from pipelines.kubeflow.client import CompiledPipeline
 from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml
+from pipelines.kubeflow.requests import CompiledPipeline
 from pipelines.kubeflow.resources import TASKS, Cluster, Step, amount, load_cluster
 from pipelines.retrain import PIPELINE, retrain
 

@@ -1,54 +1,30 @@
 """Declared schedules and what becomes of them on a stand-in server, through kfp's real client."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kfp import compiler
 
 from bebygan.errors import ConfigError, ServiceError
-from pipelines.kubeflow.client import CompiledPipeline, DeclaredSchedule
+from pipelines.kubeflow.requests import CompiledPipeline, DeclaredSchedule
 from pipelines.kubeflow.schedules import Action, apply, forecast, pause, resume
-from tests.standins.kubeflow import ALIVE, Standin, connect, greeting, reachable
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> CompiledPipeline:
-    path = tmp_path_factory.mktemp("package") / "greeting.yaml"
-    compiler.Compiler().compile(greeting, str(path))
-    return CompiledPipeline("greeting", path.read_bytes())
+from tests.standins.kubeflow import ALIVE, Standin, connect
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
-    with reachable(monkeypatch) as server:
-        # So that nothing but our own care keeps runs alive.
-        server.honours_orphan = False
-        yield server
+def server(kubeflow_server: Standin) -> Standin:
+    # So that nothing but our own care keeps runs alive.
+    kubeflow_server.honours_orphan = False
+    return kubeflow_server
 
 
 @pytest.fixture
-def wanted(package: CompiledPipeline) -> Callable[..., DeclaredSchedule]:
-    def make(name: str, **changes: Any) -> DeclaredSchedule:
-        schedule = DeclaredSchedule(
-            name=name,
-            paused=False,
-            pipeline=package,
-            parameters={"name": "Ada"},
-            experiment="tests",
-            cron="0 0 2 * * *",
-            interval=None,
-            concurrency=1,
-            catchup=False,
-            service_account="somebody",
-        )
-        return replace(schedule, **changes)
-
-    return make
+def wanted(daily: DeclaredSchedule) -> Callable[..., DeclaredSchedule]:
+    return lambda name, **changes: replace(daily, name=name, **changes)
 
 
 def state(server: Standin) -> dict[str, list[tuple[str, str]]]:
@@ -111,12 +87,15 @@ def test_a_hundred_unchanged_schedules_cost_two_requests_in_all(
     ],
 )
 def test_a_changed_schedule_is_replaced_whatever_changed(
-    server: Standin, wanted: Callable[..., DeclaredSchedule], package: CompiledPipeline, change: dict[str, Any]
+    server: Standin,
+    wanted: Callable[..., DeclaredSchedule],
+    greeting_pipeline: CompiledPipeline,
+    change: dict[str, Any],
 ) -> None:
     apply(connect(), "us", [wanted("daily")])
     [old] = server.schedules()["daily"]
     if "pipeline" in change:
-        change = {"pipeline": CompiledPipeline("greeting", package.content + b"# newer\n")}
+        change = {"pipeline": CompiledPipeline("greeting", greeting_pipeline.content + b"# newer\n")}
     apply(connect(), "us", [wanted("daily", **change)])
     [new] = server.schedules()["daily"]
     assert new["recurring_run_id"] != old["recurring_run_id"]
