@@ -57,7 +57,10 @@ def add_params_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
-"""Environment variable: where a failing task leaves its message and exit code, which Kubeflow's local runner drops."""
+"""Environment variable: file with the step of a running task, and with the message and exit code of one that failed.
+
+KFP's local runner drops both. A task removes the file unless it ends with an error of ours or is killed.
+"""
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None:
@@ -81,20 +84,41 @@ def end_quickly() -> None:
 
 
 @contextmanager
-def task(step: str) -> Iterator[None]:
-    """Frame the work of a Kubeflow task, imports included: tell that it begins and how long it took.
+def _failure_file(step: str) -> Iterator[None]:
+    """Keep the file that FAILURE_FILE names, if any, and treat Ctrl-C in the terminal as a request to stop."""
+    if not (path := os.environ.get(FAILURE_FILE)):
+        yield
+        return
+    file = Path(path)
+    file.write_text(json.dumps({"step": step}))
+    previous = signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    except BebyganError as error:
+        file.write_text(json.dumps({"step": step, "message": f"{step}: {error}", "exit_code": error.exit_code}))
+        raise
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    file.unlink(missing_ok=True)
 
-    On an error that a user can act on, end the process with one line and the right exit code.
+
+@contextmanager
+def task(step: str) -> Iterator[None]:
+    """Frame the work of a KFP task, including its imports: report its start and its duration.
+
+    An error that a user can act on ends the process with one line and its exit code.
     """
     _log_to_stderr()
     started = time.monotonic()
     say(f"{step} ...")
     try:
-        yield
+        with _failure_file(step):
+            yield
     except BebyganError as error:
         print(f"error: {step}: {error}", file=sys.stderr)
-        if path := os.environ.get(FAILURE_FILE):
-            Path(path).write_text(json.dumps({"message": f"{step}: {error}", "exit_code": error.exit_code}))
         sys.exit(error.exit_code)
     say(f"{step} done in {time.monotonic() - started:.0f} s")
     end_quickly()

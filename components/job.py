@@ -40,13 +40,18 @@ class Job:
         }
 
 
-def job_here(params: Params, source: str) -> Job:
+def job_here(params: Params, source: str, code: str | None = None) -> Job:
     """Identify photographs, code and starting weights of a run on this machine.
+
+    Args:
+        params: of the run.
+        source: see `Job.source`.
+        code: identifies the code; None takes the hash of the sources here.
 
     Raises:
         DataError, ServiceError: the photographs cannot be listed.
     """
-    digest = hashlib.sha256(code_hash().encode())
+    digest = hashlib.sha256((code or code_hash()).encode())
     weights = Path(params.warmup.weights or "")
     if weights.is_file():
         digest.update(sha256_of(weights).encode())

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -16,7 +17,6 @@ from components.progress import say
 from components.tracking.address import VARIABLE, tracking_uri, without_password
 from components.tracking.registry import champion
 from pipelines.local import run as local
-from pipelines.local.containers import job_in_containers
 
 
 def _where_runs_are_shown(uri: str) -> str:
@@ -39,9 +39,8 @@ def run(options: argparse.Namespace) -> None:
         TemporaryFile(dir=options.workspace).close()
     remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
     ledger = str(options.workspace / "ledger") if options.ledger is None else options.ledger
-    job = job_here(options.params, options.source)
-    if options.containers:
-        job = job_in_containers(job)
+    containers = import_module("pipelines.local.containers") if options.containers else None
+    job = job_here(options.params, options.source, containers.code_of_images() if containers else None)
     model = options.params.evaluate.model_name
     decision = decide(job, force=options.force)
     if decision.action == "skip":
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         remote,
         ledger,
         reason=decision.reason,
-        containers=options.containers,
+        containers=containers,
         network=options.network,
     )
     report = local.publish(outcome, options.workspace)

@@ -1,4 +1,7 @@
-"""Run the pipeline here, through Kubeflow's local runner, as processes of this Python environment or as containers."""
+"""Run the pipeline on this machine with KFP's local runner, as processes or as containers.
+
+KFP takes seconds to import: import this module only to run the pipeline.
+"""
 
 import json
 import logging
@@ -12,19 +15,22 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TextIO
 
 import psutil
+from kfp import local
 
-from bebygan.errors import BebyganError, Preempted
+from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
 from bebygan.files import lock, whole_folder
 from components.artifacts import read_verdict
 from components.cli import FAILURE_FILE
 from components.job import Job, inputs_of
-from components.progress import WATCHER
+from components.progress import WATCHER, say
 from components.stores import absolute
 from components.tracking.client import service_errors
-from components.tracking.runs import PIPELINE, step_run
+from components.tracking.runs import PARENT, PIPELINE, StepRun, step_run
+from pipelines.retrain import retrain
 
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +43,7 @@ _SAME_PACKAGES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind."""
+    """The outputs of a run."""
 
     report: Path
     """Folder that the evaluate step wrote."""
@@ -47,7 +53,7 @@ class Outcome:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables, which the tasks inherit, and put back what was there."""
+    """Set environment variables, which the tasks inherit, and restore the old ones afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -62,9 +68,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 def _ask_processes_to_stop() -> int:
     asked = 0
     for process in psutil.Process().children(recursive=True):
-        # It may end at this moment.
+        # The process may have ended since.
         with suppress(psutil.NoSuchProcess):
-            # A shell between us and the task waits for it, and must live to tell its exit code.
+            # The shell around a task must survive, to return its exit code.
             if not process.children():
                 process.terminate()
                 asked += 1
@@ -73,23 +79,31 @@ def _ask_processes_to_stop() -> int:
 
 @contextmanager
 def _stop_requests_passed_on(ask_to_stop: Callable[[], int]) -> Iterator[Callable[[], bool]]:
-    """Pass SIGTERM on to the running task, whose end then ends the run, and yield whether it came.
+    """Pass SIGTERM and Ctrl-C on to the running task, whose end ends the run; a second Ctrl-C ends it at once.
 
     Args:
-        ask_to_stop: asks the running task, and returns how many there were.
+        ask_to_stop: asks the running tasks to stop and returns how many there are.
+
+    Yields:
+        Function that returns whether a request came.
     """
     requested = threading.Event()
 
-    def pass_on(*_: object) -> None:
+    def pass_on(number: int, _: object) -> None:
+        if number == signal.SIGINT and requested.is_set():
+            raise KeyboardInterrupt
+        if not requested.is_set():
+            say("stopping: finished steps are kept, a training saves a checkpoint; run again to continue")
         requested.set()
         if not ask_to_stop():
-            # No task runs yet, or no more: the next one will be asked.
+            # Between two tasks: ask the next one.
             signal.alarm(1)
 
     if threading.current_thread() is not threading.main_thread():
         yield requested.is_set
         return
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGALRM)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    previous = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield requested.is_set
     finally:
@@ -100,9 +114,9 @@ def _stop_requests_passed_on(ask_to_stop: Callable[[], int]) -> Iterator[Callabl
 
 @contextmanager
 def _watcher(scratch: Path, *, containers: bool) -> Iterator[str]:
-    """Yield a path that tasks write to what is meant for a person: it comes out of our standard error.
+    """Yield a path whose lines appear on our standard error: tasks write there what a person should see.
 
-    The runner pipes what tasks print into its own log, and gives them no other open file. Containers see no terminal.
+    The runner redirects the output of tasks to its log and passes no other open file. Containers see no terminal.
     """
     if sys.stderr.isatty() and not containers:
         yield os.ttyname(sys.stderr.fileno())
@@ -117,7 +131,7 @@ def _watcher(scratch: Path, *, containers: bool) -> Iterator[str]:
 
     reader = threading.Thread(target=copy, daemon=True)
     reader.start()
-    # Our own end keeps the pipe open from the first task to the last.
+    # Our own writer keeps the pipe open between two tasks.
     try:
         with path.open("w"):
             yield str(path)
@@ -126,20 +140,48 @@ def _watcher(scratch: Path, *, containers: bool) -> Iterator[str]:
 
 
 def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
-    """Return what the failed task left for us; where it left nothing, it met a bug, and its log tells."""
-    if not path.exists():
-        if stopped:
-            return Preempted("stopped on request; run again to go on")
-        return RuntimeError(f"a step failed unexpectedly; the end of {log} says how")
-    failure = json.loads(path.read_text())
-    kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}
-    return kinds[failure["exit_code"]](failure["message"])
+    """Return the error of the failed task.
+
+    Args:
+        path: see `components.cli.FAILURE_FILE`; missing or empty if the task met a bug.
+        log: the log of the run, with the traceback of a bug.
+        stopped: whether the run was asked to stop.
+    """
+    failure = json.loads((path.read_text() if path.exists() else "") or "{}")
+    if "exit_code" in failure:
+        kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}
+        return kinds[failure["exit_code"]](failure["message"])
+    if stopped:
+        return Preempted("stopped on request; run again to continue")
+    step, limit = failure.get("step"), Path(f"{path}.memory")
+    if step and limit.exists():
+        return ConfigError(
+            f"{step} ran out of memory ({int(limit.read_text()) >> 20} MiB): lower its batch, crop or shards"
+        )
+    if step:
+        # As after a stop request, the same command continues from what is saved.
+        return Preempted(
+            f"{step} was killed, perhaps because memory ran out (SIGKILL): run again; finished steps are kept, a "
+            "training continues from its last checkpoint"
+        )
+    return RuntimeError(f"a step failed unexpectedly; the end of {log} shows how")
+
+
+def _end_runs_of_killed_tasks(parent: StepRun) -> None:
+    wanted = f"tags.`{PARENT}` = '{parent.run_id}' and attributes.status = 'RUNNING'"
+    try:
+        with service_errors("ending the runs of killed tasks"):
+            experiment = parent.client.get_run(parent.run_id).info.experiment_id
+            for run in parent.client.search_runs([experiment], wanted):
+                parent.client.set_terminated(run.info.run_id, "KILLED")
+    except ServiceError as error:
+        _log.warning("warning: %s", error)
 
 
 @contextmanager
 def _log_of_this_run(path: Path) -> Iterator[TextIO]:
-    """Yield the log, empty unless another run under way writes to it: each holds a lock on it."""
-    # NFS shares a lock only with who may read.
+    """Yield the log, emptied unless another run writes to it: each holds a lock on it."""
+    # NFS grants a shared lock only on files opened for reading.
     with path.open("a+") as log:
         if lock(log):
             log.truncate(0)
@@ -148,11 +190,11 @@ def _log_of_this_run(path: Path) -> Iterator[TextIO]:
 
 
 def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
-    """Remove what earlier runs left and this one did not take from the cache: else the disk fills, run by run.
+    """Remove outputs of earlier runs that this one did not take from the cache, so that the disk does not fill up.
 
     Args:
-        outputs_of_tasks: a folder for each run, and in it one for each task.
-        used: folders of tasks that stay.
+        outputs_of_tasks: contains a folder per run, which contains a folder per task.
+        used: folders of tasks to keep.
     """
     for run_folder in outputs_of_tasks.iterdir():
         try:
@@ -162,7 +204,7 @@ def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
             if not any(run_folder.iterdir()):
                 run_folder.rmdir()
         except OSError as error:
-            _log.warning("warning: what an earlier run left in %s cannot be removed: %s", run_folder, error.strerror)
+            _log.warning("warning: cannot remove outputs of an earlier run in %s: %s", run_folder, error.strerror)
 
 
 def run(
@@ -172,44 +214,38 @@ def run(
     ledger: str,
     *,
     reason: str,
-    containers: bool = False,
+    containers: ModuleType | None = None,
     network: str | None = None,
 ) -> Outcome:
     """Run all steps of a job, tracked as one parent run in MLflow.
 
-    A run that ends well removes from the workspace what earlier ones left there and it did not use, unless another run
-    is under way.
+    A successful run removes outputs of earlier runs that it did not use, unless another run is in progress.
 
     Args:
         job: what to run.
-        workspace: existing folder for the steps' outputs, caches and checkpoints.
-        remote: DVC remote that the data version is pushed to; empty to push nowhere.
-        ledger: folder or s3:// prefix where each move of the champion is entered; empty for none.
-        reason: why; logged.
-        containers: whether each task gets a container of its own, rather than a process.
-        network: that containers are in; None for the least that will do.
+        workspace: existing folder for outputs, caches and checkpoints.
+        remote: DVC remote that the data version is pushed to; empty for none.
+        ledger: folder or s3:// prefix that records each change of the champion; empty for none.
+        reason: why the run starts; logged.
+        containers: `pipelines.local.containers` to run each task in a container; None runs processes.
+        network: network of the containers; None for the least that is needed.
 
     Raises:
         BebyganError: the one that a step failed with.
-        RuntimeError: a step met a bug; says where its log is.
+        RuntimeError: a step failed unexpectedly; names its log.
     """
-    # Kubeflow takes seconds to import: not before it is needed.
-    from kfp import local  # noqa: PLC0415
-
-    from pipelines.local.containers import ask_containers_to_stop, in_containers  # noqa: PLC0415
-    from pipelines.retrain import retrain  # noqa: PLC0415
-
     workspace = workspace.resolve()
     remote, ledger = absolute(remote), absolute(ledger)
     log, outputs_of_tasks = workspace / "run.log", workspace / "pipeline"
-    # A Docker engine would make it root's.
+    # Created by a Docker engine, it would belong to root.
     outputs_of_tasks.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _watcher(Path(scratch), containers=containers) as watcher,
+        _watcher(Path(scratch), containers=containers is not None) as watcher,
         step_run(PIPELINE, job.params, tags={**job.tags, "reason": reason}) as parent,
     ):
         failure = Path(scratch) / "failure.json"
+        ask_to_stop = containers.ask_containers_to_stop if containers else _ask_processes_to_stop
         inherited = {
             "BEBYGAN_PARENT_RUN": parent.run_id,
             FAILURE_FILE: str(failure),
@@ -218,10 +254,10 @@ def run(
         }
         with (
             _environment(inherited),
-            _stop_requests_passed_on(ask_containers_to_stop if containers else _ask_processes_to_stop) as stopped,
+            _stop_requests_passed_on(ask_to_stop) as stopped,
             _log_of_this_run(log) as lines,
             redirect_stdout(lines),
-            in_containers(job, [workspace, Path(scratch)], [remote, ledger], network)
+            containers.in_containers(job, [workspace, Path(scratch)], [remote, ledger], network)
             if containers
             else nullcontext(local.SubprocessRunner(use_venv=False)) as runner,
         ):
@@ -232,7 +268,9 @@ def run(
                 enable_caching=True,
                 cache_root=str(workspace / "cache"),
             )
-            try:
+            finished = None
+            # KFP says which task failed, the task itself says why.
+            with suppress(RuntimeError):
                 finished = retrain(
                     source=job.source,
                     source_version=job.source_version,
@@ -242,11 +280,12 @@ def run(
                     checkpoints=str(workspace / "checkpoints"),
                     **inputs_of(job.params),
                 )
-            except RuntimeError as error:
-                raise _failure_of_task(failure, log, stopped=stopped()) from error
+            # KFP may take a failed container for a success: see `pipelines.local.containers`.
+            if finished is None or failure.exists():
+                _end_runs_of_killed_tasks(parent)
+                raise _failure_of_task(failure, log, stopped=stopped())
             outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
             if lock(lines):
-                # No other run is under way.
                 _remove_unused(outputs_of_tasks, {path.parent for path in outputs.values()})
         verdict = read_verdict(outputs["evaluation"])
         with service_errors("tagging the run"):
@@ -255,7 +294,7 @@ def run(
 
 
 def publish(outcome: Outcome, workspace: Path) -> Path:
-    """Copy the report of a run to where the newest one is always found, and return its page."""
+    """Replace the newest report in the workspace by that of a run, and return its page."""
     target = workspace / "report"
     with whole_folder(target) as folder:
         shutil.copytree(outcome.report, folder, dirs_exist_ok=True)

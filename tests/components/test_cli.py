@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from bebygan.errors import (
     WeightsError,
 )
 from components import progress
-from components.cli import EXIT_CODES, FAILURE_FILE, report_errors, run_step, step_parser, task
+from components.cli import EXIT_CODES, FAILURE_FILE, report_errors, run_step, step_parser, stoppable, task
 from components.config import Params, load_params
 
 ROOT = Path(__file__).parents[2]
@@ -166,10 +167,30 @@ def test_a_task_that_fails_leaves_its_message_and_code(
     assert end.value.code == kind.exit_code
     assert capsys.readouterr().err == "error: train: weights are gone\n"
     assert json.loads((tmp_path / "failure.json").read_text()) == {
+        "step": "train",
         "message": "train: weights are gone",
         "exit_code": kind.exit_code,
     }
     assert "done" not in watched()
+
+
+def test_a_running_task_leaves_its_step_and_a_finished_one_nothing(
+    watched: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "failure.json"))
+    with task("train"):
+        assert json.loads((tmp_path / "failure.json").read_text()) == {"step": "train"}
+    assert not (tmp_path / "failure.json").exists()
+    assert watched().startswith("train ...\ntrain done")
+
+
+@pytest.mark.usefixtures("watched")
+def test_ctrl_c_asks_a_task_of_a_local_run_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "failure.json"))
+    with pytest.raises(SystemExit) as end, task("train"), stoppable("stopped on request"):
+        signal.raise_signal(signal.SIGINT)
+    assert end.value.code == 75
+    assert json.loads((tmp_path / "failure.json").read_text())["message"] == "train: stopped on request"
 
 
 def test_a_task_on_a_cluster_ends_with_the_code_alone(

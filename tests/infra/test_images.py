@@ -1,7 +1,6 @@
 """The images as a Docker engine builds them, and the whole pipeline in containers of them."""
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -12,17 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import docker
 import pytest
+from kfp import dsl, local
 from mlflow import MlflowClient
 
 from bebygan.errors import ConfigError
+from components.cli import FAILURE_FILE
 from components.config import load_params
 from components.job import Job
 from components.tracking.provenance import code_hash
-from pipelines.local.containers import _run_to_its_end, in_containers
+from pipelines.local.containers import in_containers
+from pipelines.local.run import _failure_of_task
 from tests.infra.conftest import ROOT
 from tests.system.conftest import Finished, new_project, run, start  # noqa: F401 - a fixture
 
@@ -246,13 +249,46 @@ def test_a_step_that_refuses_ends_the_run_with_its_line_and_its_code(
     assert line in done.err
 
 
+@pytest.fixture
+def failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that a task leaves unless it succeeds."""
+    (tmp_path / "workspace").mkdir()
+    path = tmp_path / "workspace" / "failure.json"
+    monkeypatch.setenv(FAILURE_FILE, str(path))
+    monkeypatch.setenv("BEBYGAN_PARENT_RUN", "a-run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/workspace/mlflow.db")
+    return path
+
+
+def run_task(component: Callable[[], object], workspace: Path) -> bool:
+    """Run a component in a container, as the pipeline does; return whether KFP takes it for a success."""
+    job = Job(load_params(ROOT / "params.yaml", []), "data/sample", "1", "1")
+    with in_containers(job, [workspace], [], None) as runner:
+        local.init(runner, pipeline_root=str(workspace / "pipeline"))
+        try:
+            component()
+        except RuntimeError:
+            return False
+    return True
+
+
 @pytest.mark.parametrize("step", LIMITS)
-def test_a_container_that_fails_at_once_is_never_taken_for_a_success(
-    step: str, engine: docker.DockerClient, images: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever lets the engine remove containers, and asks late, finds none and no exit code."""
+def test_a_container_that_fails_at_once_never_counts_as_a_success(  # noqa: PLR0917
+    step: str, engine: docker.DockerClient, images: dict[str, str], failure: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """KFP takes a container for a success that the engine removed before KFP asks for its exit code."""
+
+    @dsl.component(base_image=images[step], install_kfp_package=False)
+    def fail() -> None:
+        import sys
+
+        print("told")
+        sys.exit(3)
+
     started = engine.containers.run
-    for late in (0.0, 0.0, 0.0, 1.0):
+    taken = []
+    for late in (0.0, 0.0, 20.0):
 
         def run_and_wait(*arguments: Any, late: float = late, **named: Any) -> Any:
             container = started(*arguments, **named)
@@ -260,21 +296,29 @@ def test_a_container_that_fails_at_once_is_never_taken_for_a_success(
             return container
 
         monkeypatch.setattr(type(engine.containers), "run", staticmethod(run_and_wait))
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            code = _run_to_its_end(
-                engine, images[step], ["sh", "-c", "echo told; exit 3"], volumes={}, network_mode="none"
-            )
-        assert (code, printed.getvalue()) == (3, "told\n")
+        taken.append(run_task(fail, failure.parent))
+        assert failure.read_text() == ""
+        assert late or "told" in capsys.readouterr().out
+        failure.unlink()
+    assert taken[-1], "KFP no longer takes it for a success: kubeflow/pipelines#13332 is fixed"
     assert engine.containers.list(all=True) == []
 
 
-def test_a_step_that_wants_more_memory_than_there_is_is_told_so(
-    engine: docker.DockerClient, images: dict[str, str]
+def test_a_step_that_exceeds_its_memory_limit_is_named(
+    engine: docker.DockerClient, images: dict[str, str], failure: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    greedy = ["python3", "-c", "bytes(range(256)) * 10**7", "--function_to_execute", "train"]
-    with pytest.raises(ConfigError, match=r"^train ran out of memory \(64 MiB\): lower its batch"):
-        _run_to_its_end(engine, images["data"], greedy, mem_limit=64 << 20, network_mode="none")
+    @dsl.component(base_image=images["data"], install_kfp_package=False)
+    def greedy() -> None:
+        from components.cli import task
+
+        with task("train"):
+            print(len(bytes(range(256)) * 10**7))
+
+    # Nine tenths are 512 MiB.
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=596523236))
+    assert not run_task(greedy, failure.parent)
+    with pytest.raises(ConfigError, match=r"^train ran out of memory \(512 MiB\): lower its batch"):
+        raise _failure_of_task(failure, Path("run.log"), stopped=False)
     assert engine.containers.list(all=True) == []
 
 
@@ -332,7 +376,7 @@ def test_images_of_other_sources_are_refused(
         file.write("\n# Changed since.\n")
     done = run_in_containers(project)
     assert done.code == 2
-    assert "holds other sources than are here: build it anew by `make images`" in done.err
+    assert "contains other sources than this machine: rebuild it by `make images`" in done.err
     shutil.rmtree(project)
 
 

@@ -42,7 +42,9 @@ class Finished:
     seconds: float
 
 
-def start(project: Path, *command: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    project: Path, *command: str, environment: Mapping[str, str] | None = None, new_session: bool = False
+) -> subprocess.Popen[str]:
     """Start a Python module's command in a project's folder, as a person without a terminal would.
 
     Variables that would change what it does are taken away, those of `environment` are added.
@@ -57,8 +59,9 @@ def start(project: Path, *command: str, environment: Mapping[str, str] | None = 
     variables |= environment or {}
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=project, env=variables, stdout=pipe, stderr=pipe, text=True
-    )
+        [sys.executable, "-m", *command], cwd=project, env=variables, stdout=pipe, stderr=pipe, text=True,
+        start_new_session=new_session,
+    )  # fmt: skip
 
 
 def run(project: Path, *command: str, environment: Mapping[str, str] | None = None) -> Finished:

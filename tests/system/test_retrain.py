@@ -1,13 +1,17 @@
 """The retraining pipeline by its real command, from photographs to a champion, and then again."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -289,12 +293,21 @@ def test_a_bug_in_a_step_says_where_its_traceback_is(
     shutil.rmtree(broken)
 
 
+def _press_ctrl_c(process: "subprocess.Popen[str]") -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def _kill_the_task(process: "subprocess.Popen[str]") -> None:
+    [task] = [each for each in psutil.Process(process.pid).children(recursive=True) if not each.children()]
+    task.kill()
+
+
 def test_a_stopped_run_saves_its_training_and_goes_on_from_there(
     new_project: Callable[[str], Path], first_run: Finished
 ) -> None:
     assert first_run.code == 0
     project = new_project("stopped")
-    command = ("pipelines.cli", "run", "--set", "train.iterations=60")
+    command = ("pipelines.cli", "run", "--set", "train.iterations=120")
     process = start(project, *command)
     checkpoints = project / "workspace" / "checkpoints"
     while not list(checkpoints.glob("train-*/*.checkpoint")) and process.poll() is None:
@@ -304,6 +317,20 @@ def test_a_stopped_run_saves_its_training_and_goes_on_from_there(
 
     assert process.returncode == 75, told
     assert re.search(r"error: train: stopped on request after iteration \d+; run again", told)
+    for stop, said in (
+        (_press_ctrl_c, r"stopping: .*\n(.*\n)*error: train: stopped on request after iteration \d+; run again"),
+        (_kill_the_task, r"error: train was killed, perhaps because memory ran out .*: run again; "),
+    ):
+        process = start(project, *command, new_session=True)
+        before = max(path.stat().st_mtime_ns for path in checkpoints.glob("train-*/*.checkpoint"))
+        while not any(path.stat().st_mtime_ns > before for path in checkpoints.glob("train-*/*.checkpoint")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        stop(process)
+        _, told = process.communicate()
+        assert process.returncode == 75, told
+        assert re.search(said, told)
+        assert {each.info.status for each in runs_of(project)[-2:]} == {"KILLED"}
     again = run(project, *command)
     assert again.code == 0, again.err
     log = (project / "workspace" / "run.log").read_text()

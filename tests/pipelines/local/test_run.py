@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -6,10 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from bebygan.errors import ConfigError, DataError, Preempted
 from bebygan.files import lock
+from components.tracking.client import mlflow_client
+from components.tracking.runs import step_run
 from pipelines import cli
 from pipelines.local import command
-from pipelines.local.run import Outcome, _log_of_this_run, _remove_unused, publish
+from pipelines.local.run import (
+    Outcome,
+    _end_runs_of_killed_tasks,
+    _failure_of_task,
+    _log_of_this_run,
+    _remove_unused,
+    publish,
+)
 
 
 def test_a_run_is_not_alone_while_another_one_is_under_way_in_the_workspace(tmp_path: Path) -> None:
@@ -39,6 +50,68 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("fcntl.flock", refuse)
     with _log_of_this_run(tmp_path / "run.log") as log:
         assert not lock(log)
+
+
+@pytest.mark.parametrize(
+    ("left", "stopped", "kind", "message"),
+    [
+        ({"step": "train", "message": "train: no data", "exit_code": 3}, True, DataError, "train: no data"),
+        ({"step": "train"}, False, Preempted, r"train was killed, perhaps .* \(SIGKILL\): run again; .* checkpoint"),
+        ({"step": "train"}, True, Preempted, "stopped on request; run again to continue"),
+        (None, True, Preempted, "stopped on request; run again to continue"),
+        (None, False, RuntimeError, r"a step failed unexpectedly; the end of run\.log shows how"),
+        ({}, False, RuntimeError, r"a step failed unexpectedly; the end of run\.log shows how"),
+    ],
+)
+def test_what_a_task_left_says_how_it_failed(
+    left: dict[str, object] | None, stopped: bool, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "failure.json"
+    if left is not None:
+        path.write_text(json.dumps(left) if left else "")
+    failure = _failure_of_task(path, Path("run.log"), stopped=stopped)
+    assert type(failure) is kind
+    with pytest.raises(kind, match=f"^{message}"):
+        raise failure
+
+
+def test_a_task_that_exceeded_its_memory_limit_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "failure.json").write_text(json.dumps({"step": "train"}))
+    (tmp_path / "failure.json.memory").write_text(f"{64 << 20}\n")
+    failure = _failure_of_task(tmp_path / "failure.json", Path("run.log"), stopped=False)
+    with pytest.raises(ConfigError, match=r"^train ran out of memory \(64 MiB\): lower its batch, crop or shards$"):
+        raise failure
+
+
+def test_the_runs_of_killed_tasks_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow_client()
+    with step_run("retrain", {}) as parent:
+        tags = {"mlflow.parentRunId": parent.run_id}
+        experiment = client.get_run(parent.run_id).info.experiment_id
+        runs = [client.create_run(experiment, tags=each).info.run_id for each in (tags, tags, {})]
+        client.set_terminated(runs[0], "FINISHED")
+        _end_runs_of_killed_tasks(parent)
+    assert [client.get_run(run).info.status for run in runs] == ["FINISHED", "KILLED", "RUNNING"]
+
+
+def test_ctrl_c_is_answered_at_once_and_stops_the_running_task() -> None:
+    program = """
+import os, signal, threading
+from pipelines.local.run import _stop_requests_passed_on
+with _stop_requests_passed_on(lambda: print("asked", flush=True) or 1) as stopped:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(stopped())
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(10)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "asked\nTrue\ninterrupted\n", done.stderr
+    assert done.stderr == "stopping: finished steps are kept, a training saves a checkpoint; run again to continue\n"
 
 
 def test_a_stop_request_that_comes_between_two_tasks_reaches_the_next_one() -> None:
@@ -75,7 +148,7 @@ with _watcher(folder, containers=False) as watcher, _environment({WATCHER: watch
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
     )
-    assert (done.returncode, done.stderr.count("foreign cannot be removed")) == (0, 1), done.stderr
+    assert (done.returncode, done.stderr.count("cannot remove outputs of an earlier run in ")) == (0, 1), done.stderr
 
 
 def test_the_newest_report_takes_the_place_of_the_last_one_whole(tmp_path: Path) -> None:
@@ -115,5 +188,5 @@ def test_what_was_not_used_is_removed_and_what_cannot_be_is_told(
     assert left == {"first/ingest", "third/evaluate"}
     assert {path.name for path in tmp_path.iterdir()} == {"first", "third", "foreign"}
     assert caplog.messages == [
-        f"warning: what an earlier run left in {tmp_path / 'foreign'} cannot be removed: Not a directory"
+        f"warning: cannot remove outputs of an earlier run in {tmp_path / 'foreign'}: Not a directory"
     ]
