@@ -1,4 +1,4 @@
-"""Kubeflow face of the train step."""
+"""KFP component of the train step."""
 
 from kfp import dsl
 

@@ -1,4 +1,4 @@
-"""Kubeflow face of training on other machines."""
+"""KFP component of training on other machines."""
 
 # ruff: noqa: PLC0415, PLR0917 - a Kubeflow component imports inside its body and takes its inputs by position.
 # mypy: disallow-untyped-decorators=False

@@ -36,14 +36,14 @@ def train(
     Args:
         patches: folder that the patches step wrote.
         warmup: folder that the warm-up step wrote.
-        output: folder, written whole: generator.safetensors (the average), generator_raw.safetensors,
-            discriminator.safetensors where the adversarial loss has a weight, history.jsonl.
+        output: folder, written atomically: generator.safetensors (the average), generator_raw.safetensors,
+            discriminator.safetensors if the adversarial loss has a weight, history.jsonl.
         checkpoints: folder or s3:// prefix for the checkpoints of this and other runs.
         params: of the step.
-        track: is given the logged values.
+        track: receives the logged values.
 
     Raises:
-        WeightsError: the warm-up generator or the perceptual network cannot be had.
+        WeightsError: the warm-up generator or the perceptual network is unavailable.
         ConfigError: the checkpoints belong to another run.
         Preempted, DataError: see `bebygan.training.loop.fit`.
         StorageError: the output cannot be written.
