@@ -9,25 +9,21 @@ pods, get pods/log.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
-from kubernetes import client, config, watch  # type: ignore[import-untyped]
+from kubernetes import client, watch  # type: ignore[import-untyped]
 from kubernetes.client.exceptions import ApiException  # type: ignore[import-untyped]
-from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_exponential
-from urllib3.exceptions import HTTPError, LocationValueError
+from urllib3.exceptions import HTTPError
 
 from bebygan.errors import ConfigError, ServiceError
 from components.train.trainjob import CONTAINER, GROUP, PLURAL, VERSION
 
 RESOURCE = f"{PLURAL}.{GROUP}"
-_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT = (5, 30)
 """Seconds to connect and to answer."""
 _BUSY = {408, 429, 500, 502, 503, 504}
@@ -71,6 +67,12 @@ def _message(error: ApiException) -> str:
         return one_line(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
         return one_line(error.reason)
+
+
+def _by_rbac(error: ApiException) -> bool:
+    """Return whether missing permissions are the reason, not an admission webhook or a quota."""
+    message = _message(error)
+    return bool(error.status == 403) and "admission webhook" not in message and "exceeded quota" not in message
 
 
 @dataclass(frozen=True)
@@ -169,42 +171,35 @@ class ClusterApi:
             return ConfigError(f"{self.host} refuses to {kind.partition(' ')[0]} the TrainJob: {message}")
         return ServiceError(self._no_kubernetes(f"{error.status} {message}"))
 
-    def _trainjob(self, verb: str, *arguments: object, **options: object) -> Any:
+    def _trainjob(self, verb: str, *arguments: object, none_for: set[int], **options: object) -> dict[str, Any] | None:
+        """Return the TrainJob in the answer, or None if its status is one of `none_for`."""
         method = getattr(client.CustomObjectsApi(self.connection), f"{verb}_namespaced_custom_object")
         place = (GROUP, VERSION, self.namespace, PLURAL)
-        return self.ask(f"{verb} {RESOURCE}", lambda: method(*place, *arguments, **options, _request_timeout=_TIMEOUT))
-
-    def create(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the created TrainJob, or None if one of this name exists."""
         try:
-            made: dict[str, Any] = self._trainjob("create", body)
+            found: dict[str, Any] = self.ask(
+                f"{verb} {RESOURCE}", lambda: method(*place, *arguments, **options, _request_timeout=_TIMEOUT)
+            )
         except ApiException as error:
-            if error.status == 409:
+            if error.status in none_for:
                 return None
             raise ServiceError(
                 f"{self.host} has no {RESOURCE}/{VERSION} in namespace {self.namespace} ({_message(error)}): "
                 "install Kubeflow Trainer v2, or correct the namespace"
             ) from error
-        return made
+        return found
+
+    def create(self, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the created TrainJob, or None if one of this name exists."""
+        return self._trainjob("create", body, none_for={409})
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Return the TrainJob, or None if there is none."""
-        try:
-            found: dict[str, Any] = self._trainjob("get", name)
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise
-        return found
+        return self._trainjob("get", name, none_for={404})
 
     def delete(self, name: str, uid: str) -> None:
         """Delete the TrainJob with this uid and wait until it and its pods are gone."""
         options = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=uid), propagation_policy="Foreground")
-        try:
-            self._trainjob("delete", name, body=options)
-        except ApiException as error:
-            if error.status not in (404, 409):
-                raise
+        self._trainjob("delete", name, body=options, none_for={404, 409})
         started = time.monotonic()
         while (found := self.get(name)) and found["metadata"]["uid"] == uid:
             if time.monotonic() - started > self.patience.absence:
@@ -292,39 +287,3 @@ class ClusterApi:
         # A followed log that ends in the middle of a line is requested again.
         if rest and not follow:
             yield rest.decode(errors="replace")
-
-
-def _by_rbac(error: ApiException) -> bool:
-    """Return whether missing permissions are the reason, not an admission webhook or a quota."""
-    message = _message(error)
-    return bool(error.status == 403) and "admission webhook" not in message and "exceeded quota" not in message
-
-
-def connect(namespace: str | None, patience: Patience) -> ClusterApi:
-    """Return the API of the cluster of this pod, or of the kubeconfig.
-
-    Args:
-        namespace: of the TrainJob; None takes the namespace of the pod or of the kubeconfig.
-        patience: see `Patience`.
-
-    Raises:
-        ConfigError: there is no cluster.
-    """
-    settings = client.Configuration()
-    # The library reads the variable only once, when it is imported.
-    kubeconfig = os.environ.get("KUBECONFIG")
-    try:
-        try:
-            config.load_incluster_config(settings)
-            own = _OWN_NAMESPACE.read_text().strip() if _OWN_NAMESPACE.exists() else None
-        except ConfigException:
-            config.load_kube_config(kubeconfig, client_configuration=settings)
-            own = config.list_kube_config_contexts(kubeconfig)[1]["context"].get("namespace")
-    except (ConfigException, OSError, ValueError, LocationValueError) as error:
-        raise ConfigError(
-            f"no cluster to train on: this is not a pod, and the kubeconfig cannot be used ({one_line(error)}); "
-            "set KUBECONFIG"
-        ) from error
-    # `ask` retries; urllib3 would try an address three times before it reports an error.
-    settings.retries = False
-    return ClusterApi(namespace or own or "default", settings.host, client.ApiClient(settings), patience)

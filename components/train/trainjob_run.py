@@ -5,17 +5,47 @@ that it started before. A launcher may end at any time; the TrainJob keeps runni
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+from kubernetes import client, config  # type: ignore[import-untyped]
+from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
+from urllib3.exceptions import LocationValueError
 
 from bebygan.differences import differences
 from bebygan.errors import ConfigError, ServiceError
 from components.cli import stoppable
 from components.config import flatten
-from components.train.cluster_api import PATIENCE, ClusterApi, Patience, connect, one_line
+from components.train.cluster_api import PATIENCE, ClusterApi, Patience, one_line
 from components.train.trainjob import ASKED, TrainJobSpec, manifest
 from components.train.trainjob_log import failure_of, log_of_node_zero
+
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def _connect(namespace: str | None, patience: Patience) -> ClusterApi:
+    """Return the API of the cluster of this pod, or of the kubeconfig."""
+    settings = client.Configuration()
+    # The library reads the variable only once, when it is imported.
+    kubeconfig = os.environ.get("KUBECONFIG")
+    try:
+        try:
+            config.load_incluster_config(settings)
+            own = _OWN_NAMESPACE.read_text().strip() if _OWN_NAMESPACE.exists() else None
+        except ConfigException:
+            config.load_kube_config(kubeconfig, client_configuration=settings)
+            own = config.list_kube_config_contexts(kubeconfig)[1]["context"].get("namespace")
+    except (ConfigException, OSError, ValueError, LocationValueError) as error:
+        raise ConfigError(
+            f"no cluster to train on: this is not a pod, and the kubeconfig cannot be used ({one_line(error)}); "
+            "set KUBECONFIG"
+        ) from error
+    # `ask` retries; urllib3 would try an address three times before it reports an error.
+    settings.retries = False
+    return ClusterApi(namespace or own or "default", settings.host, client.ApiClient(settings), patience)
 
 
 def _condition(trainjob: Mapping[str, Any]) -> Mapping[str, str] | None:
@@ -91,7 +121,7 @@ def run_trainjob(spec: TrainJobSpec, log: Callable[[str], None], patience: Patie
         BebyganError: the one with whose exit code the training ended.
         RuntimeError: the training failed unexpectedly; the traceback is in the log.
     """
-    api = connect(spec.settings.namespace, patience)
+    api = _connect(spec.settings.namespace, patience)
     with stoppable(f"stopped on request; TrainJob {spec.name} keeps running, run again to attach to it"):
         uid = _start(api, spec, log)
         with log_of_node_zero(api, spec.name, log):

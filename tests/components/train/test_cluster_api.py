@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bebygan.errors import ConfigError, ServiceError
-from components.train import cluster_api
+from components.train import trainjob_run
 from components.train.cluster_api import Patience
 from components.train.trainjob_run import run_trainjob
 from tests.components.train.trainings import NAME, Watcher, forbidden, spec
@@ -90,7 +90,7 @@ def test_a_pod_uses_its_own_cluster_account_and_namespace(tmp_path: Path, monkey
     namespace.write_text("team\n")
     monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(token))
     monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(authority))
-    monkeypatch.setattr(cluster_api, "_OWN_NAMESPACE", namespace)
+    monkeypatch.setattr(trainjob_run, "_OWN_NAMESPACE", namespace)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     with ApiServer(certificate) as server, Controllers(server, tmp_path):
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
