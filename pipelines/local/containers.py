@@ -217,9 +217,11 @@ def in_containers(
             )
         finally:
             for container in _containers_of_this_run(running=False):
-                # The engine may be removing it.
+                # The engine may be removing it already.
                 with suppress(APIError):
                     container.remove(force=True)
+                with suppress(APIError, RequestException):
+                    container.wait(condition="removed", timeout=10)
 
 
 def ask_containers_to_stop() -> int:
