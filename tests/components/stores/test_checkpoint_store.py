@@ -93,7 +93,7 @@ def test_another_jobs_folder_is_refused_with_what_differs(tmp_path: Path) -> Non
     assert resumed_from(str(save(str(tmp_path), 3))) == 3
 
 
-def test_beginning_anew_says_what_differs_from_the_newest_job_that_is_there(
+def test_starting_from_the_beginning_logs_what_differs_from_the_newest_other_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for iterations, age in (("7", 100), ("8", 50)):
@@ -152,7 +152,9 @@ def test_what_ended_long_ago_is_removed_from_a_bucket_and_from_here(
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_beginning_anew_in_a_bucket_says_what_differs_too(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_starting_from_the_beginning_in_a_bucket_logs_what_differs_too(
+    prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     other = JOB | {"params.iterations": "8"}
     save(prefix, 1, job=other)
     caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
@@ -201,7 +203,7 @@ def test_a_bucket_gets_what_stays_and_loses_what_need_not(prefix: str, stored: C
     assert stored() == keys(3, 5, 6)
 
 
-def test_a_new_pod_goes_on_from_the_bucket(
+def test_a_new_pod_resumes_from_the_bucket(
     prefix: str, stored: Callable[[], set[str]], new_pod: Callable[[], None]
 ) -> None:
     save(prefix, 1, 2, 3)
@@ -251,7 +253,7 @@ def test_only_the_first_process_asks_the_bucket(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_a_bucket_that_is_away_at_the_start_is_an_error(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+def test_an_unreachable_bucket_at_the_start_is_an_error(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(ServiceError, match="does not answer"), open_checkpoints(f"s3://{bucket}/c", JOB, first=True):
         pass
@@ -317,7 +319,7 @@ def relay(s3_endpoint: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("new_pod")
-def test_a_bucket_that_goes_away_holds_nothing_up_and_gets_all_when_it_is_back(
+def test_an_outage_of_the_bucket_delays_nothing_and_all_is_copied_afterwards(
     prefix: str, relay: Relay, stored: Callable[[], set[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
@@ -354,7 +356,7 @@ def test_a_bucket_that_goes_away_holds_nothing_up_and_gets_all_when_it_is_back(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("new_pod")
-def test_a_process_that_is_asked_to_stop_waits_seconds_and_no_more_for_a_bucket_that_is_away(
+def test_a_process_that_is_asked_to_stop_waits_only_seconds_for_an_unreachable_bucket(
     prefix: str, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     started = 0.0

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bebygan.errors import DataError
+from components.stores.dataset import photographs_of, read_photograph
+
+
+def test_the_rows_of_the_named_splits_are_returned(tmp_path: Path) -> None:
+    pd.DataFrame({"sha256": ["a", "b", "c"], "split": ["train", "test", "validation"]}).to_parquet(
+        tmp_path / "manifest.parquet"
+    )
+    assert list(photographs_of(tmp_path, ("train", "test"))["sha256"]) == ["a", "b"]
+
+
+def test_a_folder_without_a_manifest_is_not_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no manifest\.parquet: run ingest first"):
+        photographs_of(tmp_path, ("train",))
+
+
+def test_a_photograph_is_read_as_rgb_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_photograph(tmp_path / "a.png"), pixels)
+    (tmp_path / "b.png").write_bytes(b"damaged")
+    for name in ("b.png", "missing.png"):
+        with pytest.raises(DataError, match=f"cannot read the photograph .*{name}"):
+            read_photograph(tmp_path / name)
