@@ -26,7 +26,7 @@ from bebygan.files import lock, whole_folder
 from components.artifacts import read_verdict
 from components.cli import FAILURE_FILE
 from components.job import Job, inputs_of
-from components.progress import WATCHER, say
+from components.progress import WATCHER
 from components.stores import absolute
 from components.tracking.client import service_errors
 from components.tracking.runs import PARENT, PIPELINE, StepRun, step_run
@@ -93,7 +93,9 @@ def _stop_requests_passed_on(ask_to_stop: Callable[[], int]) -> Iterator[Callabl
         if number == signal.SIGINT and requested.is_set():
             raise KeyboardInterrupt
         if not requested.is_set():
-            say("stopping: finished steps are kept, a training saves a checkpoint; run again to continue")
+            # Not by `say`, which would keep the pipe of the tasks' messages open.
+            text = "stopping: finished steps are kept, a training saves a checkpoint; run again to continue"
+            print(text, file=sys.stderr, flush=True)
         requested.set()
         if not ask_to_stop():
             # Between two tasks: ask the next one.

@@ -96,11 +96,16 @@ def test_the_runs_of_killed_tasks_are_ended(tmp_path: Path, monkeypatch: pytest.
     assert [client.get_run(run).info.status for run in runs] == ["FINISHED", "KILLED", "RUNNING"]
 
 
-def test_ctrl_c_is_answered_at_once_and_stops_the_running_task() -> None:
+def test_ctrl_c_is_answered_at_once_and_stops_the_running_task(tmp_path: Path) -> None:
     program = """
-import os, signal, threading
-from pipelines.local.run import _stop_requests_passed_on
-with _stop_requests_passed_on(lambda: print("asked", flush=True) or 1) as stopped:
+import os, signal, sys, threading
+from pathlib import Path
+from components.progress import WATCHER
+from pipelines.local.run import _environment, _stop_requests_passed_on, _watcher
+with (
+    _watcher(Path(sys.argv[1]), containers=False) as watcher, _environment({WATCHER: watcher}),
+    _stop_requests_passed_on(lambda: print("asked", flush=True) or 1) as stopped,
+):
     os.kill(os.getpid(), signal.SIGINT)
     print(stopped())
     try:
@@ -109,7 +114,9 @@ with _stop_requests_passed_on(lambda: print("asked", flush=True) or 1) as stoppe
     except KeyboardInterrupt:
         print("interrupted")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.stdout == "asked\nTrue\ninterrupted\n", done.stderr
     assert done.stderr == "stopping: finished steps are kept, a training saves a checkpoint; run again to continue\n"
 
