@@ -11,13 +11,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from bebygan.errors import BebyganError, Preempted
 from components.config import PARAMS_FILE, Params, load_params
-from components.progress import say
+from components.progress import printable, say
 
+FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
+"""Environment variable: file with the step of a running task, and with the message and exit code of one that failed.
+
+KFP's local runner drops both. A task removes the file unless it ends with an error of ours or is killed.
+"""
 EXIT_CODES = """exit codes:
   0 done    1 a bug (traceback)    2 parameters or usage    3 photographs, manifest or patches
   4 bucket, tracker or registry    5 network weights    6 disk full or read-only    75 stopped on request: run again
@@ -26,26 +32,22 @@ EXIT_CODES = """exit codes:
 
 def step_parser(step: str, description: str) -> argparse.ArgumentParser:
     """Return a parser for `python -m components.<step>` that knows --params and --set."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m components.{step}",
-        description=description,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog=f"python -m components.{step}", **_help(description, EXIT_CODES))
     add_params_arguments(parser)
     return parser
 
 
 def add_command(commands: Any, name: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
-    """Add a command to an argparse's subparsers; `text` says what it does, in the list of commands and in its help."""
+    """Add a command to an argparse's subparsers; `text` describes it in the list of commands and in its own help."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        name, help=text, **_help(f"{text[0].upper()}{text[1:]}.", epilog)
     )
     return parser
+
+
+def _help(description: str, epilog: str) -> dict[str, Any]:
+    raw = argparse.RawDescriptionHelpFormatter
+    return {"description": description, "epilog": epilog, "formatter_class": raw}
 
 
 def add_params_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,15 +58,8 @@ def add_params_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
-"""Environment variable: file with the step of a running task, and with the message and exit code of one that failed.
-
-KFP's local runner drops both. A task removes the file unless it ends with an error of ours or is killed.
-"""
-
-
 def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """Add --patches, --output and --checkpoints; `output` says what is written."""
+    """Add --patches, --output and --checkpoints; `output` names what is written."""
     parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
     parser.add_argument("--output", type=Path, required=True, help=f"folder for the {output}")
     parser.add_argument(
@@ -72,14 +67,17 @@ def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None
     )
 
 
-def _log_to_stderr() -> None:
+def _prepare_output() -> None:
+    """Send warnings to stderr, and escape what the encoding of stdout lacks: a message must not fail finished work."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("bebygan", "components", "pipelines"):
         logging.getLogger(ours).setLevel(logging.INFO)
 
 
 def end_quickly() -> None:
-    """Spare a process that is about to end the second that looking through all of torch and mlflow takes."""
+    """Skip the last garbage collection of a process that is about to end: with torch and mlflow it takes a second."""
     gc.freeze()
 
 
@@ -109,16 +107,16 @@ def _failure_file(step: str) -> Iterator[None]:
 def task(step: str) -> Iterator[None]:
     """Frame the work of a KFP task, including its imports: report its start and its duration.
 
-    An error that a user can act on ends the process with one line and its exit code.
+    A `BebyganError` ends the process with one line and the error's exit code.
     """
-    _log_to_stderr()
+    _prepare_output()
     started = time.monotonic()
     say(f"{step} ...")
     try:
         with _failure_file(step):
             yield
     except BebyganError as error:
-        print(f"error: {step}: {error}", file=sys.stderr)
+        print(f"error: {printable(f'{step}: {error}')}", file=sys.stderr)
         sys.exit(error.exit_code)
     say(f"{step} done in {time.monotonic() - started:.0f} s")
     end_quickly()
@@ -126,7 +124,7 @@ def task(step: str) -> Iterator[None]:
 
 @contextmanager
 def stoppable(message: str) -> Iterator[None]:
-    """Let SIGTERM end the body at once with `Preempted(message)`; outside the main thread it changes nothing."""
+    """Let SIGTERM end the body at once with `Preempted(message)`; do nothing outside the main thread."""
 
     def stop(*_: object) -> None:
         raise Preempted(message)
@@ -142,12 +140,12 @@ def stoppable(message: str) -> Iterator[None]:
 
 
 def report_errors(run: Callable[[], None]) -> int:
-    """Call `run` and return the exit code; an error that a user can act on becomes one line on stderr."""
-    _log_to_stderr()
+    """Call `run` and return the exit code; print a `BebyganError` as one line on stderr."""
+    _prepare_output()
     try:
         run()
     except BebyganError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

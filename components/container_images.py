@@ -1,4 +1,4 @@
-"""The two images that tasks run in on this machine's container engine. For a cluster infra/cluster.yaml names them."""
+"""Images of the tasks on this machine's container engine. For a cluster, infra/cluster.yaml names them."""
 
 import os
 

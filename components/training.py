@@ -1,4 +1,4 @@
-"""What the warm-up and the GAN phase have in common around the training loop: job identity, history, progress."""
+"""What warm-up and GAN training share around the training loop: job identity, history, progress."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,13 +26,13 @@ from components.tracking.provenance import code_hash
 from components.tracking.runs import step_run
 
 Track = Callable[[int, Mapping[str, float | Image]], None]
-"""Takes an iteration's number and what is logged of it: values, and pictures."""
+"""Takes an iteration's number and its values and pictures."""
 _PICTURED = 3
-"""Patches that a picture of training shows."""
+"""Patches in a picture of training."""
 
 
 def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -> dict[str, str]:
-    """Return what a training run is made of: a checkpoint is resumed only by the same job.
+    """Return the identity of a training run: only the same job resumes a checkpoint.
 
     Args:
         step: name of the step.
@@ -66,9 +66,9 @@ def tracked_training(step: str, params: Optimisation, data_version: str) -> Iter
         ConfigError, ServiceError: see `bebygan.training.distributed.joined` and `step_run`.
         Preempted: SIGTERM came, or another process was lost.
     """
-    # Not the other way round: a handler is not heard while processes wait for each other to come. Within the loop `fit`
-    # has its own, which first finishes an iteration and saves.
-    with joined(), stoppable("stopped on request; run again to go on from the last checkpoint"):
+    # `joined` first: Python runs no signal handler while processes wait for each other. Within the loop `fit` has its
+    # own handler, which first finishes an iteration and saves.
+    with joined(), stoppable("stopped on request; run again to continue from the last checkpoint"):
         if rank() == 0:
             with step_run(step, params, data_version, machine=True) as track:
                 yield track
@@ -95,13 +95,13 @@ def train_generator(
         step: one iteration.
         checkpoints: folder or s3:// prefix under which each job has its own place; see `open_checkpoints`.
         job: see `job_of`.
-        track: is given the logged values and pictures.
+        track: takes the logged values and pictures.
 
     Raises:
         Preempted, StorageError, DataError, ConfigError: see `bebygan.training.loop.fit`.
-        ServiceError: the bucket for the checkpoints is away, unknown or refuses.
+        ServiceError: the bucket for the checkpoints is unreachable, unknown or refuses.
     """
-    # The splits lie in the same files: to compare them with their checksums once is enough.
+    # Both splits are in the same files: one comparison with the checksums is enough.
     train, validation = (read_patches(patches, split, verify=split == "train") for split in SPLITS)
     device = next(state.generator.parameters()).device
     done = 0
@@ -133,13 +133,13 @@ def train_generator(
 
 
 def write_generator(folder: Path, state: TrainState, params: Optimisation, job: Job) -> None:
-    """Write what a training step delivers: averaged and raw generator, and the logged values.
+    """Write the output of a training step: averaged and raw generator, and the logged values.
 
     Args:
         folder: exists; gets generator.safetensors (the average), generator_raw.safetensors and history.jsonl.
         state: after training.
-        params: of the step; the weights' files name their hash and the seed.
-        job: of which the weights' files name all but the single parameters.
+        params: of the step; the metadata of the weights contain their hash and the seed.
+        job: see `job_of`; the metadata of the weights contain all but the single parameters.
     """
     metadata = {name: text for name, text in job.items() if not name.startswith("params.")}
     metadata |= {"params": hashlib.sha256(to_yaml(params).encode()).hexdigest(), "seed": str(params.seed)}

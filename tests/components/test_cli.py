@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 import re
 import signal
 import subprocess
@@ -213,3 +214,41 @@ def test_a_bug_in_a_task_keeps_its_traceback_and_leaves_no_message(
         raise ZeroDivisionError
     assert not (tmp_path / "failure.json").exists()
     assert watched() == "train ...\n"
+
+
+FORGED = "photographs/a\nerror: all is lost\r\x1b[2J\u202e\udcff.png"
+SHOWN = r"photographs/a\nerror: all is lost\r\x1b[2J\u202e\udcff.png"
+
+
+def test_a_name_in_an_error_forges_no_line_and_steers_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_errors(fail(DataError(f"{FORGED} cannot be read"))) == 3
+    assert capsys.readouterr().err == f"error: {SHOWN} cannot be read\n"
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "failure.json"))
+    with pytest.raises(SystemExit), task("ingest"):
+        raise DataError(FORGED)
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: ingest: {SHOWN}"
+    assert json.loads((tmp_path / "failure.json").read_text())["message"] == f"ingest: {FORGED}"
+
+
+CODE = """
+from components.cli import report_errors, task
+from components.progress import say
+def run():
+    print("champion: 1 \\u2192 2, gr\\xf6\\xdfer")
+    say("\\u6b21")
+with task("register"):
+    run()
+raise SystemExit(report_errors(run))
+"""
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_an_encoding_that_lacks_a_character_fails_no_finished_work(watched: bool, tmp_path: Path) -> None:
+    variables = {**os.environ, "PYTHONIOENCODING": "latin-1", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    variables |= {progress.WATCHER: str(tmp_path / "watched") if watched else "", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, env=variables, capture_output=True, check=False)
+    assert (done.returncode, done.stdout.decode("latin-1")) == (0, "champion: 1 \\u2192 2, größer\n" * 2), done.stderr
+    told = (tmp_path / "watched").read_bytes() if watched else done.stderr
+    assert told.count(rb"\u6b21") == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components import progress as module
-from components.progress import WATCHER, progress, progress_bar, say
+from components.progress import WATCHER, printable, progress, progress_bar, say
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,3 +112,23 @@ def test_without_a_watcher_lines_go_to_standard_error() -> None:
         [sys.executable, "-c", CODE], cwd=ROOT, env=variables, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("", "begin\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("größer 次.png", "größer 次.png"),
+        ("a\nb\tc\rd", r"a\nb\tc\rd"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("gnp.\u202eexe", r"gnp.\u202eexe"),
+        ("\udcff\u2028", r"\udcff\u2028"),
+        (r"already \n escaped", r"already \n escaped"),
+    ],
+)
+def test_what_steers_a_terminal_or_breaks_a_line_is_escaped(
+    text: str, shown: str, watched: Callable[[], list[str]]
+) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+    say(text)
+    assert watched() == [shown]

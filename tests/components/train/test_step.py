@@ -286,7 +286,7 @@ def test_a_stop_request_before_the_first_iteration_ends_with_its_code_too(
 
     monkeypatch.setattr("components.train.step.load_generator", stop)
     before = signal.getsignal(signal.SIGTERM)
-    assert run_main() == (75, "error: stopped on request; run again to go on from the last checkpoint\n")
+    assert run_main() == (75, "error: stopped on request; run again to continue from the last checkpoint\n")
     assert signal.getsignal(signal.SIGTERM) is before
     client = mlflow_client()
     [run] = client.search_runs([each.experiment_id for each in client.search_experiments()])

@@ -1,0 +1,127 @@
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from bebygan.errors import DataError, Preempted
+from bebygan.imaging import Image
+from bebygan.networks.generator import Generator
+from bebygan.networks.naming import load_generator
+from bebygan.settings import GeneratorShape
+from bebygan.training.state import TrainState, new_state
+from bebygan.training.step import warmup_step
+from components.config import WarmupParams, load_params
+from components.tracking.client import mlflow_client
+from components.training import job_of, photographs_version, tracked_training, train_generator, write_generator
+
+ROOT = Path(__file__).parents[2]
+CHANGES = (
+    "iterations=4", "batch=2", "crop=48", "precision=fp32", "channels_last=false", "checkpoint_every=2", "log_every=2",
+    "picture_every=4", "schedule={peak: 1.0e-3, warmup: 2}", "generator={blocks: 1, features: 4, growth: 2}",
+)  # fmt: skip
+Logged = list[tuple[int, Mapping[str, float | Image]]]
+
+
+def tiny(*changes: str) -> WarmupParams:
+    return load_params(ROOT / "params.yaml", [f"warmup.{change}" for change in (*CHANGES, *changes)]).warmup
+
+
+def fresh(params: WarmupParams) -> TrainState:
+    torch.manual_seed(1)
+    return new_state(Generator(GeneratorShape(blocks=1, features=4, growth=2)), None, params, torch.device("cpu"))
+
+
+def trained(patches: Path, checkpoints: Path, params: WarmupParams) -> tuple[TrainState, Logged]:
+    logged: Logged = []
+    state = fresh(params)
+    train_generator(
+        state, patches, params, warmup_step(params), checkpoints=checkpoints, job=job_of("warmup", params, patches, {}),
+        track=lambda iteration, values: logged.append((iteration, values)),
+    )  # fmt: skip
+    return state, logged
+
+
+def test_a_job_names_what_a_training_is_made_of(patches: Path) -> None:
+    job = job_of("warmup", tiny(), patches, {"start": "none"})
+    assert {
+        "step",
+        "patches",
+        "data_version",
+        "code",
+        "start",
+        "params.iterations",
+        "params.schedule.peak",
+    } <= job.keys()
+    assert job["data_version"] == photographs_version(patches) == f"{'0' * 32}.dir"
+    assert job == job_of("warmup", tiny(), patches, {"start": "none"})
+    assert job != job_of("warmup", tiny("seed=7"), patches, {"start": "none"})
+
+
+def test_without_patches_there_is_no_job(tmp_path: Path) -> None:
+    for call in (lambda: photographs_version(tmp_path), lambda: job_of("warmup", tiny(), tmp_path, {})):
+        with pytest.raises(DataError, match=r"holds no patches\.json: run patches first"):
+            call()
+
+
+def test_values_and_pictures_are_tracked_and_a_second_run_resumes_at_the_end(patches: Path, tmp_path: Path) -> None:
+    state, logged = trained(patches, tmp_path / "checkpoints", tiny())
+    assert [iteration for iteration, _ in logged] == [2, 4, 4]
+    assert all(np.isfinite(value) for _, values in logged[:2] for value in values.values())
+    picture: Any = logged[2][1]["samples"]
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
+    again, more = trained(patches, tmp_path / "checkpoints", tiny())
+    assert [iteration for iteration, values in more if "samples" not in values] == []
+    assert again.history == state.history
+
+
+def test_what_is_written_loads_and_names_its_origin(patches: Path, tmp_path: Path) -> None:
+    params = tiny("seed=7")
+    state, logged = trained(patches, tmp_path / "checkpoints", params)
+    job = job_of("warmup", params, patches, {"start": "none"})
+    write_generator(tmp_path, state, params, job)
+    assert load_generator(tmp_path / "generator.safetensors").shape == GeneratorShape(blocks=1, features=4, growth=2)
+    with safe_open(tmp_path / "generator_raw.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["seed"], metadata["start"], metadata["step"]) == ("7", "none", "warmup")
+    assert not any(name.startswith("params.") for name in metadata)
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert lines == state.history
+    assert [line["iteration"] for line in lines] == [
+        iteration for iteration, values in logged if "samples" not in values
+    ]
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_training_is_a_run_that_a_request_to_stop_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    params = tiny()
+    with tracked_training("warmup", params, "0.dir") as track:
+        track(1, {"l1": 0.5})
+        run: Any = track
+    client = mlflow_client()
+    assert client.get_run(run.run_id).data.metrics["l1"] == 0.5
+    assert client.get_run(run.run_id).data.tags["data_version"] == "0.dir"
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = pytest.raises(Preempted, match="run again to continue")
+    with stopped, tracked_training("warmup", params, "0.dir") as track:
+        run = track
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    assert client.get_run(run.run_id).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().out == ""
+
+
+def test_other_processes_than_the_first_track_nothing(monkeypatch: pytest.MonkeyPatch, mlflow_store: str) -> None:
+    monkeypatch.setattr("components.training.rank", lambda: 1)
+    with tracked_training("warmup", tiny(), "0.dir") as track:
+        track(1, {"l1": 0.5})
+    assert mlflow_store
+    assert mlflow_client().search_experiments(filter_string="name = 'bebygan'") == []

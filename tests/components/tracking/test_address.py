@@ -1,0 +1,100 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from bebygan.errors import ConfigError, StorageError
+from components.tracking.address import VARIABLE, database_file, tracking_uri, without_password
+
+
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_without_an_address_the_database_is_in_the_workspace(
+    value: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if value is None:
+        monkeypatch.delenv(VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(VARIABLE, value)
+    assert tracking_uri() == f"sqlite:///{tmp_path / 'workspace' / 'mlflow.db'}"
+    assert tracking_uri(Path("other")) == f"sqlite:///{tmp_path / 'other' / 'mlflow.db'}"
+    assert (tmp_path / "other").is_dir()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://127.0.0.1:5000", "https://user:secret@mlflow.example/prefix", "sqlite:////data/mlflow.db",
+        "postgresql://user:secret@host/mlflow", "postgresql+psycopg2://host/mlflow", "mysql+pymysql://host/mlflow",
+        "databricks", "databricks://profile",
+    ],
+)  # fmt: skip
+def test_an_address_that_mlflow_knows_is_kept(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, uri)
+    assert tracking_uri() == os.environ[VARIABLE] == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "./mlruns", "mlruns", "file:///data/mlruns", "127.0.0.1:5000", "localhost:5000", "htp://host", "http://",
+        "http://host:port", "http://host:0", "sqlite://mlflow.db", "sqlite:///", "postgresql://",
+    ],
+)  # fmt: skip
+def test_an_address_that_mlflow_does_not_know_is_a_wrong_parameter(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, uri)
+    with pytest.raises(ConfigError) as caught:
+        tracking_uri()
+    assert str(caught.value).startswith(
+        f"MLFLOW_TRACKING_URI {uri} is not an address of MLflow: name a server (http://"
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_relative_database_is_the_same_file_for_processes_that_work_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "sqlite:///x.db")
+    assert tracking_uri() == f"sqlite:///{tmp_path}/x.db"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert tracking_uri() == os.environ[VARIABLE] == f"sqlite:///{tmp_path}/x.db"
+
+
+def test_a_workspace_that_cannot_be_made_is_an_error_of_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(StorageError, match="a file is where a folder should be"):
+        tracking_uri(tmp_path / "file" / "workspace")
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("sqlite:////data/mlflow.db", Path("/data/mlflow.db")),
+        ("sqlite:////data/mlflow.db?timeout=5", Path("/data/mlflow.db")),
+        ("postgresql://host/mlflow", None),
+        ("https://host", None),
+    ],
+)
+def test_the_file_of_an_embedded_database(uri: str, file: Path | None) -> None:
+    assert database_file(uri) == file
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:secret@host:5000/path", "http://host:5000/path"),
+        ("postgresql+psycopg2://user:sec/r@et@host/db", "postgresql+psycopg2://host/db"),
+        ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=&x=1"),
+        ("API request to http://u:secret@host/api failed: see 'postgresql://u:secret@db/x'",
+         "API request to http://host/api failed: see 'postgresql://db/x'"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("mail me@host", "mail me@host"),
+    ],
+)  # fmt: skip
+def test_passwords_are_removed_from_addresses_and_texts(text: str, shown: str) -> None:
+    assert without_password(text) == shown

@@ -1,0 +1,101 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from bebygan.errors import ServiceError
+from components.tracking import registry as module
+from components.tracking.client import MlflowClient, mlflow_client
+from components.tracking.registry import ModelVersion, champion, check_rights, download_generator, version_with_alias
+
+pytestmark = pytest.mark.usefixtures("mlflow_store")
+
+
+@pytest.fixture
+def client(mlflow_store: str) -> MlflowClient:
+    assert mlflow_store
+    return mlflow_client()
+
+
+def version(client: MlflowClient, folder: Path, tags: dict[str, str] | None = None) -> ModelVersion:
+    """Register a version whose files are in a folder."""
+    if not client.search_registered_models("name='photos'"):
+        client.create_registered_model("photos")
+    made = client.create_model_version("photos", folder.as_uri(), tags=tags or {})
+    return module.as_version(made)
+
+
+def test_without_a_model_or_without_the_alias_there_is_no_champion(client: MlflowClient, tmp_path: Path) -> None:
+    assert champion("photos") is None
+    version(client, tmp_path)
+    assert champion("photos") is None
+    assert version_with_alias("photos", "previous") is None
+
+
+def test_the_version_that_holds_an_alias_has_its_tags(client: MlflowClient, tmp_path: Path) -> None:
+    for alias in ("previous", "champion"):
+        made = version(client, tmp_path, {"weights_sha256": alias})
+        client.set_registered_model_alias("photos", alias, made.version)
+    found = champion("photos")
+    assert found == ModelVersion(model="photos", version="2", run_id="", tags={"weights_sha256": "champion"})
+    assert found.uri == "models:/photos/2"
+    before = version_with_alias("photos", "previous")
+    assert before is not None
+    assert before.version == "1"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_denied_model_is_no_champion_only_if_it_does_not_exist(
+    exists: bool, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if exists:
+        client.create_registered_model("photos")
+
+    def denied(*_: Any) -> None:
+        raise MlflowException("Permission denied", error_code=module_code("PERMISSION_DENIED"))
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", denied)
+    if exists:
+        with pytest.raises(ServiceError, match=r"asking for the champion of photos failed .*permission is denied"):
+            champion("photos")
+    else:
+        assert champion("photos") is None
+
+
+def module_code(name: str) -> int:
+    from mlflow.protos.databricks_pb2 import ErrorCode
+
+    return ErrorCode.Value(name)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_trying_the_rights_leaves_nothing_behind(exists: bool, client: MlflowClient) -> None:
+    if exists:
+        client.create_registered_model("photos")
+    check_rights("photos")
+    assert [(model.name, model.tags) for model in client.search_registered_models()] == [("photos", {})] * exists
+
+
+def test_the_weights_of_a_version_are_fetched(client: MlflowClient, tmp_path: Path) -> None:
+    stored = tmp_path / "stored" / "artifacts" / "generator.safetensors"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"weights")
+    made = version(client, tmp_path / "stored")
+    (tmp_path / "fetched").mkdir()
+    found = download_generator(made, tmp_path / "fetched")
+    assert found.is_relative_to(tmp_path / "fetched")
+    assert found.read_bytes() == b"weights"
+
+
+def test_weights_that_were_deleted_are_said_in_one_line(client: MlflowClient, tmp_path: Path) -> None:
+    made = version(client, tmp_path / "stored")
+    (tmp_path / "fetched").mkdir()
+    with pytest.raises(ServiceError) as caught:
+        download_generator(made, tmp_path / "fetched")
+    assert str(caught.value).startswith("fetching the weights of models:/photos/1 failed at MLflow's sqlite:///")
+    assert "restore it, or promote another version" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    client.delete_registered_model("photos")
+    with pytest.raises(ServiceError, match="the model or its file was deleted"):
+        download_generator(made, tmp_path / "fetched")
