@@ -123,6 +123,13 @@ def test_an_image_holds_this_code_and_says_where_it_comes_from(
 
 
 @pytest.mark.parametrize("step", LIMITS)
+def test_the_command_in_an_image_finds_the_pipeline_beside_it(
+    step: str, engine: docker.DockerClient, images: dict[str, str]
+) -> None:
+    assert said(engine, images[step], "bebygan", "--help").startswith("usage: bebygan [-h]")
+
+
+@pytest.mark.parametrize("step", LIMITS)
 def test_an_image_runs_as_nobody_special_and_starts_no_program_of_its_own(
     step: str, engine: docker.DockerClient, images: dict[str, str]
 ) -> None:
