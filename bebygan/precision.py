@@ -1,35 +1,98 @@
-"""Full float32 where a result would turn to noise without it, whatever precision the caller trains in."""
+"""Arithmetic: the number format that networks compute in, and full float32 where a result would otherwise be noise."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from bebygan.settings import Precision
+
+_log = logging.getLogger(__name__)
+_GPU = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+_CPU = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _fp32_precision(backends: Iterable[Any], precision: str) -> Iterator[None]:
+    """Set how torch's backends compute float32 products, process-wide, for the length of the body."""
+    before = [(backend, backend.fp32_precision) for backend in backends]
+    try:
+        for backend, _ in before:
+            backend.fp32_precision = precision
+        yield
+    finally:
+        for backend, earlier in before:
+            backend.fp32_precision = earlier
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute in the dtype of the operands: no autocast, no TF32 or bfloat16 inside float32 products and convolutions.
 
-    Sets torch's process-wide precision of both for the length of the body and puts it back.
+    Sets torch's process-wide precision of both for the length of the body.
     """
-    backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
-    )
-    before = [backend.fp32_precision for backend in backends]
-    with torch.autocast(device_type=device.type, enabled=False):
-        try:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, precision in zip(backends, before, strict=True):
-                backend.fp32_precision = precision
+    with torch.autocast(device_type=device.type, enabled=False), _fp32_precision((*_GPU, *_CPU), "ieee"):
+        yield
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return float16 and bfloat16 values as float32, float32 and float64 ones as they are."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def training_device() -> torch.device:
+    """Return the GPU of this process if there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def resolve(precision: Precision, device: torch.device) -> Precision:
+    """Say what `auto` means on a device; leave the rest as it is."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _computes_bf16(device) else "fp32"
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which networks run forward."""
+    resolved = resolve(precision, device)
+    if resolved == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.float16 if resolved == "fp16" else torch.bfloat16)
+
+
+def tf32(allowed: bool) -> AbstractContextManager[None]:
+    """Return a context in which GPUs may, or must not, round inputs of float32 products and convolutions to TF32.
+
+    `full_precision` stays exact either way.
+    """
+    return _fp32_precision(_GPU, "tf32" if allowed else "ieee")
+
+
+def compile_in_place(network: nn.Module) -> None:
+    """Let a network run compiled; where that fails, such as without a C++ compiler, warn and run it as it is."""
+    # torch.compile(network) would put "_orig_mod." before each key of its state.
+    network.compile()
+    compiled = cast(Callable[..., Tensor], network._compiled_call_impl)
+
+    def call(*inputs: Tensor) -> Tensor:
+        # Compiled is what a pass needs, so only a pass shows whether it can be.
+        try:
+            return compiled(*inputs)
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            name = type(network).__name__.lower()
+            _log.warning("warning: torch.compile does not work here (%s): the %s runs as it is", reason, name)
+            network._compiled_call_impl = None
+            return cast(Tensor, network(*inputs))
+
+    network._compiled_call_impl = call

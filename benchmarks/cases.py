@@ -20,7 +20,7 @@ from torch import Tensor
 from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
-from bebygan.imaging.shards import Photograph, read_patches, write_shards
+from bebygan.imaging.shards import PhotographPair, read_patches, write_shards
 from bebygan.losses.back_projection import back_projection_loss
 from bebygan.losses.best_buddy import best_buddy_loss, find_best_buddies, pyramid_levels
 from bebygan.losses.objective import Perceptual
@@ -30,7 +30,7 @@ from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import load_vgg
 from bebygan.settings import BestBuddySettings, GanSettings, GeneratorShape, Precision, RegionSettings
 from bebygan.training import checkpoint
-from bebygan.training.loop import Step, fit
+from bebygan.training.loop import TrainStep, fit
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState, new_state, place
 from bebygan.training.step import gan_step
@@ -84,7 +84,7 @@ def write_sample(photographs: Path, output: Path, params: PatchesParams) -> None
     paths = sorted(path for path in photographs.iterdir() if path.suffix in (".jpg", ".png"))
     images = [cropped_to_scale(read_photograph(path)) for path in paths]
     stored = [
-        Photograph(hr, downscale_uint8(hr, SCALE), "train", windows)
+        PhotographPair(hr, downscale_uint8(hr, SCALE), "train", windows)
         for hr in images
         if len(windows := textured_windows(hr, params))
     ]
@@ -369,7 +369,7 @@ def _tracking_in(folder: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _clocked(step: Step) -> tuple[Step, list[float], list[float]]:
+def _clocked(step: TrainStep) -> tuple[TrainStep, list[float], list[float]]:
     """Return a step that notes when it began and ended, and the notes, seconds."""
     began: list[float] = []
     ended: list[float] = []
@@ -399,7 +399,7 @@ def outside_the_step(setup: Setup, iterations: int) -> list[Figure]:
             if values is not None:
                 track(iteration, values)
 
-        fit(state, patches, settings, step, checkpoints=Path(name) / "fit", job=job, watch=watch)
+        fit(state, patches, settings, step, checkpoints=Path(name) / "fit", identity=job, watch=watch)
         started = time.perf_counter()
         with checkpoint.Checkpoints(Path(name) / "once", job, settings.keep) as checkpoints:
             checkpoints.save(iterations, state.state_dict())
@@ -421,7 +421,7 @@ def checkpointing(setup: Setup, times: int) -> list[Figure]:
     step, began, ended = _clocked(gan_step(settings, setup.perceptual()))
     job = {"step": "benchmark"}
     with TemporaryDirectory() as name:
-        fit(state, patches, settings, step, checkpoints=Path(name) / "fit", job=job, watch=lambda *_: None)
+        fit(state, patches, settings, step, checkpoints=Path(name) / "fit", identity=job, watch=lambda *_: None)
         started = time.perf_counter()
         step(state, *setup.crops.read())
         with checkpoint.Checkpoints(Path(name) / "stop", job, settings.keep) as checkpoints:

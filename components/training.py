@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from bebygan.distributed import rank
+from bebygan.distributed import joined, rank
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
-from bebygan.imaging.shards import SPLITS, read_patches
+from bebygan.imaging.shards import PATCH_SPLITS, read_patches
 from bebygan.networks.naming import save_generator
 from bebygan.settings import Optimisation
-from bebygan.training.checkpoint import Job
-from bebygan.training.distributed import joined
-from bebygan.training.loop import Step, fit
+from bebygan.training.checkpoint import RunIdentity
+from bebygan.training.loop import TrainStep, fit
 from bebygan.training.pictures import picture_grid
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState
@@ -63,7 +62,7 @@ def tracked_training(step: str, params: Optimisation, data_version: str) -> Iter
         data_version: of the photographs.
 
     Raises:
-        ConfigError, ServiceError: see `bebygan.training.distributed.joined` and `step_run`.
+        ConfigError, ServiceError: see `bebygan.distributed.joined` and `step_run`.
         Preempted: SIGTERM came, or another process was lost.
     """
     # `joined` first: Python runs no signal handler while processes wait for each other. Within the loop `fit` has its
@@ -80,10 +79,10 @@ def train_generator(
     state: TrainState,
     patches: Path,
     optimisation: Optimisation,
-    step: Step,
+    step: TrainStep,
     *,
     checkpoints: str | Path,
-    job: Job,
+    job: RunIdentity,
     track: Track,
 ) -> None:
     """Train with a progress bar, resuming the same job from its checkpoints.
@@ -102,7 +101,7 @@ def train_generator(
         ServiceError: the bucket for the checkpoints is unreachable, unknown or refuses.
     """
     # Both splits are in the same files: one comparison with the checksums is enough.
-    train, validation = (read_patches(patches, split, verify=split == "train") for split in SPLITS)
+    train, validation = (read_patches(patches, split, verify=split == "train") for split in PATCH_SPLITS)
     device = next(state.generator.parameters()).device
     done = 0
     first = rank() == 0
@@ -125,14 +124,14 @@ def train_generator(
                 optimisation,
                 step,
                 checkpoints=folder,
-                job=job,
+                identity=job,
                 watch=watch,
                 saved=saved,
                 validation=validation,
             )
 
 
-def write_generator(folder: Path, state: TrainState, params: Optimisation, job: Job) -> None:
+def write_generator(folder: Path, state: TrainState, params: Optimisation, job: RunIdentity) -> None:
     """Write the output of a training step: averaged and raw generator, and the logged values.
 
     Args:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,22 +26,23 @@ from bebygan.files import sha256_of
 from bebygan.imaging import Image
 
 FORMAT = 1
-SPLITS = ("train", "validation")
+PatchSplit = Literal["train", "validation"]
+PATCH_SPLITS: tuple[PatchSplit, ...] = ("train", "validation")
 
 _PHOTOGRAPH = np.dtype([("shard", "<i4"), ("hr", "<i8"), ("lr", "<i8"), ("height", "<i4"), ("width", "<i4")])
 _WINDOW = np.dtype([("photograph", "<i4"), ("top", "<i4"), ("left", "<i4"), ("split", "<i4")])
 
 
 @dataclass(frozen=True, slots=True)
-class Photograph:
-    """One photograph to be stored."""
+class PhotographPair:
+    """HR and LR pixels of one photograph, and the windows of its patches."""
 
     hr: Image
     """(H, W, 3), H and W multiples of the scale."""
     lr: Image
     """(H / 4, W / 4, 3)."""
-    split: str
-    """train or validation."""
+    split: PatchSplit
+
     windows: npt.NDArray[np.int64]
     """(count, 2): top and left of each patch, HR pixels."""
 
@@ -54,7 +55,7 @@ def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
 
 
 def write_shards(
-    folder: Path, photographs: Iterable[Photograph], size: int, shard_bytes: int, made_from: Mapping[str, str]
+    folder: Path, photographs: Iterable[PhotographPair], size: int, shard_bytes: int, made_from: Mapping[str, str]
 ) -> dict[str, int]:
     """Write photographs and their patch windows into an empty folder.
 
@@ -86,7 +87,7 @@ def write_shards(
         hr, lr = photograph.hr, photograph.lr
         if used and used + hr.size + lr.size > shard_bytes:
             close_shard()
-        split = SPLITS.index(photograph.split)
+        split = PATCH_SPLITS.index(photograph.split)
         windows += [(len(records), top, left, split) for top, left in photograph.windows]
         records.append((len(checksums), used, used + hr.size, *hr.shape[:2]))
         pending += [hr, lr]
@@ -100,7 +101,7 @@ def write_shards(
         _save(folder / name, table)
         checksums[name] = sha256_of(folder / name)
     splits = [window[3] for window in windows]
-    counts = {split: splits.count(number) for number, split in enumerate(SPLITS)}
+    counts: dict[str, int] = {split: splits.count(number) for number, split in enumerate(PATCH_SPLITS)}
     about = {
         "format": FORMAT,
         "scale": SCALE,
@@ -136,7 +137,7 @@ def _mapped(path: Path, checksum: str | None) -> npt.NDArray[Any]:
     return array
 
 
-def read_patches(folder: Path, split: str, verify: bool = True) -> Patches:
+def read_patches(folder: Path, split: PatchSplit, verify: bool = True) -> Patches:
     """Open the patches of a split without reading their pixels into memory.
 
     Args:
@@ -181,5 +182,5 @@ def read_patches(folder: Path, split: str, verify: bool = True) -> Patches:
                 "photographs.npy names: make the patches again"
             ) from error
     table = files["windows.npy"]
-    windows = table[table["split"] == SPLITS.index(split)]
+    windows = table[table["split"] == PATCH_SPLITS.index(split)]
     return Patches(hr, lr, np.array(windows), about["size"], about["made_from"])

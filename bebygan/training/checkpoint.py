@@ -1,8 +1,8 @@
-"""Checkpoints: all that training needs to go on as if it had never been stopped, written while it goes on.
+"""Checkpoints: all that a training needs to resume as if it had never been stopped, written while it continues.
 
-A file is a line with the SHA-256 of what follows, a line of JSON (format number, iteration, job), and what `torch.save`
-made of the state: networks, average, optimisers, iteration, history, and every random generator of every process.
-Loaders have no state to save: which sample comes next is a pure function of seed and iteration, see `sampling`.
+A file consists of a line with the SHA-256 of the rest, a line of JSON (format number, iteration, and the run's identity
+as "job"), and the state as written by `torch.save`: networks, average, optimisers, iteration, history, and every random
+generator of every process. Loaders have no state: the next sample is a function of seed and iteration, see `sampling`.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 FORMAT = 2
 _DIGEST_LENGTH = 64
 
-Job = Mapping[str, str]
-"""What a run is made of, name by name: parameters, data version, code, the weights it starts from."""
+RunIdentity = Mapping[str, str]
+"""What determines the result of a run, by name: parameters, data version, code, start weights."""
 Keep = Callable[[Iterable[int]], set[int]]
 """Tells which of the checkpoints of these iterations stay."""
 Saved = Callable[[Path, Keep], None]
@@ -81,14 +81,14 @@ def kept(iterations: Iterable[int], keep: Retention, history: Sequence[Mapping[s
     return stay
 
 
-def job_in(file: BinaryIO) -> dict[str, str] | None:
-    """Return the job that a checkpoint's header names, or None where there is none; the state stays unread."""
+def identity_in(file: BinaryIO) -> dict[str, str] | None:
+    """Return the identity in a checkpoint's header, or None if it has none, without reading the state."""
     try:
         file.readline()
-        job: dict[str, str] = json.loads(file.readline())["job"]
+        identity: dict[str, str] = json.loads(file.readline())["job"]
     except (ValueError, KeyError, TypeError):
         return None
-    return job
+    return identity
 
 
 class _Hashed:
@@ -184,7 +184,7 @@ def _on_host(value: Any, before: Any) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one job in one folder, at most one being written at a time.
+    """The checkpoints of one run in one folder, at most one being written at a time.
 
     With several processes all call `load` and `save`, and the first alone reads and writes. As a context manager it
     waits at the end for the checkpoint that is being written.
@@ -192,15 +192,15 @@ class Checkpoints:
     A checkpoint that cannot be written does not stop training: that is said, and the next one is tried as usual.
 
     Args:
-        folder: of this job alone; made when missing.
-        job: a checkpoint of another one is refused.
+        folder: of this run alone; created if missing.
+        identity: checkpoints of a run with another identity are rejected.
         keep: which checkpoints stay.
         saved: see `Saved`.
     """
 
-    def __init__(self, folder: Path, job: Job, keep: Retention, saved: Saved | None = None) -> None:
+    def __init__(self, folder: Path, identity: RunIdentity, keep: Retention, saved: Saved | None = None) -> None:
         self.folder = folder
-        self._job = dict(job)
+        self._identity = dict(identity)
         self._keep = keep
         self._saved = saved
         self._snapshot: dict[str, Any] = {}
@@ -222,7 +222,7 @@ class Checkpoints:
         the new ones stay.
 
         Raises:
-            ConfigError: the checkpoint belongs to another job; says what differs.
+            ConfigError: the checkpoint belongs to another run; the message says what differs.
             DataError: every checkpoint is damaged, or the newest undamaged one has another format.
             StorageError: nothing can be written to the folder, which is better known before training than after.
         """
@@ -257,7 +257,7 @@ class Checkpoints:
                     f"{path} has format {header['format']}, this version of bebygan reads {FORMAT}: go on with the "
                     "version that wrote it, or choose another folder"
                 )
-            if changed := differences(header["job"], self._job):
+            if changed := differences(header["job"], self._identity):
                 raise ConfigError(f"{path} belongs to another run: {', '.join(changed)}; choose another folder")
             state: dict[str, Any] = torch.load(body, map_location="cpu", weights_only=True)
             return state
@@ -305,7 +305,7 @@ class Checkpoints:
 
         try:
             with storage_errors(self.folder):
-                _write(path, {"format": FORMAT, "iteration": iteration, "job": self._job}, self._snapshot)
+                _write(path, {"format": FORMAT, "iteration": iteration, "job": self._identity}, self._snapshot)
                 there = checkpoints_in(self.folder)
                 for number in there.keys() - keep(there):
                     there[number].unlink(missing_ok=True)

@@ -11,21 +11,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bebygan.distributed import processes, rank, sum_over_processes
+from bebygan.distributed import (
+    any_process,
+    copy_from_first,
+    processes,
+    rank,
+    share_of,
+    sum_over_processes,
+    wait_for_all,
+)
 from bebygan.errors import DataError, Preempted, StorageError
 from bebygan.files import whole_file
 from bebygan.imaging.shards import Patches
 from bebygan.networks.weights import safetensors_bytes
+from bebygan.precision import tf32
 from bebygan.settings import Optimisation
 from bebygan.training import checkpoint
-from bebygan.training.distributed import any_process, copy_from_first, share_of, wait_for_all
-from bebygan.training.precision import tf32
 from bebygan.training.sampling import Loader
 from bebygan.training.schedules import learning_rate
 from bebygan.training.state import TrainState
 from bebygan.training.validation import validate
 
-Step = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]
+TrainStep = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]
 """One iteration on (state, LR, HR): updates networks and average; returns named scalars, still on the device."""
 FAULTS = "not-finite-*.safetensors"
 """Names of the files, beside the checkpoints, with what was at fault when training diverged."""
@@ -132,15 +139,15 @@ def fit(
     state: TrainState,
     patches: Patches,
     optimisation: Optimisation,
-    step: Step,
+    step: TrainStep,
     *,
     checkpoints: Path,
-    job: checkpoint.Job,
+    identity: checkpoint.RunIdentity,
     watch: Callable[[int, Mapping[str, float] | None], None],
     saved: checkpoint.Saved | None = None,
     validation: Patches | None = None,
 ) -> None:
-    """Train until `optimisation.iterations`, resuming from the newest checkpoint of the same job.
+    """Train until `optimisation.iterations`, resuming from the newest checkpoint of the same run.
 
     Processes that `distributed.joined` brought together call it alike; the first alone logs and saves.
 
@@ -149,8 +156,8 @@ def fit(
         patches: of the training split.
         optimisation: how long and how fast.
         step: one iteration.
-        checkpoints: folder of this job's checkpoints.
-        job: what the run is made of; a checkpoint of another job is refused.
+        checkpoints: folder of this run's checkpoints.
+        identity: what the run is made of; checkpoints of a run with another identity are rejected.
         watch: called after each iteration with its number and, when there are new ones, the logged values. Beside those
             that the history keeps they tell samples_per_second and data_wait_share, which no two runs have in common.
         saved: told of each checkpoint once it is written.
@@ -160,7 +167,7 @@ def fit(
         Preempted: SIGTERM came; the state is saved.
         StorageError: nothing can be written to the folder at the start, or SIGTERM came and the state could not be
             saved. In between training goes on without, and says so.
-        ConfigError: the checkpoints belong to another job, or the batch cannot be divided among the processes.
+        ConfigError: the checkpoints belong to another run, or the batch cannot be divided among the processes.
         DataError: no patches, damaged checkpoints, or more than `optimisation.skip_limit` steps in a row whose losses
             or gradients are not finite; the last of them is kept in a file.
     """
@@ -168,7 +175,7 @@ def fit(
     share = share_of(optimisation.batch, optimisation.accumulate)
     with (
         stop_requests() as stop_requested,
-        checkpoint.Checkpoints(checkpoints, job, optimisation.keep, saved) as saver,
+        checkpoint.Checkpoints(checkpoints, identity, optimisation.keep, saved) as saver,
         Loader(patches, optimisation, share, device) as loader,
         tf32(optimisation.tf32),
     ):

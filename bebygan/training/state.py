@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
+from bebygan.precision import compile_in_place, resolve
 from bebygan.settings import Optimisation, Precision
-from bebygan.training.precision import compile_in_place, resolve
 
 FIRST_SCALE = 2.0**16
 """Of the losses in fp16, as torch's GradScaler begins."""

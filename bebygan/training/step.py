@@ -11,10 +11,9 @@ from bebygan.losses.objective import Logits, Perceptual, generator_objective
 from bebygan.losses.region_aware import region_mask
 from bebygan.losses.relativistic import Mean, discriminator_loss
 from bebygan.networks.discriminator import Discriminator
-from bebygan.precision import at_least_float32
+from bebygan.precision import at_least_float32, autocast
 from bebygan.settings import GanSettings, Optimisation
-from bebygan.training.loop import Step
-from bebygan.training.precision import autocast
+from bebygan.training.loop import TrainStep
 from bebygan.training.state import TrainState
 from bebygan.training.update import buffers_of, update
 
@@ -22,7 +21,7 @@ _Part = Callable[[TrainState, Tensor, Tensor, Tensor], Mapping[str, Tensor]]
 """Adds the gradients of one part of a batch, (state, LR, HR, weight of the part), and returns named scalars."""
 
 
-def _in_parts(part: _Part, optimisation: Optimisation, minimised: tuple[str, ...]) -> Step:
+def _in_parts(part: _Part, optimisation: Optimisation, minimised: tuple[str, ...]) -> TrainStep:
     """Return the iteration that accumulates the gradients of a batch's parts, then updates the networks.
 
     Args:
@@ -46,7 +45,7 @@ def _in_parts(part: _Part, optimisation: Optimisation, minimised: tuple[str, ...
     return step
 
 
-def warmup_step(optimisation: Optimisation) -> Step:
+def warmup_step(optimisation: Optimisation) -> TrainStep:
     """Return the PSNR-oriented iteration: mean absolute difference to the HR crop."""
 
     def part(state: TrainState, lr: Tensor, hr: Tensor, weight: Tensor) -> Mapping[str, Tensor]:
@@ -72,7 +71,7 @@ def _judgement(logits: Logits, loss: Tensor, mask: Tensor) -> dict[str, Tensor]:
     }
 
 
-def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> Step:
+def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> TrainStep:
     """Return Beby-GAN's iteration (arXiv 2103.15295 section 3): generator and discriminator, each once.
 
     Both gradients come from one pass of the discriminator over HR and one over SR; see `losses.relativistic`.

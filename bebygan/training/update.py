@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from bebygan.distributed import average_over_processes
+from bebygan.precision import resolve
 from bebygan.settings import Optimisation
-from bebygan.training.distributed import average_over_processes
-from bebygan.training.precision import resolve
 from bebygan.training.state import TrainState, decay_at, update_average
 
 _STEPS_TO_DOUBLE = 2000

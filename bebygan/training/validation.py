@@ -9,8 +9,8 @@ from bebygan.imaging.convert import to_image, to_tensor
 from bebygan.imaging.shards import Patches
 from bebygan.metrics.fidelity import psnr_y
 from bebygan.networks.generator import Generator
+from bebygan.precision import autocast
 from bebygan.settings import Optimisation
-from bebygan.training.precision import autocast
 from bebygan.training.sampling import whole_patch
 
 

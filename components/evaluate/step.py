@@ -19,9 +19,8 @@ from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
 from bebygan.metrics.lpips import Lpips, load_lpips, lpips
 from bebygan.metrics.protocol import PROTOCOL
 from bebygan.networks.naming import load_generator
-from bebygan.precision import full_precision
+from bebygan.precision import full_precision, training_device
 from bebygan.pretrained import weights_file
-from bebygan.training.precision import training_device
 from components.artifacts import (
     PSNR_CAP,
     Candidate,

@@ -12,7 +12,7 @@ from bebygan.errors import DataError
 from bebygan.files import whole_folder
 from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
-from bebygan.imaging.shards import SPLITS, Photograph, write_shards
+from bebygan.imaging.shards import PATCH_SPLITS, PhotographPair, write_shards
 from bebygan.imaging.texture import local_deviation
 from components.config import PatchesParams, to_yaml
 from components.progress import progress
@@ -55,14 +55,14 @@ def cropped_to_scale(image: Image) -> Image:
     return image[:height, :width]
 
 
-def _photographs(dataset: Path, manifest: pd.DataFrame, params: PatchesParams) -> Iterator[Photograph]:
+def _photographs(dataset: Path, manifest: pd.DataFrame, params: PatchesParams) -> Iterator[PhotographPair]:
     for file, split in progress(
         zip(manifest["file"], manifest["split"], strict=True), "patches", "photographs", len(manifest)
     ):
         hr = cropped_to_scale(read_photograph(dataset / file))
         windows = textured_windows(hr, params)
         if len(windows):
-            yield Photograph(hr, downscale_uint8(hr, SCALE), split, windows)
+            yield PhotographPair(hr, downscale_uint8(hr, SCALE), split, windows)
 
 
 def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str, int]:
@@ -80,7 +80,7 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
         DataError: the dataset or a photograph of it is missing or damaged, or no training patch holds enough texture.
         StorageError: the output cannot be written.
     """
-    manifest = photographs_of(dataset, SPLITS)
+    manifest = photographs_of(dataset, PATCH_SPLITS)
     with whole_folder(output) as folder:
         counts = write_shards(
             folder,

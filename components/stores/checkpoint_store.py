@@ -23,7 +23,7 @@ from tenacity import RetryCallState, Retrying
 
 from bebygan.differences import differences
 from bebygan.errors import DataError, ServiceError
-from bebygan.training.checkpoint import Job, Keep, Saved, checkpoints_in, iteration_of, job_in, name_of
+from bebygan.training.checkpoint import Keep, RunIdentity, Saved, checkpoints_in, identity_in, iteration_of, name_of
 from bebygan.training.loop import FAULTS
 from components.retries import IN_BACKGROUND
 from components.stores import Store, StoredFile, check_writable, open_store
@@ -40,7 +40,7 @@ _HEADER_BYTES = 2**16
 """More than the first two lines of a checkpoint."""
 
 
-def folder_name(job: Job) -> str:
+def folder_name(job: RunIdentity) -> str:
     """Return the name of a job's folder: the same for the same job, wherever and whenever it runs."""
     digest = hashlib.sha256(json.dumps(dict(job), sort_keys=True).encode()).hexdigest()
     return f"{job['step']}-{digest[:16]}"
@@ -154,10 +154,10 @@ class _JobFolder:
     def address(self) -> str:
         return f"{self.root.address}/{self.name}"
 
-    def job(self) -> Job | None:
+    def job(self) -> RunIdentity | None:
         """Return the job that was trained there, or None if it cannot be read."""
         try:
-            return job_in(io.BytesIO(self.root.read(self.newest.name, first=_HEADER_BYTES)))
+            return identity_in(io.BytesIO(self.root.read(self.newest.name, first=_HEADER_BYTES)))
         except (ServiceError, OSError) as error:
             _log.warning("warning: cannot read which job was trained in %s: %s", self.address, error)
             return None
@@ -174,7 +174,7 @@ class _JobFolder:
             self.root.delete(file.name)
 
 
-def _other_jobs(root: Store, job: Job) -> list[_JobFolder]:
+def _other_jobs(root: Store, job: RunIdentity) -> list[_JobFolder]:
     """Return the folders of other jobs of the same step, the one that was written last first."""
     by_folder: dict[str, list[StoredFile]] = {}
     for file in root.files(f"{job['step']}-"):
@@ -188,7 +188,7 @@ def _other_jobs(root: Store, job: Job) -> list[_JobFolder]:
     return sorted(found, key=lambda folder: folder.newest.written, reverse=True)
 
 
-def _clean_up(root: Store, job: Job, *, resumes: bool) -> None:
+def _clean_up(root: Store, job: RunIdentity, *, resumes: bool) -> None:
     """Delete the folders of jobs that ended long ago; log how a job that does not resume differs from the last one."""
     others = _other_jobs(root, job)
     for folder in () if resumes else others:
@@ -225,7 +225,7 @@ def _faults_kept(store: Store, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_checkpoints(address: str, job: Job, *, first: bool) -> Iterator[tuple[Path, Saved | None]]:
+def open_checkpoints(address: str, job: RunIdentity, *, first: bool) -> Iterator[tuple[Path, Saved | None]]:
     """Yield the local folder of a job's checkpoints, and what to call with each one that is written.
 
     Args:

@@ -11,9 +11,9 @@ from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import load_vgg
 from bebygan.networks.weights import safetensors_bytes
+from bebygan.precision import training_device
 from bebygan.pretrained import weights_file
 from bebygan.settings import GanSettings
-from bebygan.training.precision import training_device
 from bebygan.training.state import new_state, place
 from bebygan.training.step import gan_step
 from components.training import Track, job_of, train_generator, write_generator

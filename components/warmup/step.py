@@ -9,8 +9,8 @@ from bebygan.errors import WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
+from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS, weights_file
-from bebygan.training.precision import training_device
 from bebygan.training.state import new_state
 from bebygan.training.step import warmup_step
 from components.config import WarmupParams

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bebygan import SCALE
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
-from bebygan.imaging.shards import Photograph, write_shards
+from bebygan.imaging.shards import PhotographPair, write_shards
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import save_generator
 from bebygan.settings import GeneratorShape
@@ -69,7 +69,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
     hr = (np.asarray(coarse) + random.normal(0, 12, (96, 96, 1))).clip(0, 255).astype(np.uint8)
     windows = np.array([(top, left) for top in (0, 24, 48) for left in (0, 24, 48)])
-    photograph = Photograph(hr, downscale_uint8(hr, SCALE), "train", windows)
+    photograph = PhotographPair(hr, downscale_uint8(hr, SCALE), "train", windows)
     write_shards(folder, [photograph], 48, 10**9, {"data_version": f"{'0' * 32}.dir"})
     return folder
 

@@ -18,7 +18,7 @@ import torch
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import GeneratorShape, Retention
-from bebygan.training.checkpoint import Checkpoints, job_in
+from bebygan.training.checkpoint import Checkpoints, identity_in
 from tests.system.conftest import run
 
 ARCHIVE = Path(__file__).parent / "previous_version" / "workspace.tar.xz"
@@ -81,7 +81,7 @@ def test_an_old_checkpoint_is_resumed_by_the_same_training(tmp_path: Path) -> No
         archive.extractall(tmp_path, filter="data")
     [path] = tmp_path.glob("workspace/checkpoints/train-*/iteration-00000002.checkpoint")
     with path.open("rb") as file:
-        made_of = job_in(file)
+        made_of = identity_in(file)
     assert made_of is not None
     with Checkpoints(path.parent, made_of, Retention(newest=2, every=0, best=None)) as checkpoints:
         state = checkpoints.load()

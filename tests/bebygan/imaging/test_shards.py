@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
-from bebygan.imaging.shards import Photograph, read_patches, write_shards
+from bebygan.imaging.shards import PhotographPair, read_patches, write_shards
 
 Image = npt.NDArray[np.uint8]
 
 
-def photograph(seed: int, height: int, width: int, split: str = "train") -> Photograph:
+def photograph(seed: int, height: int, width: int, split: str = "train") -> PhotographPair:
     random = np.random.default_rng(seed)
     hr = random.integers(0, 256, (height, width, 3), np.uint8)
     lr = random.integers(0, 256, (height // SCALE, width // SCALE, 3), np.uint8)
-    return Photograph(hr, lr, split, np.array([(0, 0), (height - 48, width - 48)]))
+    return PhotographPair(hr, lr, split, np.array([(0, 0), (height - 48, width - 48)]))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_any_sizes_round_trip_through_any_shard_size(
     folder = tmp_path_factory.mktemp("patches")
     stored = [photograph(seed, 4 * height, 4 * width) for seed, (height, width) in enumerate(sizes)]
 
-    def one_at_a_time() -> Iterator[Photograph]:
+    def one_at_a_time() -> Iterator[PhotographPair]:
         yield from stored
 
     counts = write_shards(folder, one_at_a_time(), 48, shard_bytes, {})

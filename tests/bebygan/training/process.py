@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from bebygan.distributed import processes, rank
+from bebygan.distributed import joined, processes, rank
 from bebygan.errors import BebyganError
 from bebygan.imaging.shards import read_patches
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import GanSettings, GeneratorShape
-from bebygan.training.distributed import joined
 from bebygan.training.loop import fit
 from bebygan.training.state import TrainState, new_state
 from bebygan.training.step import gan_step
@@ -60,8 +59,8 @@ def train(folder: Path, settings: GanSettings) -> TrainState:
         print(iteration, flush=True)
 
     patches, validation = (read_patches(folder / "patches", split) for split in ("train", "validation"))
-    fit(state, patches, settings, gan_step(settings, None), checkpoints=folder / "checkpoints", job=JOB, watch=watch,
-        validation=validation)  # fmt: skip
+    fit(state, patches, settings, gan_step(settings, None), checkpoints=folder / "checkpoints", identity=JOB,
+        watch=watch, validation=validation)  # fmt: skip
     return state
 
 
@@ -94,7 +93,7 @@ def misbehave(folder: Path, what: str) -> None:
         return step(state, lr, hr)
 
     patches = read_patches(folder / "patches", "train")
-    fit(state, patches, settings, interrupted, checkpoints=folder / "checkpoints", job=JOB, watch=lambda *_: None)
+    fit(state, patches, settings, interrupted, checkpoints=folder / "checkpoints", identity=JOB, watch=lambda *_: None)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from bebygan.errors import ConfigError, DataError, StorageError
 from bebygan.settings import Retention
 from bebygan.training import checkpoint
-from bebygan.training.checkpoint import Checkpoints, Saved, checkpoints_in, iteration_of, job_in, kept
+from bebygan.training.checkpoint import Checkpoints, Saved, checkpoints_in, identity_in, iteration_of, kept
 from tests.conftest import free_ports
 
 ROOT = Path(__file__).parents[3]
@@ -132,9 +132,9 @@ def test_every_random_generator_goes_on_where_it_stood(tmp_path: Path) -> None:
 def test_the_job_can_be_read_without_the_state(tmp_path: Path) -> None:
     save(tmp_path, 1)
     content = (tmp_path / "iteration-00000001.checkpoint").read_bytes()
-    assert job_in(io.BytesIO(content[:1000])) == JOB
+    assert identity_in(io.BytesIO(content[:1000])) == JOB
     for other in (b"", b"\xff\n\xff\n", content[:80], b"\n{}\n"):
-        assert job_in(io.BytesIO(other)) is None
+        assert identity_in(io.BytesIO(other)) is None
 
 
 # What is refused.

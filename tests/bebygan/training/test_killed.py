@@ -23,7 +23,7 @@ from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import GeneratorShape, Retention
 from bebygan.training.checkpoint import Checkpoints, checkpoints_in
-from bebygan.training.loop import Step, fit
+from bebygan.training.loop import TrainStep, fit
 from bebygan.training.state import TrainState, new_state
 from bebygan.training.step import gan_step
 from tests.bebygan.training.test_loop import SETTINGS, assert_equal, make_patches
@@ -45,7 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def noisy(step: Step) -> Step:
+def noisy(step: TrainStep) -> TrainStep:
     """Draw from every random generator in each iteration: one that is not restored shows in the weights."""
 
     def drawn(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
@@ -69,7 +69,7 @@ def train(patches: Path, checkpoints: Path, kind: str) -> None:
         settings,
         noisy(gan_step(settings, None)),
         checkpoints=checkpoints,
-        job=JOB,
+        identity=JOB,
         watch=lambda iteration, _: print(iteration, flush=True),
         validation=read_patches(patches, "validation"),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bebygan import SCALE
 from bebygan.errors import ConfigError, DataError, Preempted, StorageError
-from bebygan.imaging.shards import Patches, Photograph, read_patches, write_shards
+from bebygan.imaging.shards import Patches, PhotographPair, read_patches, write_shards
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import (
@@ -69,8 +69,8 @@ def make_patches(folder: Path) -> Path:
     windows = np.array([(top, left) for top in (0, 24, 48) for left in (0, 24, 48)])
     hr = lr.repeat(SCALE, 0).repeat(SCALE, 1)
     photographs = [
-        Photograph(hr, lr, "train", windows),
-        Photograph(hr[:48, 4:], lr[:12, 1:], "validation", windows[:2]),
+        PhotographPair(hr, lr, "train", windows),
+        PhotographPair(hr[:48, 4:], lr[:12, 1:], "validation", windows[:2]),
     ]
     write_shards(folder, photographs, 48, 10**9, {})
     return folder
@@ -94,7 +94,7 @@ def ignore(iteration: int, values: Mapping[str, float] | None) -> None:
 
 def run(patches: Patches, checkpoints: Path, settings: GanSettings = SETTINGS) -> TrainState:
     trained = state(settings)
-    fit(trained, patches, settings, gan_step(settings, None), checkpoints=checkpoints, job=JOB, watch=ignore)
+    fit(trained, patches, settings, gan_step(settings, None), checkpoints=checkpoints, identity=JOB, watch=ignore)
     return trained
 
 
@@ -123,7 +123,15 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(patches: Patches, tmp_
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Preempted, match=f"after iteration {stopped_after}"):
-        fit(state(), patches, SETTINGS, gan_step(SETTINGS, None), checkpoints=tmp_path / "stopped", job=JOB, watch=stop)
+        fit(
+            state(),
+            patches,
+            SETTINGS,
+            gan_step(SETTINGS, None),
+            checkpoints=tmp_path / "stopped",
+            identity=JOB,
+            watch=stop,
+        )
 
     assert_equal(run(patches, tmp_path / "stopped").state_dict(), run(patches, tmp_path / "whole").state_dict())
 
@@ -135,7 +143,7 @@ def test_a_finished_run_is_not_trained_again(patches: Patches, tmp_path: Path) -
         raise AssertionError
 
     again = state()
-    fit(again, patches, SETTINGS, never, checkpoints=tmp_path, job=JOB, watch=ignore)
+    fit(again, patches, SETTINGS, never, checkpoints=tmp_path, identity=JOB, watch=ignore)
     assert again.iteration == SETTINGS.iterations
 
 
@@ -180,7 +188,7 @@ def test_a_checkpoint_of_another_job_is_refused_with_what_differs(patches: Patch
             SETTINGS,
             gan_step(SETTINGS, None),
             checkpoints=tmp_path,
-            job=JOB | {"params": "q"},
+            identity=JOB | {"params": "q"},
             watch=ignore,
         )
 
@@ -225,7 +233,7 @@ def test_the_average_forgets_the_random_start(patches: Patches, tmp_path: Path) 
     trained = state(settings)
     with torch.no_grad():
         trained.average.conv_last.bias.fill_(1e6)
-    fit(trained, patches, settings, warmup_step(settings), checkpoints=tmp_path, job=JOB, watch=ignore)
+    fit(trained, patches, settings, warmup_step(settings), checkpoints=tmp_path, identity=JOB, watch=ignore)
 
     # With the full decay from the start 94 % of it would be left.
     assert trained.average.conv_last.bias.max() < 1
@@ -234,7 +242,7 @@ def test_the_average_forgets_the_random_start(patches: Patches, tmp_path: Path) 
 def test_training_lowers_the_warmup_loss(patches: Patches, tmp_path: Path) -> None:
     settings = replace(SETTINGS, iterations=40, checkpoint_every=40)
     trained = state(settings)
-    fit(trained, patches, settings, warmup_step(settings), checkpoints=tmp_path, job=JOB, watch=ignore)
+    fit(trained, patches, settings, warmup_step(settings), checkpoints=tmp_path, identity=JOB, watch=ignore)
 
     losses = [entry["pixel"] for entry in trained.history]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
@@ -253,7 +261,7 @@ def test_speed_is_told_but_not_kept(patches: Patches, tmp_path: Path) -> None:
     told: list[Mapping[str, float]] = []
     trained = state()
     fit(
-        trained, patches, SETTINGS, gan_step(SETTINGS, None), checkpoints=tmp_path, job=JOB,
+        trained, patches, SETTINGS, gan_step(SETTINGS, None), checkpoints=tmp_path, identity=JOB,
         watch=lambda _, values: told.append(values or {}),
     )  # fmt: skip
 

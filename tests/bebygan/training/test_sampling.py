@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bebygan import SCALE
 from bebygan.errors import DataError
-from bebygan.imaging.shards import Patches, Photograph, read_patches, write_shards
+from bebygan.imaging.shards import Patches, PhotographPair, read_patches, write_shards
 from bebygan.training.sampling import batch, sample
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Patches:
     hr = lr.repeat(SCALE, 0).repeat(SCALE, 1)
     windows = np.array([(top, left) for top in range(0, 97, 32) for left in range(0, 161, 32)])
     folder: Path = tmp_path_factory.mktemp("patches")
-    write_shards(folder, [Photograph(hr, lr, "train", windows)], 96, 10**9, {})
+    write_shards(folder, [PhotographPair(hr, lr, "train", windows)], 96, 10**9, {})
     return read_patches(folder, "train")
 
 

@@ -18,7 +18,7 @@ from bebygan.imaging.shards import Patches, read_patches
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import GanSettings, GeneratorShape, LossWeights
-from bebygan.training.loop import Step, fit
+from bebygan.training.loop import TrainStep, fit
 from bebygan.training.state import FIRST_SCALE, TrainState, new_state
 from bebygan.training.step import gan_step, warmup_step
 from bebygan.training.update import buffers_of
@@ -101,7 +101,7 @@ def test_a_step_never_waits_for_the_device(precision: Any) -> None:
 
 def test_steps_that_are_not_finite_are_counted_and_training_goes_on(patches: Patches, tmp_path: Path) -> None:
     state = new()
-    fit(state, patches, SETTINGS, poisoned(gan_step(SETTINGS, None), {2, 3}), checkpoints=tmp_path, job=JOB,
+    fit(state, patches, SETTINGS, poisoned(gan_step(SETTINGS, None), {2, 3}), checkpoints=tmp_path, identity=JOB,
         watch=ignore)  # fmt: skip
 
     assert [entry["skipped_steps"] for entry in state.history] == [0, 0, 1, 2, 2, 2]
@@ -112,8 +112,8 @@ def test_steps_that_are_not_finite_are_counted_and_training_goes_on(patches: Pat
 def test_too_many_of_them_in_a_row_stop_the_run_and_keep_what_was_at_fault(patches: Patches, tmp_path: Path) -> None:
     state = new()
     with pytest.raises(DataError, match=r"3 steps in a row up to iteration 5 were not finite \(now best_buddy, "):
-        fit(state, patches, SETTINGS, poisoned(gan_step(SETTINGS, None), {2, 3, 4, 5}), checkpoints=tmp_path, job=JOB,
-            watch=ignore)  # fmt: skip
+        fit(state, patches, SETTINGS, poisoned(gan_step(SETTINGS, None), {2, 3, 4, 5}), checkpoints=tmp_path,
+            identity=JOB, watch=ignore)  # fmt: skip
 
     kept = load_file(tmp_path / "not-finite-00000005-process-0.safetensors")
     assert kept["lr"].shape == (2, 3, 12, 12)
@@ -129,7 +129,7 @@ def test_that_what_was_at_fault_cannot_be_kept_does_not_hide_the_fault(patches: 
 
     step = poisoned(gan_step(SETTINGS, None), {0, 1, 2})
     with pytest.raises(DataError, match=r"training diverged: .* could not be kept \(cannot write .*: the disk is full"):
-        fit(new(), patches, SETTINGS, step, checkpoints=small_disk / "job", job=JOB, watch=fill)
+        fit(new(), patches, SETTINGS, step, checkpoints=small_disk / "job", identity=JOB, watch=fill)
 
 
 def test_a_run_with_all_of_it_resumes_exactly(patches: Patches, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_run_with_all_of_it_resumes_exactly(patches: Patches, tmp_path: Path) 
 
         state = new(settings)
         step = poisoned(gan_step(settings, None), {1})
-        fit(state, patches, settings, step, checkpoints=tmp_path / name, job=JOB, watch=stop)
+        fit(state, patches, settings, step, checkpoints=tmp_path / name, identity=JOB, watch=stop)
         return state
 
     whole = trained("whole")
@@ -155,7 +155,7 @@ def test_a_run_with_all_of_it_resumes_exactly(patches: Patches, tmp_path: Path) 
     assert_equal(resumed.state_dict(), whole.state_dict())
 
 
-def poisoned(step: Step, iterations: set[int]) -> Step:
+def poisoned(step: TrainStep, iterations: set[int]) -> TrainStep:
     def poison(state: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
         return step(state, lr / 0 if state.iteration in iterations else lr, hr)
 

@@ -73,8 +73,8 @@ def test_measuring_while_training_changes_nothing_but_the_history(
     trained = state()
     before = torch.get_rng_state()
     fit(
-        trained, training, MEASURED, gan_step(MEASURED, None), checkpoints=tmp_path / "measured", job=JOB, watch=ignore,
-        validation=patches,
+        trained, training, MEASURED, gan_step(MEASURED, None), checkpoints=tmp_path / "measured", identity=JOB,
+        watch=ignore, validation=patches,
     )  # fmt: skip
 
     assert torch.equal(torch.get_rng_state(), before)
@@ -92,7 +92,7 @@ def test_an_iteration_that_is_measured_but_not_logged_tells_the_measurement_alon
     settings = replace(MEASURED, log_every=100, validate_every=2)
     trained = state()
     fit(
-        trained, read_patches(folder, "train"), settings, gan_step(settings, None), checkpoints=tmp_path, job=JOB,
+        trained, read_patches(folder, "train"), settings, gan_step(settings, None), checkpoints=tmp_path, identity=JOB,
         watch=ignore, validation=patches,
     )  # fmt: skip
     assert [entry.keys() == {"iteration", "validation.psnr_y", "validation.l1"} for entry in trained.history] == [

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from bebygan.errors import DataError, Preempted, StorageError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
-from bebygan.imaging.shards import Photograph, read_patches, write_shards
+from bebygan.imaging.shards import PhotographPair, read_patches, write_shards
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
@@ -159,7 +159,7 @@ def test_without_adversarial_loss_there_is_no_discriminator_and_any_crop_will_do
     small = read_patches(patches, "train")
     large = tmp_path / "large"
     large.mkdir()
-    write_shards(large, [Photograph(small.hr[0], small.lr[0], "train", np.array([(0, 0)]))], 52, 10**9,
+    write_shards(large, [PhotographPair(small.hr[0], small.lr[0], "train", np.array([(0, 0)]))], 52, 10**9,
                  small.made_from)  # fmt: skip
     params = tiny("losses.adversarial=0", "crop=52", "iterations=1")
     train(large, warmup, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)

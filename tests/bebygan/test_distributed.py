@@ -13,11 +13,19 @@ import pytest
 import torch
 from torch import distributed
 
-from bebygan.distributed import mean_over_processes, processes, rank, sum_over_processes
+from bebygan.distributed import (
+    GPUS,
+    any_process,
+    joined,
+    mean_over_processes,
+    processes,
+    rank,
+    share_of,
+    sum_over_processes,
+)
 from bebygan.errors import ConfigError, ServiceError
 from bebygan.imaging.shards import read_patches
 from bebygan.training.checkpoint import checkpoints_in
-from bebygan.training.distributed import GPUS, any_process, joined, share_of
 from bebygan.training.sampling import Loader, batch
 from tests.bebygan.training.process import TRAINED, WHOLE, gradients, train
 from tests.bebygan.training.test_loop import SETTINGS, assert_equal, make_patches
@@ -25,8 +33,8 @@ from tests.conftest import free_ports
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = Path(__file__).with_name("process.py")
-ROOT = Path(__file__).parents[3]
+PROGRAM = Path(__file__).parent / "training" / "process.py"
+ROOT = Path(__file__).parents[2]
 Pair = Callable[..., list[tuple[int, str]]]
 
 
@@ -171,7 +179,7 @@ def test_a_port_in_use_is_told_in_one_line(folder: Path) -> None:
 
 def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert share_of(WHOLE, 2) == WHOLE
-    monkeypatch.setattr("bebygan.training.distributed.processes", lambda: 3)
+    monkeypatch.setattr("bebygan.distributed.processes", lambda: 3)
     with pytest.raises(ConfigError, match="a batch of 8 cannot be divided among 3 processes in 1 parts each"):
         share_of(8, 1)
     with pytest.raises(ConfigError, match="choose a multiple of 6"):
