@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from bebygan.pretrained import weights_file
-from benchmarks.cases import Case, WrongResultError, cases, write_sample
+from benchmarks.cases import Case, cases
+from benchmarks.comparing import WrongResultError, write_sample
 from benchmarks.figures import Figure, table, write_figures
 from benchmarks.measuring import Rounds
 from components.cli import report_errors

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tabulate import tabulate
+
 from bebygan.errors import DataError
 from bebygan.files import whole_file
 
@@ -112,8 +114,4 @@ def table(figures: Sequence[Figure]) -> str:
         )
         for figure in figures
     ]
-    widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (titles, *rows)
-    )
+    return str(tabulate(rows, titles, tablefmt="plain", disable_numparse=True))

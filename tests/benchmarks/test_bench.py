@@ -13,7 +13,7 @@ from bebygan.errors import DataError
 from bebygan.losses.best_buddy import find_best_buddies
 from bebygan.networks.perceptual import Vgg
 from bebygan.settings import GeneratorShape
-from benchmarks import bench, cases
+from benchmarks import bench, cases, comparing, losses, training
 from benchmarks.figures import Figure, compared, limited, no_worse, table, write_figures
 from benchmarks.measuring import Measured, Outputs, Rounds, Work, difference, in_turn
 from components.config import load_params
@@ -42,7 +42,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photographs = tmp_path_factory.mktemp("photographs")
     for name in ("chelsea.png", "ATTRIBUTION.md"):
         (photographs / name).write_bytes((bench.ROOT / "data/sample" / name).read_bytes())
-    cases.write_sample(photographs, folder, params)
+    comparing.write_sample(photographs, folder, params)
     return folder
 
 
@@ -56,9 +56,9 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def setup(patches: Path, vgg: Path) -> cases.Setup:
-    return cases.Setup(
-        crops=cases.Crops(patches, 48, 2),
+def setup(patches: Path, vgg: Path) -> training.Setup:
+    return training.Setup(
+        crops=comparing.Crops(patches, 48, 2),
         vgg=vgg,
         generator=GeneratorShape(blocks=1, features=4, growth=2),
         settings=replace(PARAMS.train, crop=48, batch=2, discriminator_width=4, checkpoint_every=4, log_every=2),
@@ -104,36 +104,36 @@ def test_the_difference_is_relative_and_over_all_numbers_of_an_output() -> None:
 @pytest.mark.parametrize("value", [1.1, float("nan")])
 def test_a_wrong_result_is_refused(value: float) -> None:
     one, other = (Measured(1, 1, {"loss": np.array([number], np.float32)}) for number in (value, 1.0))
-    cases.check_equal("same", other, other, {"loss": 0})
-    with pytest.raises(cases.WrongResultError, match="the loss: loss differs by"):
-        cases.check_equal("the loss", one, other, {"loss": 0.05})
+    comparing.check_equal("same", other, other, {"loss": 0})
+    with pytest.raises(comparing.WrongResultError, match="the loss: loss differs by"):
+        comparing.check_equal("the loss", one, other, {"loss": 0.05})
 
 
 def test_another_formula_is_a_wrong_result(patches: Path) -> None:
-    crops, settings = cases.Crops(patches, 48, 2), PARAMS.train.best_buddy
+    crops, settings = comparing.Crops(patches, 48, 2), PARAMS.train.best_buddy
     ways = {
-        "ours": partial(cases.ours_best_buddy, crops, settings),
-        "reference": partial(cases.plain_best_buddy, crops, replace(settings, alpha=0.0)),
+        "ours": partial(losses.ours_best_buddy, crops, settings),
+        "reference": partial(losses.plain_best_buddy, crops, replace(settings, alpha=0.0)),
     }
     found = in_turn("best-buddy", ways, ONCE)
-    with pytest.raises(cases.WrongResultError, match="best-buddy: loss differs by"):
-        cases.check_equal("best-buddy", found["ours"], found["reference"], cases.BEST_BUDDY_NOISE)
+    with pytest.raises(comparing.WrongResultError, match="best-buddy: loss differs by"):
+        comparing.check_equal("best-buddy", found["ours"], found["reference"], losses.BEST_BUDDY_NOISE)
 
 
 def test_a_wrong_case_has_no_figures_and_stops_no_other(tmp_path: Path) -> None:
     def wrong(*_: object) -> list[Figure]:
-        raise cases.WrongResultError("mask: differs")
+        raise comparing.WrongResultError("mask: differs")
 
     chosen: dict[str, cases.Case] = {"wrong": wrong, "right": lambda *_: [figure("right")]}
     assert bench.measure(chosen, tmp_path, tmp_path, ONCE) == ([figure("right")], ["mask: differs"])
 
 
 def test_the_losses_are_measured_beside_plain_ones(patches: Path) -> None:
-    crops = cases.Crops(patches, 48, 2)
+    crops = comparing.Crops(patches, 48, 2)
     figures = [
-        *cases.best_buddy(crops, PARAMS.train.best_buddy, ONCE),
-        *cases.region_mask(crops, PARAMS.train.region, ONCE),
-        *cases.back_projection(crops, ONCE),
+        *losses.best_buddy(crops, PARAMS.train.best_buddy, ONCE),
+        *losses.region_mask(crops, PARAMS.train.region, ONCE),
+        *losses.back_projection(crops, ONCE),
     ]
     assert [each.name for each in figures] == [
         f"{loss}, 2 x 48: {what}"
@@ -145,8 +145,8 @@ def test_the_losses_are_measured_beside_plain_ones(patches: Path) -> None:
         assert each.ratio == pytest.approx(each.reference / each.ours, rel=2e-3)
 
 
-def test_a_training_iteration_is_measured_in_both_precisions(setup: cases.Setup) -> None:
-    figures = cases.iteration(setup, ONCE, {"fp32": 1.4, "bf16": 2.0}, 2)
+def test_a_training_iteration_is_measured_in_both_precisions(setup: training.Setup) -> None:
+    figures = training.iteration(setup, ONCE, {"fp32": 1.4, "bf16": 2.0}, 2)
     assert [each.name.rpartition(", ")[2] for each in figures] == [
         "fp32: time",
         "fp32: memory",
@@ -157,18 +157,18 @@ def test_a_training_iteration_is_measured_in_both_precisions(setup: cases.Setup)
 
 
 def test_time_outside_the_step_is_a_small_share(
-    setup: cases.Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: training.Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
-    (found,) = cases.outside_the_step(setup, 4)
+    (found,) = training.outside_the_step(setup, 4)
     assert 0 < found.ours < 100
     assert found.unit == "%"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_is_measured_in_iterations_of_the_same_run(setup: cases.Setup) -> None:
-    cost, stop = cases.checkpointing(setup, 2)
+def test_a_checkpoint_is_measured_in_iterations_of_the_same_run(setup: training.Setup) -> None:
+    cost, stop = training.checkpointing(setup, 2)
     assert cost.name.startswith("checkpoint, 1 x 4, 2 x 48: ")
     assert (cost.unit, cost.target) == ("% of an iteration", "ours <= 100")
     assert (stop.unit, stop.target) == ("s", "ours <= 25")
@@ -176,22 +176,22 @@ def test_a_checkpoint_is_measured_in_iterations_of_the_same_run(setup: cases.Set
 
 
 def test_the_search_is_judged_in_float64(patches: Path) -> None:
-    (found,) = cases.search(cases.Crops(patches, 48, 2), PARAMS.train.best_buddy)
+    (found,) = losses.search(comparing.Crops(patches, 48, 2), PARAMS.train.best_buddy)
     assert found.unit == f"of {2 * 16 * 16}"
     assert found.met
 
 
 def test_choices_with_a_worse_score_are_counted(patches: Path) -> None:
-    lr, hr = cases.Crops(patches, 48, 2).read()
+    lr, hr = comparing.Crops(patches, 48, 2).read()
     sr = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic")
     index = find_best_buddies(sr, hr, PARAMS.train.best_buddy).index
-    assert cases.missed(sr, hr, index, PARAMS.train.best_buddy) == 0
+    assert losses.missed(sr, hr, index, PARAMS.train.best_buddy) == 0
     index[0, :5] = (index[0, :5] + 100) % 256
-    assert cases.missed(sr, hr, index, PARAMS.train.best_buddy) == 5
+    assert losses.missed(sr, hr, index, PARAMS.train.best_buddy) == 5
 
 
 def test_more_samples_a_second_are_better(patches: Path) -> None:
-    (found,) = cases.loading(cases.Crops(patches, 48, 2), ONCE)
+    (found,) = training.loading(comparing.Crops(patches, 48, 2), ONCE)
     assert found.reference is not None
     assert found.ratio == pytest.approx(found.ours / found.reference, rel=2e-3)
 
@@ -199,7 +199,7 @@ def test_more_samples_a_second_are_better(patches: Path) -> None:
 def test_a_folder_without_photographs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photographs").mkdir()
     with pytest.raises(DataError, match="holds no photograph of 256 pixels or more"):
-        cases.write_sample(tmp_path / "photographs", tmp_path / "patches", PARAMS.patches)
+        comparing.write_sample(tmp_path / "photographs", tmp_path / "patches", PARAMS.patches)
 
 
 def test_marks_are_met_or_not() -> None:
@@ -273,7 +273,7 @@ def test_a_wrong_result_ends_with_exit_code_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def wrong(*_: object) -> list[Figure]:
-        raise cases.WrongResultError("mask: differs")
+        raise comparing.WrongResultError("mask: differs")
 
     monkeypatch.setattr(bench, "cases", lambda _: {"wrong": wrong})
     monkeypatch.setattr(bench, "weights_file", lambda _: tmp_path / "none")
