@@ -1,21 +1,13 @@
-"""The gate: what must hold of a manifest, checked by Great Expectations and shown on its Data Docs pages."""
+"""The gate: expectations of a manifest, checked by Great Expectations and shown on its Data Docs pages."""
 
 from pathlib import Path
 
 import great_expectations as gx
+import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.checkpoint.actions import UpdateDataDocsAction
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.data_context.types.base import ProgressBarsConfig
-from great_expectations.expectations.core.expect_column_distinct_values_to_equal_set import (
-    ExpectColumnDistinctValuesToEqualSet,
-)
-from great_expectations.expectations.core.expect_column_max_to_be_between import ExpectColumnMaxToBeBetween
-from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
-from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
-from great_expectations.expectations.core.expect_column_values_to_be_unique import ExpectColumnValuesToBeUnique
-from great_expectations.expectations.core.expect_column_values_to_match_regex import ExpectColumnValuesToMatchRegex
-from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull
 from great_expectations.expectations.expectation import Expectation
 
 from components.config import IngestParams
@@ -25,43 +17,43 @@ _NAME = "photographs"
 
 
 def expectations(params: IngestParams) -> list[Expectation]:
-    """Return what must hold of a manifest; each is critical: it stops the step.
+    """Return what must hold of a manifest. The step stops if one does not hold.
 
-    The manifest has the fields of `Photograph` and, in addition, `split` and `near_duplicates`: how many photographs
-    of other sides are within `near_duplicate_bits`.
+    The manifest has the fields of `Photograph`, `split`, and `near_duplicates`: 1 if a photograph of another split
+    is within `near_duplicate_bits`, else 0.
     """
     columns = ("sha256", "source", "file", "size_bytes", "width", "height", "texture_mean", "texture_share", "phash")
     return [
-        *(ExpectColumnValuesToNotBeNull(column=column) for column in columns),
-        *(ExpectColumnValuesToBeUnique(column=column) for column in ("sha256", "source", "file")),
-        ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$"),
-        ExpectColumnValuesToMatchRegex(column="phash", regex="^[0-9a-f]{16}$"),
+        *(gxe.ExpectColumnValuesToNotBeNull(column=column) for column in columns),
+        *(gxe.ExpectColumnValuesToBeUnique(column=column) for column in ("sha256", "source", "file")),
+        gxe.ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$"),
+        gxe.ExpectColumnValuesToMatchRegex(column="phash", regex="^[0-9a-f]{16}$"),
         *(
-            ExpectColumnValuesToBeBetween(column=column, min_value=params.minimum_side)
+            gxe.ExpectColumnValuesToBeBetween(column=column, min_value=params.minimum_side)
             for column in ("width", "height")
         ),
-        ExpectColumnValuesToBeInSet(column="mode", value_set=["RGB"]),
-        ExpectColumnValuesToBeInSet(column="bit_depth", value_set=[8]),
+        gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=["RGB"]),
+        gxe.ExpectColumnValuesToBeInSet(column="bit_depth", value_set=[8]),
         *(
-            ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=1)
+            gxe.ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=1)
             for column in ("texture_mean", "texture_share")
         ),
-        ExpectColumnValuesToBeBetween(column="size_bytes", min_value=1),
-        ExpectColumnDistinctValuesToEqualSet(column="split", value_set=sorted(SPLITS)),
-        ExpectColumnMaxToBeBetween(column="near_duplicates", max_value=0),
+        gxe.ExpectColumnValuesToBeBetween(column="size_bytes", min_value=1),
+        gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=sorted(SPLITS)),
+        gxe.ExpectColumnMaxToBeBetween(column="near_duplicates", max_value=0),
     ]
 
 
 def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[str]:
-    """Check a manifest and write the Data Docs pages, whatever the outcome.
+    """Check a manifest and write the Data Docs pages, also if it fails.
 
     Args:
-        manifest: one row a photograph, see `expectations`.
-        docs: existing folder that the pages are written to; `index.html` is the first.
+        manifest: one row per photograph, see `expectations`.
+        docs: existing folder for the pages; index.html is the first.
         params: of the step.
 
     Returns:
-        What does not hold, one line each; nothing when all does.
+        One line per expectation that does not hold.
     """
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -96,7 +88,7 @@ def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[s
 
 
 def _explained(result: ExpectationValidationResult) -> str:
-    """Say in one line which expectation does not hold, and for what."""
+    """Return one line on which expectation does not hold, and for which values."""
     config = result.expectation_config
     name = f"{config.type} of {config.kwargs['column']}" if config else "an expectation"
     if "observed_value" in result.result:

@@ -1,4 +1,4 @@
-"""One photograph: really decoded, measured, and taken in or refused with a reason."""
+"""One photograph: decoded in full, measured, and accepted or refused with a reason."""
 
 import hashlib
 import io
@@ -12,12 +12,13 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from bebygan.imaging.texture import local_deviation
 from components.artifacts import Reason
 from components.config import IngestParams
+from components.ingest.splits import Split, split_of
 
 TEXTURE_WINDOW = 11
 TEXTURE_THRESHOLD = 0.025
 """The window and the standard deviation of luma of arXiv 2103.15295 section 3.3."""
 
-# Only these decoders are let near a file; GIF is among them to say what is wrong with it.
+# Pillow tries only these decoders. GIF is one of them so that its refusal can be explained.
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
 _PNG_BIT_DEPTH_OFFSET = 24
@@ -36,8 +37,8 @@ _MODES: dict[str, tuple[Reason, ...]] = {
 _ROWS_AT_ONCE = 1024
 
 
-class Refusal(Exception):  # noqa: N818 - raised to leave the decoding, but no error: the run goes on
-    """Why a file is not taken in: a reason code, and one line on what to do."""
+class Refusal(Exception):  # noqa: N818 - not an error: the file is quarantined and the run goes on
+    """A file is not accepted: a reason code, and one line on what to do."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -47,10 +48,10 @@ class Refusal(Exception):  # noqa: N818 - raised to leave the decoding, but no e
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph as the manifest has it, but for its side. Sizes and formats are those of the stored file."""
+    """A row of the manifest. Sizes and formats are those of the stored file."""
 
     sha256: str
-    """Of the bytes that came in."""
+    """Of the source file."""
     source: str
     """Name relative to the source."""
     file: str
@@ -62,13 +63,14 @@ class Photograph:
     bit_depth: int
     format: str
     converted: str
-    """Kinds that were made RGB, separated by commas; empty where the bytes are those that came in."""
+    """Kinds that were converted to RGB, separated by commas; empty if the stored file equals the source file."""
     texture_mean: float
     """Mean over the pixels of the local standard deviation of luma in [0, 1]."""
     texture_share: float
     """Share of the pixels that are textured."""
     phash: str
     """64-bit perceptual hash, 16 hexadecimal digits."""
+    split: Split
 
 
 def _open(content: bytes) -> Image.Image:
@@ -85,17 +87,12 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _frames(image: Image.Image) -> int:
-    """Count the frames or pages; a second picture that a camera hides in a JPEG (MPO) is none."""
+    """Count the frames or pages. The second picture that cameras store in a JPEG (MPO) does not count."""
     return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
 
 
-def _orientation(image: Image.Image) -> int:
-    orientation: int = image.getexif().get(_ORIENTATION, 1)
-    return orientation
-
-
 def _bit_depth(image: Image.Image, content: bytes) -> int:
-    """Return the bits a channel of the file: Pillow hides that it reads the upper 8 of 16 where a picture is RGB."""
+    """Return the bits per channel of the file. Pillow reads 16-bit RGB as 8-bit and does not report it."""
     if image.format == "PNG":
         return content[_PNG_BIT_DEPTH_OFFSET]
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -105,7 +102,7 @@ def _bit_depth(image: Image.Image, content: bytes) -> int:
 
 
 def _decode(content: bytes) -> tuple[Image.Image, list[Reason], int]:
-    """Decode all pixels; return them with the kinds that stand in the way of upright 8-bit RGB and the bit depth."""
+    """Decode all pixels; return them with the kinds that are not upright 8-bit RGB, and the bit depth."""
     image = _open(content)
     frames = _frames(image)
     if frames > 1:
@@ -114,10 +111,10 @@ def _decode(content: bytes) -> tuple[Image.Image, list[Reason], int]:
         raise Refusal("palette", "its colours are those of a palette, few and dithered: take the original")
     if image.mode not in _MODES:
         raise Refusal("unsupported", f"its pixels are of the kind {image.mode}: save it as 8-bit RGB")
-    # Pillow turns a TIFF upright while it loads it; a PNG may tell its orientation behind the pixels.
-    before = _orientation(image)
+    # Pillow turns a TIFF upright when it loads the pixels; a PNG may store its orientation after them.
+    before = image.getexif().get(_ORIENTATION, 1)
     image.load()
-    orientation = max(before, _orientation(image))
+    orientation = max(before, image.getexif().get(_ORIENTATION, 1))
     depth = _bit_depth(image, content)
     kinds = [*_MODES[image.mode]]
     if "transparency" in image.info and "transparent" not in kinds:
@@ -135,7 +132,7 @@ def _decoded(content: bytes) -> tuple[Image.Image, list[Reason], int]:
     except Refusal:
         raise
     except Exception as error:
-        # Decoders of damaged files raise anything, down to IndexError.
+        # On damaged files, decoders raise anything, IndexError included.
         message = " ".join(str(error).split()) or type(error).__name__
         reason: Reason = "truncated" if "truncated" in message.lower() else "unreadable"
         raise Refusal(reason, f"it does not decode ({message}): copy it again or leave it out") from error
@@ -161,7 +158,7 @@ def _refuse_unconverted(kinds: list[Reason], params: IngestParams) -> None:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Make a picture upright 8-bit RGB: alpha over white, the upper 8 bits of 16, no metadata."""
+    """Convert to upright 8-bit RGB: alpha over white, the upper 8 bits of 16, no metadata."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -172,19 +169,19 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def texture(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
-    """Return how textured a photograph is.
+    """Measure how textured a photograph is.
 
     Args:
         pixels: (H, W, 3), RGB; H and W are above 5.
 
     Returns:
         Mean of the local standard deviation of luma in [0, 1], and the share of the pixels where it is at least the
-        threshold of arXiv 2103.15295 section 3.3; rounded to 6 digits, so that processors agree.
+        threshold of arXiv 2103.15295 section 3.3; rounded to 6 digits, in which all processors agree.
     """
     height, width = pixels.shape[:2]
     halo = TEXTURE_WINDOW // 2
     total, textured = 0.0, 0
-    # In strips, because the sums of a whole photograph of 100 megapixels need 8 GB.
+    # The sums of a whole photograph of 100 megapixels would need 8 GB.
     for top in range(0, height, _ROWS_AT_ONCE):
         first = max(0, min(top, height - halo - 1) - halo)
         strip = local_deviation(pixels[first : top + _ROWS_AT_ONCE + halo], TEXTURE_WINDOW)
@@ -195,7 +192,7 @@ def texture(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
 
 
 def examine(name: str, content: bytes, params: IngestParams) -> tuple[Photograph, bytes]:
-    """Decode a photograph in full, measure it, and convert it where the parameters allow it.
+    """Decode a photograph in full, measure it, and convert it if the parameters allow it.
 
     Args:
         name: relative to the source.
@@ -206,7 +203,7 @@ def examine(name: str, content: bytes, params: IngestParams) -> tuple[Photograph
         The photograph, and the bytes to store under its `file`.
 
     Raises:
-        Refusal: it is not fit to be taken in.
+        Refusal: it is not accepted.
     """
     image, kinds, depth = _decoded(content)
     if min(image.size) < params.minimum_side:
@@ -237,5 +234,6 @@ def examine(name: str, content: bytes, params: IngestParams) -> tuple[Photograph
         texture_mean=mean,
         texture_share=share,
         phash=str(imagehash.phash(image)),
+        split=split_of(sha256, params.validation_share, params.test_share),
     )
     return photograph, content

@@ -1,4 +1,4 @@
-"""Which side of the split a photograph is on, and which photographs of two sides show the same scene."""
+"""The split of a photograph, and photographs of two splits that show the same scene."""
 
 from typing import Literal
 
@@ -7,18 +7,18 @@ import numpy.typing as npt
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("test", "validation", "train")
-"""From the one that is kept away from all others to the one that gives way."""
+"""By priority: of near duplicates in two splits, the one in the earlier split stays."""
 
 Hashes = npt.NDArray[np.uint64]
 _PAIRS_AT_ONCE = 2**22
 
 
 def split_of(sha256: str, validation_share: float, test_share: float) -> Split:
-    """Return the side of a photograph: by its own bytes alone, so that it never changes whatever else arrives.
+    """Return the split of a photograph. It depends on the photograph's bytes alone and never changes.
 
     Args:
         sha256: hexadecimal; its first 8 bytes, as a fraction of 2^64, are the photograph's place in [0, 1].
-        validation_share: share of the places that lie behind those of the test side.
+        validation_share: share of the places, after those of test.
         test_share: share of the places, from 0 on.
     """
     place = int(sha256[:16], 16) / 2**64
@@ -49,17 +49,17 @@ def nearest(hashes: Hashes, others: Hashes) -> tuple[npt.NDArray[np.int64], npt.
 
 
 def near_duplicates(hashes: Hashes, splits: npt.NDArray[np.str_], bits: int) -> dict[int, int]:
-    """Find the photographs that must give way because one on a side that is kept from them shows the same scene.
+    """Find the photographs to leave out because one in an earlier split of SPLITS shows the same scene.
 
-    Test keeps validation and train away, validation keeps train away. One that gave way keeps nothing away.
+    A photograph that is left out does not cause others to be left out.
 
     Args:
         hashes: (N,), 64-bit perceptual hashes.
-        splits: (N,), a side each.
+        splits: (N,), the split of each.
         bits: hashes that differ in at most so many bits show the same scene.
 
     Returns:
-        For the index of each photograph that gives way, the index of the nearest one that it gives way to.
+        For the index of each photograph to leave out, the index of the nearest one that stays.
     """
     found: dict[int, int] = {}
     kept = np.flatnonzero(splits == SPLITS[0])

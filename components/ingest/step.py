@@ -1,8 +1,8 @@
-"""Take photographs in: each is decoded, measured, put on its side of the split, or quarantined with a reason.
+"""Make a dataset: each photograph is decoded, measured and assigned to a split, or quarantined with a reason.
 
-A dataset is `photographs/<sha256>.<suffix>`, `manifest.parquet` (a row each, sorted by sha256: the fields of
-`Photograph` and `split`) and `quarantine.json`. The same photographs under the same names give the same bytes,
-whether they come from a folder or a bucket.
+A dataset is `photographs/<sha256>.<suffix>`, `manifest.parquet` (one row per photograph, sorted by sha256, with the
+fields of `Photograph`) and `quarantine.json`. The same photographs under the same names give the same bytes from a
+folder and from a bucket.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +26,7 @@ from bebygan.files import whole_folder
 from components.artifacts import Quarantined, Reason, write_quarantine
 from components.config import IngestParams
 from components.ingest.photograph import Photograph, Refusal, examine
-from components.ingest.splits import SPLITS, Hashes, Split, near_duplicates, nearest, split_of
+from components.ingest.splits import SPLITS, Hashes, Split, near_duplicates, nearest
 from components.progress import progress
 from components.stores import Store, StoredFile, open_store
 from components.stores.data_version import data_version, push
@@ -35,15 +36,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LARGEST_FILE = 2**31
-_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-_SCHEMA = pa.schema(
-    [(name, _TYPES[kind]) for name, kind in get_type_hints(Photograph).items()] + [("split", pa.string())]
-)
+_TYPES = {str: pa.string(), Split: pa.string(), int: pa.int64(), float: pa.float64()}
+_SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Photograph).items()])
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What became of the files of a source."""
+    """Counts of the files of a source."""
 
     accepted: int
     skipped: int
@@ -63,7 +62,7 @@ def _content(file: StoredFile) -> bytes:
 
 
 def _take_in(file: StoredFile, folder: Path, params: IngestParams) -> Photograph | Quarantined:
-    """Examine one file and, if it is fit, store it below `folder`."""
+    """Examine one file and, if it is accepted, store it below `folder`."""
     try:
         photograph, stored = examine(file.name, _content(file), params)
     except Refusal as refusal:
@@ -75,12 +74,12 @@ def _take_in(file: StoredFile, folder: Path, params: IngestParams) -> Photograph
 def _all_taken_in(
     files: Sequence[StoredFile], folder: Path, params: IngestParams, threads: int
 ) -> tuple[list[Photograph], list[Quarantined]]:
-    """Examine all files; of files with the same bytes the first by name is taken in."""
+    """Examine all files; of files with the same bytes the first by name is accepted."""
     photographs: dict[str, Photograph] = {}
     quarantined: list[Quarantined] = []
     (folder / "photographs").mkdir()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        # Pillow warns of odd metadata and of pictures that are half as large as those that it refuses.
+        # Pillow warns of odd metadata, and of pictures half as large as those that it refuses.
         warnings.simplefilter("ignore")
         outcomes = pool.map(lambda file: _take_in(file, folder, params), files)
         for outcome in progress(outcomes, "ingest", "files", len(files)):
@@ -98,29 +97,25 @@ def _hashes(photographs: Sequence[Photograph]) -> Hashes:
     return np.array([int(photograph.phash, 16) for photograph in photographs], np.uint64)
 
 
-def _manifest(photographs: Sequence[Photograph], splits: Sequence[Split]) -> pa.Table:
-    rows = [
-        dataclasses.asdict(photograph) | {"split": split} for photograph, split in zip(photographs, splits, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+def _splits(photographs: Sequence[Photograph]) -> npt.NDArray[np.str_]:
+    return np.array([photograph.split for photograph in photographs], np.str_)
 
 
-def _across_sides(photographs: Sequence[Photograph], splits: Sequence[Split], bits: int) -> list[int]:
-    """Return 1 for each photograph that has a near duplicate on another side."""
-    hashes, sides = _hashes(photographs), np.array(splits, np.str_)
+def _across_splits(photographs: Sequence[Photograph], bits: int) -> npt.NDArray[np.int64]:
+    """Return 1 for each photograph that has a near duplicate in another split, else 0."""
+    hashes, splits = _hashes(photographs), _splits(photographs)
     near = np.zeros(len(photographs), np.int64)
-    for side in SPLITS:
-        here, elsewhere = np.flatnonzero(sides == side), np.flatnonzero(sides != side)
-        if len(here) and len(elsewhere):
-            near[here] = nearest(hashes[here], hashes[elsewhere])[1] <= bits
-    flags: list[int] = near.tolist()
-    return flags
+    for split in SPLITS:
+        inside = splits == split
+        if inside.any() and not inside.all():
+            near[inside] = nearest(hashes[inside], hashes[~inside])[1] <= bits
+    return near
 
 
 def _fault(
     counts: Mapping[Split, int], quarantined: Sequence[Quarantined], files: int, docs: Path, params: IngestParams
 ) -> str | None:
-    """Say why the photographs as a whole are no dataset, if they are none."""
+    """Return why the photographs as a whole are not a dataset, or None if they are."""
     if len(quarantined) / files > params.quarantine_tolerance:
         first = "; ".join(f"{entry.file}: {entry.reason}" for entry in quarantined[:3])
         return (
@@ -128,7 +123,7 @@ def _fault(
             f"{params.quarantine_tolerance:g} allows ({first}{'; ...' if len(quarantined) > 3 else ''}): "
             f"see {docs / 'quarantine.json'} for what to do with each"
         )
-    empty = [side for side in SPLITS if not counts[side]]
+    empty = [split for split in SPLITS if not counts[split]]
     if empty:
         return (
             f"{sum(counts.values())} photographs leave none for {' and '.join(empty)}: add photographs, or change "
@@ -138,13 +133,13 @@ def _fault(
 
 
 def _gate(manifest: "pd.DataFrame", pages: Path, params: IngestParams) -> list[str]:
-    """Return what does not hold of a manifest; Great Expectations is imported here and kept quiet."""
-    # Before 1.24 it reports its use to its makers unless it is told not to when it is imported.
+    """Return which expectations do not hold; Great Expectations is imported here and kept quiet."""
+    # Before 1.24 it reports its use to its makers, unless this is set when it is imported.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
-        # 3 s that --help, and what is refused before, need not wait for.
+        # The import takes 3 s: --help and a refused source do not wait for it.
         from components.ingest.expectations import validate  # noqa: PLC0415
 
         return validate(manifest, pages, params)
@@ -153,7 +148,7 @@ def _gate(manifest: "pd.DataFrame", pages: Path, params: IngestParams) -> list[s
 
 
 def checks_page(docs: Path) -> Path:
-    """Return the page that shows what the gate found, of a folder that `ingest` wrote."""
+    """Return the page with the results of the gate, in a docs folder that `ingest` wrote."""
     return next(docs.glob("validations/**/*.html"))
 
 
@@ -168,20 +163,17 @@ def _refuse_impossible(store: Store, dataset: Path, params: IngestParams) -> Non
 
 
 def _without_near_duplicates(
-    photographs: Sequence[Photograph], folder: Path, params: IngestParams
-) -> tuple[list[Photograph], list[Split], list[Quarantined]]:
-    """Put the photographs on their sides, and take away those that show what a held-out one shows."""
-    splits = [split_of(each.sha256, params.validation_share, params.test_share) for each in photographs]
-    giving_way = near_duplicates(_hashes(photographs), np.array(splits, np.str_), params.near_duplicate_bits)
+    photographs: Sequence[Photograph], folder: Path, bits: int
+) -> tuple[list[Photograph], list[Quarantined]]:
+    """Remove the photographs that show the same scene as one in an earlier split."""
+    near = near_duplicates(_hashes(photographs), _splits(photographs), bits)
     quarantined = []
-    for index, other in giving_way.items():
-        detail = (
-            f"near duplicate of {photographs[other].source}, which is held out ({splits[other]}): leave one of them out"
-        )
-        quarantined.append(Quarantined(photographs[index].source, "near-duplicate", detail))
-        (folder / photographs[index].file).unlink()
-    kept = [index for index in range(len(photographs)) if index not in giving_way]
-    return [photographs[index] for index in kept], [splits[index] for index in kept], quarantined
+    for index, other in near.items():
+        stays, goes = photographs[other], photographs[index]
+        detail = f"near duplicate of {stays.source}, which is held out ({stays.split}): leave one of them out"
+        quarantined.append(Quarantined(goes.source, "near-duplicate", detail))
+        (folder / goes.file).unlink()
+    return [each for index, each in enumerate(photographs) if index not in near], quarantined
 
 
 def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote: str | None = None) -> IngestReport:
@@ -189,16 +181,16 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
 
     Args:
         source: a folder with all below it, or s3://bucket/prefix; endpoint and credentials from AWS_* variables.
-        dataset: folder of the dataset, written whole; what stood there is replaced, and kept when the step fails.
-        docs: folder for the gate's Data Docs pages (see `checks_page`) and a copy of the quarantine; written also
-            where the photographs are refused, as far as the step came.
+        dataset: folder of the dataset, replaced as a whole, and unchanged if the step fails.
+        docs: folder for the gate's Data Docs pages (see `checks_page`) and a copy of the quarantine. If the photographs
+            are refused, it holds what was written until then.
         params: of the step.
-        remote: DVC remote that the dataset is brought into, a folder or s3://bucket/prefix.
+        remote: DVC remote that the dataset is pushed to, a folder or s3://bucket/prefix.
 
     Raises:
         ConfigError: the parameters contradict each other, or the dataset would lie in its own source.
-        DataError: the source is missing or empty, too many files are quarantined, a side of the split would be empty,
-            or an expectation does not hold.
+        DataError: the source is missing or empty, too many files are quarantined, a split would be empty, or an
+             expectation does not hold.
         ServiceError: a bucket is unreachable, unknown, or refuses access.
         StorageError: dataset, docs or remote cannot be written.
     """
@@ -207,11 +199,11 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
     files, skipped = list_source(source)
     with whole_folder(dataset) as folder:
         fit, unfit = _all_taken_in(files, folder, params, store.parallel_reads)
-        photographs, splits, near = _without_near_duplicates(fit, folder, params)
+        photographs, near = _without_near_duplicates(fit, folder, params.near_duplicate_bits)
         quarantined = sorted([*unfit, *near], key=lambda entry: entry.file)
-        counts = {side: splits.count(side) for side in reversed(SPLITS)}
+        counts = {split: sum(each.split == split for each in photographs) for split in reversed(SPLITS)}
         write_quarantine(folder, quarantined)
-        manifest = _manifest(photographs, splits)
+        manifest = pa.Table.from_pylist([dataclasses.asdict(each) for each in photographs], schema=_SCHEMA)
         # Without compression the bytes do not depend on a compressor's version.
         pq.write_table(manifest, folder / "manifest.parquet", compression="NONE")
 
@@ -219,7 +211,7 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
         with whole_folder(docs) as pages:
             write_quarantine(pages, quarantined)
             if not fault:
-                across = _across_sides(photographs, splits, params.near_duplicate_bits)
+                across = _across_splits(photographs, params.near_duplicate_bits)
                 failed = _gate(manifest.to_pandas().assign(near_duplicates=across), pages, params)
                 fault = "; ".join([*failed, f"see {docs / checks_page(pages).relative_to(pages)}"]) if failed else None
         if fault:

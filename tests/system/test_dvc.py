@@ -63,7 +63,7 @@ def test_the_numbers_are_those_of_the_kubeflow_run(
     assert (reproduced.code, first_run.code) == (0, 0)
     ours = json.loads((desk / "artifacts" / "evaluation" / "metrics.json").read_text())
     assert ours == json.loads((output_of(project, "evaluate", "evaluation") / "metrics.json").read_text())
-    assert set(ours) == {"bicubic", "warmup", "challenger"}
+    assert set(ours) == {"schema", "bicubic", "warmup", "challenger"}
     for step, artifact, out in (("warmup", "generator", "warmup"), ("train", "challenger", "challenger")):
         theirs = output_of(project, step, artifact) / "generator.safetensors"
         assert (desk / "artifacts" / out / "generator.safetensors").read_bytes() == theirs.read_bytes()

@@ -19,6 +19,7 @@ from mlflow.entities import Run
 
 from bebygan.files import sha256_of
 from bebygan.networks.naming import load_generator
+from components.artifacts import read_means
 from components.stores.data_version import data_version, fetch
 from components.tracking.ledger import entries
 from tests.system.conftest import Finished, output_of, run, start
@@ -84,7 +85,7 @@ def test_a_run_ends_with_the_table_the_champion_and_where_to_look(first_run: Fin
     assert lines[0].split() == ["PSNR-Y", "↑", "SSIM-Y", "↑", "LPIPS", "↓", "LR-PSNR", "↑"]
     assert [line.split()[0] for line in lines[1:4]] == ["bicubic", "warm-up", "challenger"]
     values = [[float(value) for value in line.split()[1:]] for line in lines[1:4]]
-    metrics = json.loads((output_of(project, "evaluate", "evaluation") / "metrics.json").read_text())
+    metrics = read_means(output_of(project, "evaluate", "evaluation"))
     for row, means in zip(values, metrics.values(), strict=True):
         assert row == pytest.approx(list(means.values()), abs=0.006)
     said = dict(re.findall(r"^(\w+): +(.+)$", first_run.out, re.MULTILINE))
@@ -103,7 +104,7 @@ def test_the_champion_is_the_challenger_that_was_trained(first_run: Finished, pr
     assert champion.tags["weights_sha256"] == sha256_of(trained)
     kept = (project / "workspace" / "mlartifacts").rglob("generator.safetensors")
     assert trained.read_bytes() in [path.read_bytes() for path in kept]
-    metrics = json.loads((output_of(project, "evaluate", "evaluation") / "metrics.json").read_text())
+    metrics = read_means(output_of(project, "evaluate", "evaluation"))
     for name, value in metrics["challenger"].items():
         assert float(champion.tags[f"metric.{name}"]) == pytest.approx(value, rel=1e-5)
     assert champion.tags["verdict"] == "promote"
@@ -164,7 +165,7 @@ def test_losses_and_comparison_are_in_mlflow(first_run: Finished, project: Path)
     _, _, train, evaluate, _ = runs_of(project)[:5]
     assert train.data.metrics["best_buddy"] > 0
     assert train.data.params["iterations"] == "2"
-    metrics = json.loads((output_of(project, "evaluate", "evaluation") / "metrics.json").read_text())
+    metrics = read_means(output_of(project, "evaluate", "evaluation"))
     assert evaluate.data.metrics["challenger/lpips"] == pytest.approx(metrics["challenger"]["lpips"])
 
 
@@ -226,7 +227,7 @@ def test_the_champion_is_measured_anew_and_as_before(changed_run: Finished, proj
     """The champion's numbers come from its registered weights, on the same bytes, in the same run."""
     assert changed_run.code == 0
     evaluations = (output_of(project, "evaluate", "evaluation"), left(project)["evaluate"] / "evaluation")
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in evaluations)
+    first, second = map(read_means, evaluations)
     assert second["champion"] == first["challenger"]
 
 

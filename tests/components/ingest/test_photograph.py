@@ -18,6 +18,7 @@ from PIL import Image
 from bebygan.losses.region_aware import local_deviation
 from components.config import IngestParams
 from components.ingest.photograph import Refusal, examine, texture
+from components.ingest.splits import split_of
 
 Picture = Callable[..., Image.Image]
 PARAMS = IngestParams(
@@ -80,6 +81,7 @@ def test_an_upright_8_bit_rgb_picture_is_stored_as_it_came(kind: str, suffix: st
     sha256 = hashlib.sha256(content).hexdigest()
     assert dataclasses.asdict(photograph) | {"texture_mean": 0, "texture_share": 0, "phash": ""} == {
         "sha256": sha256,
+        "split": split_of(sha256, 0.2, 0.2),
         "source": "deep/name.xyz",
         "file": f"photographs/{sha256}.{suffix}",
         "size_bytes": len(content),
