@@ -26,23 +26,12 @@ Candidate = Literal["bicubic", "warmup", "challenger", "champion"]
 Means = Mapping[Candidate, Mapping[Metric, float]]
 """Mean of each metric over the held-out photographs, by candidate."""
 Recommendation = Literal["promote", "keep"]
+# fmt: off
 Reason = Literal[
-    "unreadable",
-    "not-an-image",
-    "truncated",
-    "huge",
-    "tiny",
-    "16-bit",
-    "grey",
-    "transparent",
-    "rotated",
-    "cmyk",
-    "animated",
-    "palette",
-    "unsupported",
-    "duplicate",
-    "near-duplicate",
+    "unreadable", "not-an-image", "truncated", "huge", "tiny", "16-bit", "grey", "transparent", "rotated", "cmyk",
+    "animated", "palette", "unsupported", "duplicate", "near-duplicate",
 ]
+# fmt: on
 """Why a file is quarantined."""
 T = TypeVar("T")
 
@@ -159,7 +148,7 @@ def _write(path: Path, values: Mapping[Any, Any]) -> None:
     path.write_text(json.dumps({"schema": SCHEMA, **values}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _content(path: Path, step: str) -> str:
+def _text(path: Path, step: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -184,21 +173,21 @@ def _validated(kind: Any, values: Any, path: Path, step: str) -> Any:
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"] if part != "[key]")
         if fault["type"] == "missing":
-            told = f"{name} is missing"
+            told = "is missing"
         elif fault["type"] == "value_error":
-            told = f"{name} {fault['ctx']['error']}".strip()
+            told = str(fault["ctx"]["error"])
         else:
-            told = f"{name} is {str(fault['input'])[:80]!r}"
-        raise DataError(f"{path} is damaged ({told}): run {step} again") from error
+            told = f"is {str(fault['input'])[:80]!r}"
+        raise DataError(f"{path} is damaged ({f'{name} {told}'.strip()}): run {step} again") from error
 
 
 def _read(kind: type[T], path: Path, step: str) -> T:
-    values = _parsed(_content(path, step), path, step)
+    values = _parsed(_text(path, step), path, step)
     if isinstance(values, list) and kind is _Quarantine:
         # The version before wrote the list alone.
         values = {"files": values}
     if not isinstance(values, dict):
-        raise DataError(f"{path} is damaged (it holds no JSON object): run {step} again")
+        raise DataError(f"{path} is damaged (it is not a JSON object): run {step} again")
     schema = values.pop("schema", 0)
     if not isinstance(schema, int) or schema > SCHEMA:
         raise DataError(
@@ -265,7 +254,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     path = folder / "history.jsonl"
     if not path.exists():
         return []
-    lines = enumerate(_content(path, "train").splitlines(), start=1)
+    lines = enumerate(_text(path, "train").splitlines(), start=1)
     entries: list[dict[str, float]] = _validated(
         list[_Entry], [_parsed(line, path, "train", number) for number, line in lines], path, "train"
     )

@@ -1,4 +1,4 @@
-"""Kubeflow face of the evaluate step."""
+"""KFP component of the evaluate step."""
 
 from kfp import dsl
 

@@ -1,4 +1,4 @@
-"""Kubeflow face of the ingest step."""
+"""KFP component of the ingest step."""
 
 from kfp import dsl
 

@@ -1,4 +1,4 @@
-"""Kubeflow face of the register step."""
+"""KFP component of the register step."""
 
 from kfp import dsl
 

@@ -1,4 +1,4 @@
-"""Load a model as a stranger would, with MLflow alone, and upscale the images of a file.
+"""Load a model with MLflow alone and upscale the images of a file.
 
 Called as `python -I load_check.py MODEL_URI IMAGES.npy RESULT.npz`; the result also says where `bebygan` came from.
 """

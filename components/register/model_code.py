@@ -1,4 +1,4 @@
-"""The registered model, as MLflow runs it: it brings the package `bebygan` of its time with it.
+"""The registered model as MLflow runs it, with the package `bebygan` of the version that registered it.
 
 MLflow executes this file where the model is loaded; nothing of `components` is there.
 """
@@ -20,14 +20,14 @@ class SuperResolution(PythonModel):
     """Upscales images four times."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the generator, onto a GPU where there is one."""
+        """Load the generator, onto a GPU if there is one."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.generator = load_generator(Path(context.artifacts["generator"])).to(device).eval()
 
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002
-        # The bare array is a type that MLflow knows; others it takes for a schema that contradicts the signature.
+        # MLflow reads any other type hint as a schema, which would contradict the signature.
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> npt.NDArray[Any]:

@@ -176,7 +176,7 @@ def test_the_report_stands_alone_and_shows_all(compared: Callable[..., str], dat
     metrics = read_means(tmp_path / "out")
     shown = [f"{metrics['challenger']['psnr_y']:.2f}", f"{metrics['warmup']['lpips']:.4f}", "required: at least 99"]
     shown += [
-        "Adversarial training wants a look.",
+        "Adversarial training needs attention.",
         "logits: those of HR and SR differ by 1.25",
         "the mask hides nothing",
     ]

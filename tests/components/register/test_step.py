@@ -3,12 +3,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,75 +15,16 @@ from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
 from components.artifacts import Registration
 from components.config import RegisterParams, load_params
-from components.register import promotion, step
+from components.register import step
 from components.register.step import check_loads, register
 from components.tracking.client import mlflow_client
-from components.tracking.ledger import append, entries
 from components.tracking.provenance import provenance
-from components.tracking.registry import champion, download_generator, version_with_alias
+from components.tracking.registry import champion, download_generator
 from components.tracking.runs import step_run
+from tests.components.registered import aliases, versions
 
 ROOT = Path(__file__).parents[3]
 AUTOMATIC = RegisterParams(promotion="automatic")
-
-
-@pytest.fixture
-def challenger(generator_folder: Callable[..., Path]) -> Path:
-    return generator_folder("challenger", 1)
-
-
-@pytest.fixture
-def evaluated(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the folder of an evaluation of a challenger."""
-
-    def write(challenger: Path, verdict: str, champion: str | None = None, **changed: Any) -> Path:
-        folder = tmp_path / "evaluation"
-        folder.mkdir(exist_ok=True)
-        row = {"psnr_y": 28.0, "ssim_y": 0.8, "lpips": 0.1, "lr_psnr": 45.0}
-        (folder / "metrics.json").write_text(json.dumps({"bicubic": row, "challenger": row | {"lpips": 0.0875}}))
-        said = {
-            "verdict": verdict,
-            "reasons": ["passed: lpips 0.0875, at most 0.1 asked"],
-            "model": "tests",
-            "champion": champion,
-            "challenger_sha256": sha256_of(challenger / "generator.safetensors"),
-            "protocol": {},
-            "provenance": provenance(load_params(ROOT / "params.yaml").evaluate, "0123.dir"),
-        }
-        (folder / "verdict.json").write_text(json.dumps(said | changed))
-        return folder
-
-    return write
-
-
-@pytest.fixture
-def registered(
-    tmp_path: Path,
-    evaluated: Callable[..., Path],
-    mlflow_store: str,  # noqa: ARG001
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Registration]:
-    """Registers a challenger by a verdict; the clean process, which takes seconds, has tests of its own."""
-    monkeypatch.setattr(step, "check_loads", lambda *_: None)
-
-    def run_step(
-        challenger: Path, verdict: str, champion: str | None = None, promotion: Any = "automatic", ledger: str = ""
-    ) -> Registration:
-        params = RegisterParams(promotion=promotion)
-        folder = evaluated(challenger, verdict, champion)
-        with step_run("register", params) as run:
-            return register(challenger, folder, tmp_path / "out", params=params, run=run, ledger=ledger)
-
-    return run_step
-
-
-def aliases() -> dict[str, str | None]:
-    found = {alias: version_with_alias("tests", alias) for alias in ("champion", "challenger", "previous")}  # type: ignore[arg-type]
-    return {alias: version.version if version else None for alias, version in found.items()}
-
-
-def versions() -> int:
-    return len(mlflow_client().search_model_versions("name='tests'"))
 
 
 def test_a_promoted_challenger_becomes_champion_and_the_old_one_previous(
@@ -180,197 +117,6 @@ def test_the_champion_is_not_registered_a_second_time(
     registered(challenger, "promote")
     assert registered(challenger, "keep", champion="1").version == "1"
     assert versions() == 1
-
-
-def test_repeating_an_old_promotion_does_not_bring_the_old_model_back(
-    registered: Callable[..., Registration], generator_folder: Callable[..., Path]
-) -> None:
-    one = generator_folder("one", 1)
-    registered(one, "promote")
-    registered(generator_folder("two", 2), "promote", champion="1")
-    assert registered(one, "promote").champion == "2"
-    assert aliases() == {"champion": "2", "challenger": "2", "previous": "1"}
-
-
-def test_a_verdict_against_another_champion_promotes_nothing(
-    registered: Callable[..., Registration], generator_folder: Callable[..., Path]
-) -> None:
-    registered(generator_folder("one", 1), "promote")
-    with pytest.raises(DataError, match="compares with no version, but now version 1 holds the alias champion"):
-        registered(generator_folder("two", 2), "promote", champion=None)
-    assert aliases()["champion"] == "1"
-
-
-class Killed(BaseException):
-    pass
-
-
-@contextmanager
-def killed_after(survived: int) -> Iterator[None]:
-    """Let whoever changes registry or ledger die at the change after so many."""
-    from mlflow import MlflowClient
-
-    changes = 0
-
-    def dying(original: Callable[..., Any]) -> Callable[..., Any]:
-        def change(*arguments: Any, **options: Any) -> Any:
-            nonlocal changes
-            if changes == survived:
-                raise Killed
-            changes += 1
-            return original(*arguments, **options)
-
-        return change
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("set_registered_model_alias", "set_model_version_tag", "_create_model_version"):
-            patch.setattr(MlflowClient, name, dying(getattr(MlflowClient, name)))
-        patch.setattr(promotion, "append", dying(promotion.append))
-        yield
-
-
-@pytest.mark.parametrize("survived", range(5))
-def test_a_kill_at_any_moment_leaves_a_valid_champion_and_repeating_completes(
-    survived: int,
-    registered: Callable[..., Registration],
-    generator_folder: Callable[..., Path],
-) -> None:
-    registered(generator_folder("one", 1), "promote")
-    two = generator_folder("two", 2)
-    with killed_after(survived), pytest.raises(Killed):
-        registered(two, "promote", champion="1")
-    assert aliases()["champion"] in ("1", "2")
-    done = registered(two, "promote", champion="1")
-    assert (done.version, done.champion, done.previous) == ("2", "2", "1")
-    assert versions() == 2
-
-
-def moves(ledger: str) -> list[tuple[str | None, str | None, str]]:
-    return [(move.previous, move.version, move.verdict) for move in entries(ledger, "tests")]
-
-
-def test_the_ledger_says_of_each_promotion_what_why_from_what_and_who(
-    registered: Callable[..., Registration],
-    generator_folder: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("LOGNAME", "ada")
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
-    two = generator_folder("two", 2)
-    registered(two, "keep", champion="1", ledger=ledger)
-    for _ in range(2):
-        registered(two, "promote", champion="1", ledger=ledger)
-    assert moves(ledger) == [(None, "1", "promote"), ("1", "3", "promote")]
-    entry, holder = entries(ledger, "tests")[-1], champion("tests")
-    assert holder is not None
-    assert (entry.number, entry.run, entry.data_version) == (2, holder.tags["register_run"], "0123.dir")
-    assert entry.weights_sha256 == sha256_of(two / "generator.safetensors")
-    assert (entry.reason, entry.who) == ("passed: lpips 0.0875, at most 0.1 asked", "ada")
-    age = datetime.now(UTC) - datetime.fromisoformat(entry.time)
-    assert 0 <= age.total_seconds() < 600
-
-
-@pytest.mark.parametrize("survived", range(6))
-def test_a_kill_at_any_moment_leaves_a_ledger_that_the_next_registration_completes(
-    survived: int,
-    registered: Callable[..., Registration],
-    generator_folder: Callable[..., Path],
-    tmp_path: Path,
-) -> None:
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
-    two = generator_folder("two", 2)
-    with killed_after(survived), pytest.raises(Killed):
-        registered(two, "promote", champion="1", ledger=ledger)
-    entered = len(moves(ledger)) == 2
-    assert entered == (survived > 2)
-    # Another challenger, which is not promoted, finds the interrupted promotion and completes it.
-    other = registered(generator_folder("three", 3), "keep", champion="1", ledger=ledger)
-    assert other.champion == ("2" if entered else "1")
-    assert aliases()["previous"] == ("1" if entered else None)
-    if not entered:
-        done = registered(two, "promote", champion="1", ledger=ledger)
-        assert done.champion == done.version
-    assert [verdict for *_, verdict in moves(ledger)] == ["promote", "promote"]
-
-
-def test_of_two_promotions_at_once_the_second_is_refused_and_not_entered(
-    registered: Callable[..., Registration],
-    generator_folder: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
-    two, three = generator_folder("two", 2), generator_folder("three", 3)
-    real = promotion.append
-
-    def overtaken(*arguments: Any) -> bool:
-        monkeypatch.setattr(promotion, "append", real)
-        assert registered(three, "promote", champion="1", ledger=ledger).champion == "3"
-        return real(*arguments)
-
-    monkeypatch.setattr(promotion, "append", overtaken)
-    with pytest.raises(DataError, match="compares with version 1, but now version 3 holds the alias champion"):
-        registered(two, "promote", champion="1", ledger=ledger)
-    assert aliases() == {"champion": "3", "challenger": "3", "previous": "1"}
-    assert moves(ledger) == [(None, "1", "promote"), ("1", "3", "promote")]
-
-
-def test_who_moves_the_aliases_late_puts_them_back_where_the_newest_entry_says(
-    registered: Callable[..., Registration],
-    generator_folder: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from mlflow import MlflowClient
-
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
-    two, three = generator_folder("two", 2), generator_folder("three", 3)
-    real = MlflowClient.set_registered_model_alias
-
-    def late(client: MlflowClient, model: str, alias: str, version: str) -> None:
-        if alias == "champion":
-            monkeypatch.setattr(MlflowClient, "set_registered_model_alias", real)
-            assert registered(three, "promote", champion="2", ledger=ledger).champion == "3"
-        real(client, model, alias, version)
-
-    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", late)
-    registered(two, "promote", champion="1", ledger=ledger)
-    assert aliases() == {"champion": "3", "challenger": "3", "previous": "2"}
-    assert moves(ledger) == [(None, "1", "promote"), ("1", "2", "promote"), ("2", "3", "promote")]
-
-
-def test_a_champion_that_a_person_chose_is_entered_and_stays(
-    registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
-    registered(generator_folder("two", 2), "promote", champion="1", ledger=ledger)
-    mlflow_client().set_registered_model_alias("tests", "champion", "1")
-    for _ in range(2):
-        assert registered(generator_folder(f"more{_}", 3 + _), "keep", champion="1", ledger=ledger).champion == "1"
-    assert moves(ledger)[2:] == [("2", "1", "by hand")]
-    mlflow_client().delete_registered_model_alias("tests", "champion")
-    assert registered(generator_folder("five", 5), "promote", champion=None, ledger=ledger).champion == "5"
-    assert moves(ledger)[3:] == [("1", None, "by hand"), (None, "5", "promote")]
-
-
-def test_a_ledger_that_is_newer_than_a_restored_tracker_brings_no_unknown_model_to_power(
-    registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """The number of a version that the backup did not know is given again, to other weights."""
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
-    lost = replace(entries(ledger, "tests")[0], number=2, version="2", previous="1", weights_sha256="f" * 64)
-    append(ledger, "tests", lost)
-    assert registered(generator_folder("two", 2), "keep", champion="1", ledger=ledger).champion == "1"
-    append(ledger, "tests", replace(lost, number=4))
-    assert registered(generator_folder("three", 3), "keep", champion="1", ledger=ledger).champion == "1"
-    assert moves(ledger)[-1] == ("2", "1", "by hand")
 
 
 def test_without_a_verdict_nothing_is_registered(
