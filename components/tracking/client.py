@@ -18,51 +18,40 @@ from bebygan.errors import ConfigError, ServiceError
 from bebygan.files import lock, storage_errors
 from components.tracking.address import database_file, tracking_uri, without_password
 
-__all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "service_errors", "uploading"]
+__all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "service_errors", "tracker", "uploading"]
 
 _LIMIT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SECONDS_FOR_UPLOADS = 120
 """MLflow's own default."""
-_ADVICE = {
-    "CERTIFICATE_VERIFY_FAILED": ("", "name the certificate of its authority in MLFLOW_TRACKING_SERVER_CERT_PATH"),
-    r"UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED|\b401\b": (
-        "it asks for a login",
-        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-    ),
-    r"PERMISSION_DENIED|\b403 (Client Error|!= 200)": (
-        "permission is denied",
-        "ask its administrator for the right, or log in as another user by MLFLOW_TRACKING_USERNAME",
-    ),
-    "timed out|timeout exception": (
-        "it did not answer in time",
-        f"see that it is not overloaded, or raise {_LIMIT} (seconds)",
-    ),
-    "out-of-date database schema|Can't locate revision": (
+_ADVICE = (
+    ("CERTIFICATE_VERIFY_FAILED", "", "name the certificate of its authority in MLFLOW_TRACKING_SERVER_CERT_PATH"),
+    (r"UNAUTH|\b401\b", "it asks for a login", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    (r"PERMISSION_DENIED|\b403\b", "permission is denied", "ask its administrator, or log in as another user"),
+    ("timed out|timeout exception", "it did not answer in time", f"see whether it is overloaded, or raise {_LIMIT}"),
+    (
+        "out-of-date database schema|Can't locate revision",
         "the database was written by another version of MLflow",
         f"use that version, or upgrade a copy of the database by `mlflow db upgrade` of MLflow {mlflow.__version__}",
     ),
-    "database is locked": (
-        "the database is locked by another process",
-        "wait for that process or end it; runs on several machines need an MLflow server",
-    ),
-    "file is not a database|database disk image is malformed": (
+    ("database is locked", "another process locks the database", "wait for that process, or end it"),
+    (
+        "file is not a database|disk image is malformed",
         "the file is damaged or not an SQLite database",
         "restore it from a backup, or move it away to begin with an empty one",
     ),
-    "'active' state": (
-        "the experiment was deleted",
-        "restore it by `mlflow experiments restore`, or name another in MLFLOW_EXPERIMENT_NAME",
-    ),
-    r"No Experiment with id|Run with id|Run '\w+' not found": (
+    ("'active' state", "the experiment was deleted", "`mlflow experiments restore` it, or set MLFLOW_EXPERIMENT_NAME"),
+    (
+        r"No Experiment with id|Run with id|Run '\w+' not found",
         "there is no such experiment or run",
         "it was deleted or belongs to another server: correct MLFLOW_EXPERIMENT_ID and MLFLOW_RUN_ID",
     ),
-    "Registered Model .*not found|Model Version .*not found|No such artifact": (
+    (
+        "Registered Model .*not found|Model Version .*not found|No such artifact",
         "the model or its file was deleted",
         "restore it, or promote another version",
     ),
-}
-"""By a pattern of errors' codes and texts: what is wrong ("": the error says it well), and what to do."""
+)
+"""Pattern of errors' codes and texts; what is wrong ("": the error says it well); what to do."""
 _opening = threading.Lock()
 _opened: set[str] = set()
 _changing_limit = threading.Lock()
@@ -83,7 +72,7 @@ def _explained(error: BaseException) -> tuple[str, str]:
     reasons = [each.strerror for each in _chain(error) if isinstance(each, OSError) and each.strerror]
     raw = reasons[0] if reasons else without_password(" ".join(str(error).split()))[:300]
     text = " ".join(f"{getattr(each, 'error_code', '')} {each}" for each in _chain(error))
-    for pattern, (reason, cure) in _ADVICE.items():
+    for pattern, reason, cure in _ADVICE:
         if re.search(pattern, text):
             return reason or raw, cure
     if isinstance(error, (Boto3Error, BotoCoreError, ClientError)):
@@ -144,6 +133,14 @@ def mlflow_client() -> MlflowClient:
                 f"the driver {error.name} of MLflow's {without_password(uri)} is not installed: install it, or name "
                 "the MLflow server in front of the database in MLFLOW_TRACKING_URI"
             ) from error
+
+
+@contextmanager
+def tracker(doing: str) -> Iterator[MlflowClient]:
+    """Yield a client; errors as in `mlflow_client` and, in the body, `service_errors`."""
+    client = mlflow_client()
+    with service_errors(doing):
+        yield client
 
 
 @contextmanager

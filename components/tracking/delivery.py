@@ -37,23 +37,8 @@ _MOST_AT_ONCE = 1000
 _log = logging.getLogger(__name__)
 
 
-def _line(run_id: str, metric: Metric) -> dict[str, Any]:
-    return {
-        "run_id": run_id,
-        "name": metric.key,
-        "value": metric.value,
-        "step": metric.step,
-        "time": metric.timestamp,
-    }
-
-
 def _chunks(metrics: list[Metric]) -> list[list[Metric]]:
     return [metrics[first : first + _MOST_AT_ONCE] for first in range(0, len(metrics), _MOST_AT_ONCE)]
-
-
-def spool_of(folder: Path, run_id: str) -> Path:
-    """Return the path of a spool that no other process uses, nor an earlier one of the same run."""
-    return folder / f"{run_id}.{time.time_ns()}.jsonl"
 
 
 def _pictures_of(spool: Path) -> Path:
@@ -85,14 +70,15 @@ class Delivery:
     Args:
         client: of the server.
         run_id: of the run.
-        spool: file for what is not sent yet, used by this process alone; see `spool_of`.
+        spools: folder for what is not sent yet.
         retrying: when to try again while the server is unreachable.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, spool: Path, retrying: Retrying = IN_BACKGROUND) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, spools: Path, retrying: Retrying = IN_BACKGROUND) -> None:
         self._client = client
         self._run_id = run_id
-        self._spool = spool
+        # No other process uses this file, nor an earlier one of the same run.
+        self._spool = spools / f"{run_id}.{time.time_ns()}.jsonl"
         # While it waits for the next try, the thread writes new values to the spool.
         self._retrying = retrying.copy(
             sleep=self._collect,
@@ -136,7 +122,7 @@ class Delivery:
             while not self._new.empty():
                 self._take(self._new.get())
             self._keep()
-            self._write([{"run_id": self._run_id, "status": status, "time": time.time_ns() // 1_000_000}])
+            self._write([{"status": status, "time": time.time_ns() // 1_000_000}])
             if self._file is not None:
                 self._file.close()
         _log.warning("warning: MLflow lacks the end of this run. It is in %s; the next run here sends it", self._spool)
@@ -227,7 +213,9 @@ class Delivery:
     def _keep(self) -> None:
         """Write what is unsent to the spool."""
         if new := self._unsent[self._in_file :]:
-            self._write(_line(self._run_id, metric) for metric in new)
+            self._write(
+                {"name": each.key, "value": each.value, "step": each.step, "time": each.timestamp} for each in new
+            )
             self._in_file = len(self._unsent)
 
     def _opened(self) -> TextIO:
@@ -241,7 +229,7 @@ class Delivery:
     def _write(self, lines: Iterable[dict[str, Any]]) -> None:
         try:
             file = self._opened()
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.writelines(json.dumps({"run_id": self._run_id, **line}) + "\n" for line in lines)
             file.flush()
         except OSError as error:
             _log.warning("warning: values cannot be kept in %s: %s", self._spool, error.strerror)

@@ -10,7 +10,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 
-from components.tracking.client import MlflowClient, mlflow_client, service_errors
+from components.tracking.client import MlflowClient, tracker
 
 Alias = Literal["champion", "challenger", "previous"]
 WEIGHTS_IN_MODEL = "artifacts/generator.safetensors"
@@ -56,8 +56,7 @@ def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
     Raises:
         ServiceError: the registry is unreachable or refuses.
     """
-    client = mlflow_client()
-    with service_errors(f"asking for the {alias} of {model}"):
+    with tracker(f"asking for the {alias} of {model}") as client:
         try:
             return as_version(client.get_model_version_by_alias(model, alias))
         except MlflowException as error:
@@ -88,9 +87,8 @@ def check_rights(model: str) -> None:
     Raises:
         ServiceError: the registry is unreachable or refuses.
     """
-    client = mlflow_client()
     trial = f"preflight-{uuid.uuid4().hex}"
-    with service_errors(f"trying whether {model} may be changed in the registry"):
+    with tracker(f"trying whether {model} may be changed in the registry") as client:
         if client.search_registered_models(f"name='{model}'"):
             client.set_registered_model_tag(model, trial, "")
             client.delete_registered_model_tag(model, trial)
@@ -105,7 +103,6 @@ def download_generator(version: ModelVersion, folder: Path) -> Path:
     Raises:
         ServiceError: the registry or its artifact store is unreachable, refuses, or has lost the file.
     """
-    mlflow_client()
-    with service_errors(f"fetching the weights of {version.uri}"):
+    with tracker(f"fetching the weights of {version.uri}"):
         found = mlflow.artifacts.download_artifacts(f"{version.uri}/{WEIGHTS_IN_MODEL}", dst_path=str(folder))
     return Path(found)

@@ -30,8 +30,8 @@ from bebygan.imaging import Image
 from components.config import flatten, plain
 from components.retries import IN_BACKGROUND
 from components.tracking.address import WORKSPACE, database_file, tracking_uri, without_password
-from components.tracking.client import mlflow_client, service_errors, uploading
-from components.tracking.delivery import Delivery, spool_of
+from components.tracking.client import service_errors, tracker, uploading
+from components.tracking.delivery import Delivery
 from components.tracking.provenance import provenance
 
 EXPERIMENT = "bebygan"
@@ -106,10 +106,6 @@ class StepRun:
         except ServiceError as error:
             _log.warning("warning: %s. The step goes on without them", error)
 
-    def close(self, status: str, seconds: float) -> None:
-        """Send all values and end the run, within so many seconds."""
-        self._delivery.close(status, seconds)
-
 
 def _experiment(client: MlflowClient) -> str:
     """Return the id of the experiment, and make it if it is missing."""
@@ -129,11 +125,6 @@ def _experiment(client: MlflowClient) -> str:
         raise
 
 
-def _describe(client: MlflowClient, run_id: str, params: object, facts: Mapping[str, str]) -> None:
-    values = [Param(name, str(value)) for name, value in flatten(plain(params))]
-    client.log_batch(run_id, params=values, tags=[RunTag(name, value) for name, value in facts.items()])
-
-
 def _pipeline_run(client: MlflowClient) -> str | None:
     """Return the id of the run of the whole pipeline that this process works for, or None when there is none yet."""
     if parent := os.environ.get("BEBYGAN_PARENT_RUN"):
@@ -149,17 +140,15 @@ def _pipeline_run(client: MlflowClient) -> str | None:
     return None
 
 
-def _begin(client: MlflowClient, step: str, params: object, facts: Mapping[str, str]) -> tuple[str, str | None]:
-    """Adopt or create a run, log its parameters and facts, and return its id and that of the pipeline's run."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    parent = _pipeline_run(client)
-    if run_id:
-        client.update_run(run_id, "RUNNING")
-    else:
-        tags = {PARENT: parent} if parent else {}
-        run_id = str(client.create_run(_experiment(client), run_name=step, tags=tags).info.run_id)
-    _describe(client, run_id, params, facts)
-    return run_id, parent
+def _begin(client: MlflowClient, run_id: str | None, step: str, params: object, facts: Mapping[str, str]) -> str:
+    """Begin the run with this id, or (None) a new one; tag it, log its parameters, and return its id."""
+    if not run_id:
+        run_id = str(client.create_run(_experiment(client), run_name=step).info.run_id)
+    client.update_run(run_id, "RUNNING")
+    values = [Param(name, str(value)) for name, value in flatten(plain(params))]
+    tags = [RunTag(name, value) for name, value in {"step": step, **facts}.items()]
+    client.log_batch(run_id, params=values, tags=tags)
+    return run_id
 
 
 def check_tracker() -> str:
@@ -171,8 +160,7 @@ def check_tracker() -> str:
     Raises:
         ServiceError: the server or its store of files is unreachable or refuses.
     """
-    client = mlflow_client()
-    with service_errors("asking for the experiment"):
+    with tracker("asking for the experiment") as client:
         experiment = client.get_experiment(_experiment(client))
     with service_errors("storing a file"), tempfile.TemporaryDirectory() as scratch, uploading():
         file = Path(scratch) / "preflight"
@@ -198,15 +186,8 @@ def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:
     Raises:
         ServiceError: the server is unreachable or refuses.
     """
-    client = mlflow_client()
-    facts = {"step": PIPELINE, **provenance(params), **tags}
-    with service_errors("opening the run of the pipeline"):
-        run_id = _pipeline_run(client)
-        if run_id is None:
-            run_id = str(client.create_run(_experiment(client), run_name=PIPELINE).info.run_id)
-        client.update_run(run_id, "RUNNING")
-        _describe(client, run_id, params, facts)
-    return run_id
+    with tracker("opening the run of the pipeline") as client:
+        return _begin(client, _pipeline_run(client), PIPELINE, params, {**provenance(params), **tags})
 
 
 def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
@@ -218,8 +199,7 @@ def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
     Raises:
         ServiceError: the server is unreachable or refuses.
     """
-    client = mlflow_client()
-    with service_errors("ending the run of the pipeline"):
+    with tracker("ending the run of the pipeline") as client:
         run_id = _pipeline_run(client)
         if run_id is None or "fingerprint" not in client.get_run(run_id).data.tags:
             return None
@@ -252,12 +232,14 @@ def step_run(
     Raises:
         ServiceError: at the start, if the server is unreachable or refuses. Later it never stops the step.
     """
-    client = mlflow_client()
-    facts = {"step": step, **provenance(params, data_version), **(tags or {})}
-    with service_errors("starting a run"):
-        run_id, parent = _begin(client, step, params, facts)
+    with tracker("starting a run") as client:
+        parent, adopted = _pipeline_run(client), os.environ.get("MLFLOW_RUN_ID")
+        facts = {**provenance(params, data_version), **(tags or {})}
+        if parent and not adopted:
+            facts[PARENT] = parent
+        run_id = _begin(client, adopted, step, params, facts)
     spools = Path(os.environ.get("BEBYGAN_UNTRACKED") or WORKSPACE / "untracked")
-    delivery = Delivery(client, run_id, spool_of(spools, run_id), retrying)
+    delivery = Delivery(client, run_id, spools, retrying)
     run = StepRun(client, run_id, delivery, parent, machine=machine)
     status, seconds = "FAILED", _SECONDS_TO_FINISH
     try:
@@ -267,7 +249,7 @@ def step_run(
         status, seconds = "KILLED", _SECONDS_WHEN_STOPPED
         raise
     finally:
-        run.close(status, seconds)
+        delivery.close(status, seconds)
 
 
 def ended_runs(fingerprint: str, status: Literal["FINISHED", "FAILED"], also_in: Collection[str] = ()) -> list[str]:
@@ -281,8 +263,7 @@ def ended_runs(fingerprint: str, status: Literal["FINISHED", "FAILED"], also_in:
     Raises:
         ServiceError: the server is unreachable or refuses.
     """
-    client = mlflow_client()
-    with service_errors("looking for earlier runs"):
+    with tracker("looking for earlier runs") as client:
         wanted = f"tags.fingerprint = '{fingerprint}' and attributes.status = '{status}'"
         found = client.search_runs(sorted({_experiment(client), *also_in}), wanted, max_results=10)
     return [str(run.info.run_id) for run in found]

@@ -123,7 +123,7 @@ def test_files_get_more_time_than_questions(server: Server, tmp_path: Path, monk
     assert server.stored[-1] == "model.bin 3000000"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
     server.seconds_for_questions = 2.5
-    said = "(it did not answer in time): see that it is not overloaded, or raise MLFLOW_HTTP_REQUEST_TIMEOUT"
+    said = "(it did not answer in time): see whether it is overloaded, or raise MLFLOW_HTTP_REQUEST_TIMEOUT"
     assert said in str(failure())
 
 
@@ -180,7 +180,7 @@ def test_a_locked_database_is_said_with_what_to_do(mlflow_store: str) -> None:
     with closing(sqlite3.connect(mlflow_store.removeprefix("sqlite:///"), isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         error = failure(lambda: client.create_experiment("new"))
-    assert "(the database is locked by another process): wait for that process or end it" in str(error)
+    assert "(another process locks the database): wait for that process, or end it" in str(error)
 
 
 @pytest.mark.usefixtures("mlflow_store")
@@ -190,7 +190,7 @@ def test_what_was_deleted_is_said_with_what_to_do() -> None:
     found = client.get_experiment_by_name("bebygan")
     assert found is not None
     error = failure(lambda: client.create_run(found.experiment_id))
-    assert "(the experiment was deleted): restore it by `mlflow experiments restore`" in str(error)
+    assert "(the experiment was deleted): `mlflow experiments restore` it" in str(error)
     error = failure(lambda: client.create_run("404"))
     assert "(there is no such experiment or run): it was deleted or belongs to another server" in str(error)
     error = failure(lambda: client.get_run("0" * 32))

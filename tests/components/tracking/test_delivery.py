@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from tenacity import wait_fixed
 
 from components.retries import IN_BACKGROUND
-from components.tracking.delivery import Delivery, spool_of
+from components.tracking.delivery import Delivery
 
 SOON = IN_BACKGROUND.copy(wait=wait_fixed(0.05))
 RUN = "a" * 32
@@ -62,7 +62,7 @@ def spools(tmp_path: Path) -> Path:
 
 
 def delivery(client: Any, spools: Path) -> Delivery:
-    return Delivery(client, RUN, spool_of(spools, RUN), SOON)
+    return Delivery(client, RUN, spools, SOON)
 
 
 def values(first: int, last: int | None = None) -> list[Metric]:
@@ -128,7 +128,7 @@ def test_a_server_that_hangs_at_the_end_leaves_all_for_the_next_process(client: 
     wait_for(lambda: not sender._thread.is_alive())
     assert spool.exists()
     other = Client()
-    Delivery(other, "c" * 32, spool_of(spools, "c" * 32), SOON).close("FINISHED", 60)  # type: ignore[arg-type]
+    Delivery(other, "c" * 32, spools, SOON).close("FINISHED", 60)  # type: ignore[arg-type]
     assert other.calls == ["a: loss 1 to 2", f"a: KILLED {kept[2]['time']}", "c: FINISHED None"]
     assert not list(spools.iterdir())
 
