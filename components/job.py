@@ -1,4 +1,4 @@
-"""What a run is made of: by it a finished run is known again, and what changed since is told."""
+"""Identity of a run: photographs, code and parameters. It tells whether the same run finished before."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from components.tracking.provenance import code_hash
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is made of. Two runs of the same job make the same model."""
+    """Identity of a run. Two runs of the same job make the same model."""
 
     params: Params
     source: str
-    """Folder or s3:// prefix of photographs. Where they lie does not count, only what they are."""
+    """Folder or s3:// prefix of photographs. Their location is not part of the identity, only their content is."""
     source_version: str
     code_version: str
     """On this machine a hash of sources and starting weights, on a cluster the digests of the images."""
@@ -31,7 +31,7 @@ class Job:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Return what the run of the whole pipeline carries in MLflow, beside its provenance."""
+        """Return the tags of the run of the whole pipeline in MLflow, in addition to its provenance."""
         return {
             "fingerprint": self.fingerprint,
             "source": self.source,

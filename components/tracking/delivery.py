@@ -125,7 +125,9 @@ class Delivery:
             self._write([{"status": status, "time": time.time_ns() // 1_000_000}])
             if self._file is not None:
                 self._file.close()
-        _log.warning("warning: MLflow lacks the end of this run. It is in %s; the next run here sends it", self._spool)
+        _log.warning(
+            "warning: MLflow did not receive the end of this run. It is in %s; the next run here sends it", self._spool
+        )
 
     def _run(self) -> None:
         self._send_leftovers()

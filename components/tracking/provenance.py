@@ -1,4 +1,4 @@
-"""Where a result comes from: the facts that every run and every model version carries as tags."""
+"""Provenance of a result: the facts that every run and every model version has as tags."""
 
 import hashlib
 import importlib.metadata
@@ -33,7 +33,7 @@ def code_hash() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git says, or None where there is no git, no repository, or git refuses."""
+    """Return the output of git, or None if there is no git or no repository, or git fails."""
     try:
         result = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=False)
     except OSError:
@@ -42,7 +42,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _git_facts() -> dict[str, str]:
-    # A copy installed inside another project must not pass for that project's revision.
+    # A copy installed inside another project must not report that project's revision.
     if _git("ls-files", "--error-unmatch", __file__) is not None:
         changes = _git("status", "--porcelain", "--untracked-files=no")
         dirty = UNKNOWN if changes is None else str(bool(changes)).lower()
@@ -67,15 +67,15 @@ def _seed(params: object) -> str:
 
 
 def provenance(params: object, data_version: str | None = None) -> dict[str, str]:
-    """Return the facts of a run of this process, each as text; one that cannot be found out is "unknown".
+    """Return the facts of a run of this process, each as text; "unknown" if it cannot be determined.
 
     Args:
         params: the parameters that the step was given, a group or all of them.
-        data_version: of the photographs; None where the caller does not know.
+        data_version: of the photographs; None if the caller does not know it.
 
     Returns:
         git_sha, git_dirty, code_hash, data_version, params_hash, image_digest (environment BEBYGAN_IMAGE), kfp_run_id
-        (environment KFP_RUN_ID), seed ("none" where nothing is drawn), metric_protocol (a hash of the definitions),
+        (environment KFP_RUN_ID), seed ("none" if the step has none), metric_protocol (a hash of the definitions),
         python_version, torch_version.
     """
     return {

@@ -174,7 +174,7 @@ def check_tracker() -> str:
 def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:
     """Open the run of the whole pipeline, which its tasks find by KFP_RUN_ID, or describe the one that is there.
 
-    A task that is tried again finds the one it opened before.
+    A task that is retried finds the run that it opened before.
 
     Args:
         params: of the pipeline; logged, and hashed into the provenance.
@@ -194,7 +194,7 @@ def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
     """End the run of the whole pipeline as FINISHED, FAILED or KILLED, and tag it.
 
     Returns:
-        Its id; None when none was opened, as where there was nothing to do.
+        Its id; None if none was opened because there was nothing to do.
 
     Raises:
         ServiceError: the server is unreachable or refuses.

@@ -269,7 +269,7 @@ def test_a_server_that_goes_away_never_stops_the_step_and_gets_all_when_it_is_ba
     assert "Connection refused" in warnings[0]
     assert str(spool.relative_to(tmp_path)) in warnings[0]
     assert len(warnings) == 3
-    assert "MLflow lacks the end of this run" in warnings[2]
+    assert "MLflow did not receive the end of this run" in warnings[2]
     value, end = (json.loads(line) for line in spool.read_text().splitlines())
     assert [path.name for path in spool.with_suffix(".pictures").iterdir()] == ["samples-00001500.png"]
     assert (value["run_id"], value["name"], value["value"], value["step"]) == (first.run_id, "best_buddy", 1500.0, 1500)
