@@ -10,8 +10,8 @@ from pydantic import AfterValidator
 
 from bebygan.errors import ConfigError
 from bebygan.settings import Constraint, Count, NotNegative, Settings, require
-from components.config import Positive, from_yaml, to_yaml
-from components.train.trainjob import TrainJobSettings
+from components.config import from_yaml, to_yaml
+from components.train.trainjob import Hours, LabelKey, LabelValue, TrainJobSettings
 from pipelines.kubeflow.client import RUN_LABEL, TASK_LABEL
 
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -68,12 +68,12 @@ class Step(Settings):
     gpus: NotNegative
     gpu_type: str
     """Name of the resource, such as nvidia.com/gpu."""
-    node_selector: dict[str, str]
+    node_selector: dict[LabelKey, LabelValue]
     """Labels of the machines to run on."""
     tolerations: tuple[Toleration, ...]
     shared_memory: Quantity | None
     """Size of /dev/shm, which training loaders need more of than the 64 MiB that containers get; none leaves it."""
-    hours: Positive
+    hours: Hours
     """After which one attempt is stopped."""
     retries: Annotated[int, Constraint(at_least=0, at_most=10)]
     """Attempts after a failed one. A machine that goes away ends the task: Kubeflow does not try that again."""
