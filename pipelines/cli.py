@@ -1,14 +1,14 @@
 """`bebygan`: run the retraining pipeline.
 
-The parser names the function that runs each command as module:function. The module is imported only when its command
-runs: some take seconds, which --help and a wrong option must not.
+The parser names the function that runs each command as module:function. A command's module is imported only when the
+command runs: some imports take seconds, and --help and usage errors must be quick.
 """
 
 import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -19,18 +19,18 @@ from components.config import load_params
 from components.preflight.__main__ import add_arguments as add_preflight_arguments
 
 ENVIRONMENT = """environment:
-  KFP_HOST                     address of Kubeflow Pipelines (else KF_PIPELINES_ENDPOINT, else that inside a cluster)
-  KFP_TOKEN                    token for it, or KF_PIPELINES_SA_TOKEN_PATH, a file that holds one
-  KFP_NAMESPACE                your profile, if Kubeflow has several users
-  SSL_CERT_FILE                certificate authority of the server, if it is your own
+  KFP_HOST         address of Kubeflow Pipelines (else KF_PIPELINES_ENDPOINT, else its address inside a cluster)
+  KFP_TOKEN        its token, or KF_PIPELINES_SA_TOKEN_PATH, a file that holds the token
+  KFP_NAMESPACE    your profile, if Kubeflow has several users
+  SSL_CERT_FILE    certificate authority of the server, if it is your own
 """
-_CLUSTER_HELP = "what tasks get on the cluster (default: %(default)s)"
+_CLUSTER_HELP = "images and resources of the tasks (default: %(default)s)"
 _SCHEDULE = {
     "plan": "print what apply would change",
     "apply": "make the schedules on the cluster those of the file",
     "list": "list the schedules on the cluster",
-    "pause": "let a schedule start nothing until it is resumed, whatever is applied",
-    "resume": "let a paused schedule start runs again",
+    "pause": "stop a schedule from starting runs until it is resumed, whatever is applied",
+    "resume": "make a paused schedule start runs again",
 }
 
 
@@ -41,7 +41,7 @@ def _count(text: str) -> int:
 
 
 def _add(commands: Any, name: str, function: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
-    """Add a command that `function`, written module:function, runs."""
+    """Add a command; `function`, written module:function, runs it."""
     parser = add_command(commands, name, text, epilog)
     parser.set_defaults(function=function, parser=parser)
     return parser
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bebygan {version('bebygan')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(commands=commands.choices)
     run = _add(commands, "run", "pipelines.local.command:run", "run the whole pipeline on this machine")
     run.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
     run.add_argument(
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--containers", action="store_true", help="run each step in a container, with the images of `make images`"
     )
-    run.add_argument("--network", help="of those containers (default: none, or host if a server or bucket is named)")
+    run.add_argument("--network", help="their network (default: none, or host if a server or bucket is named)")
     run.add_argument("--force", action="store_true", help="run even when nothing changed")
     add_params_arguments(run)
     function = "pipelines.kubeflow.commands:compile_pipeline"
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument(
         "--manifests", action="store_true", help="write Kubernetes objects, Pipeline and PipelineVersion, instead"
     )
-    compile_.add_argument("--namespace", default="bebygan", help="of those objects (default: %(default)s)")
+    compile_.add_argument("--namespace", default="bebygan", help="namespace of the objects (default: %(default)s)")
     add_params_arguments(compile_)
     function = "components.preflight.__main__:check"
     preflight = _add(commands, "preflight", function, "check what a run will need, and report all that is missing")
@@ -95,37 +96,38 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_cluster_commands(commands: Any) -> None:
-    """Add the commands that speak to Kubeflow Pipelines."""
+    """Add the commands that use the API of Kubeflow Pipelines."""
     schedule = add_command(commands, "schedule", "keep a cluster's schedules as a file declares them", ENVIRONMENT)
     actions = schedule.add_subparsers(dest="action", required=True, metavar="ACTION")
+    schedule.set_defaults(commands=actions.choices)
     for name, text in _SCHEDULE.items():
         action = _add(actions, name, f"pipelines.kubeflow.commands:schedule_{name}", text, ENVIRONMENT)
         if name in ("pause", "resume"):
-            action.add_argument("name", help="of the schedule")
+            action.add_argument("name", help="name of the schedule")
         action.add_argument(
             "--file", type=Path, default=Path("infra/schedules.yaml"), help="declared schedules (default: %(default)s)"
         )
     function = "pipelines.kubeflow.commands:submit"
     submit = _add(commands, "submit", function, "start a run on a cluster now", ENVIRONMENT)
-    submit.add_argument("--source", required=True, help="s3://bucket/prefix, or a folder that tasks see")
+    submit.add_argument("--source", required=True, help="s3://bucket/prefix, or a folder in the tasks' containers")
     submit.add_argument("--remote", default="", help="DVC remote for data versions (default: none)")
     submit.add_argument("--ledger", default="", help="record of all moves of the champion, s3:// (default: none)")
     submit.add_argument(
         "--checkpoints", default="/volume/checkpoints", help="folder that survives a task (default: %(default)s)"
     )
     submit.add_argument("--cluster", type=Path, default=Path("infra/cluster.yaml"), help=_CLUSTER_HELP)
-    submit.add_argument("--experiment", default="bebygan", help="Kubeflow's experiment (default: %(default)s)")
+    submit.add_argument("--experiment", default="bebygan", help="experiment in Kubeflow (default: %(default)s)")
     submit.add_argument("--force", action="store_true", help="train even when nothing changed")
-    submit.add_argument("--reason", default="submitted by hand", help="why; the run logs it")
-    submit.add_argument("--wait", action="store_true", help="wait for its end, and fail if it fails")
+    submit.add_argument("--reason", default="submitted by hand", help="why the run is started; the run logs it")
+    submit.add_argument("--wait", action="store_true", help="wait until the run ends, and fail if it fails")
     add_params_arguments(submit)
     runs = _add(commands, "runs", "pipelines.kubeflow.runs:runs", "list the newest runs on a cluster", ENVIRONMENT)
     runs.add_argument("--number", type=_count, default=20, help="how many (default: %(default)s)")
     function = "pipelines.kubeflow.logs:show"
-    logs = _add(commands, "logs", function, "show what the tasks of a run on a cluster printed", ENVIRONMENT)
-    logs.add_argument("run_id", metavar="RUN", help="its id")
+    logs = _add(commands, "logs", function, "show the logs of a run on a cluster", ENVIRONMENT)
+    logs.add_argument("run_id", metavar="RUN", help="id of the run")
     logs.add_argument("--task", help="show this task only")
-    logs.add_argument("--follow", action="store_true", help="continue with what is printed until the run ends")
+    logs.add_argument("--follow", action="store_true", help="print new lines until the run ends")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -136,13 +138,32 @@ def _run(options: argparse.Namespace) -> None:
     getattr(import_module(module), function)(options)
 
 
+def _hint(word: str, known: Iterable[str]) -> str:
+    """Return the nearest known word as a question, or an empty text if no word is near."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _suggest_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """End with a usage error if a command is misspelt. argparse reports a command that resembles no other."""
+    commands = parser.get_default("commands")
+    rest = [word for word in words if not word.startswith("-")]
+    if not commands or not rest:
+        return
+    if rest[0] in commands:
+        _suggest_command(commands[rest[0]], rest[1:])
+    elif hint := _hint(rest[0], commands):
+        parser.error(f"there is no command {rest[0]}{hint}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    options, unknown = _parser().parse_known_args(arguments)
+    parser = _parser()
+    _suggest_command(parser, sys.argv[1:] if arguments is None else arguments)
+    options, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = re.findall(r"--[\w-]+", options.parser.format_help())
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = _hint(unknown[0].partition("=")[0], known)
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return report_errors(lambda: _run(options))
 

@@ -1,4 +1,4 @@
-"""The parser of `bebygan`: quick, helpful with what is misspelt, and true to the functions that it names."""
+"""The parser of `bebygan`: quick, suggests corrections of misspelt words, and names functions that exist."""
 
 import argparse
 import subprocess
@@ -58,10 +58,13 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
             "bebygan schedule plan: error: unrecognized arguments: --fiel x; did you",
         ),
         (["run", "--xyzzy"], "unrecognized arguments: --xyzzy\n"),
-        (["rnu"], "invalid choice: 'rnu' (choose from 'run'"),
+        (["rnu"], "bebygan: error: there is no command rnu; did you mean run?"),
+        (["rnu", "--source", "x"], "there is no command rnu; did you mean run?"),
+        (["schedule", "aply"], "bebygan schedule: error: there is no command aply; did you mean apply?"),
+        (["xyzzy"], "invalid choice: 'xyzzy' (choose from 'run'"),
     ],
 )
-def test_a_misspelt_option_is_reported_with_the_nearest_one(
+def test_a_misspelt_command_or_option_is_reported_with_the_nearest_one(
     capsys: pytest.CaptureFixture[str], command: list[str], told: str
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
