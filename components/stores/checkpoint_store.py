@@ -25,8 +25,8 @@ from bebygan.differences import differences
 from bebygan.errors import DataError, ServiceError
 from bebygan.training.checkpoint import Keep, RunIdentity, Saved, checkpoints_in, identity_in, iteration_of, name_of
 from bebygan.training.loop import FAULTS
-from components.retries import IN_BACKGROUND
 from components.stores import Store, StoredFile, check_writable, open_store
+from components.stores.retries import IN_BACKGROUND
 
 _log = logging.getLogger(__name__)
 _FETCHED = 2

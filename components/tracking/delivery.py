@@ -29,7 +29,7 @@ from tenacity import RetryCallState, Retrying
 from bebygan.errors import ServiceError
 from bebygan.files import lock
 from bebygan.imaging import Image
-from components.retries import IN_BACKGROUND
+from components.stores.retries import IN_BACKGROUND
 from components.tracking.client import service_errors, uploading
 
 _MOST_AT_ONCE = 1000

@@ -28,7 +28,7 @@ from tenacity import Retrying
 from bebygan.errors import Preempted, ServiceError
 from bebygan.imaging import Image
 from components.config import flatten, plain
-from components.retries import IN_BACKGROUND
+from components.stores.retries import IN_BACKGROUND
 from components.tracking.address import WORKSPACE, database_file, tracking_uri, without_password
 from components.tracking.client import service_errors, tracker, uploading
 from components.tracking.delivery import Delivery

@@ -11,7 +11,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from tenacity import wait_fixed
 
-from components.retries import IN_BACKGROUND
+from components.stores.retries import IN_BACKGROUND
 from components.tracking.delivery import Delivery
 
 SOON = IN_BACKGROUND.copy(wait=wait_fixed(0.05))

@@ -23,7 +23,7 @@ from tenacity import wait_fixed
 
 from bebygan.errors import Preempted, ServiceError
 from components.config import Params, load_params
-from components.retries import IN_BACKGROUND
+from components.stores.retries import IN_BACKGROUND
 from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
 from components.tracking.runs import StepRun, ended_runs, step_run
