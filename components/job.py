@@ -1,13 +1,11 @@
 """Identity of a run: photographs, code and parameters. It tells whether the same run finished before."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 from bebygan.files import sha256_of
-from components.config import GROUPS, Params, from_yaml, one_line_yaml, to_yaml
+from components.config import GROUPS, Params, one_line_yaml, to_yaml
 from components.stores.source import source_version
 from components.tracking.provenance import code_hash
 
@@ -58,21 +56,12 @@ def job_here(params: Params, source: str, code: str | None = None) -> Job:
     return Job(params, source, source_version(source), digest.hexdigest())
 
 
-def params_of(groups: Mapping[str, str]) -> Params:
-    """Put the groups' YAML texts together, as the inputs of a pipeline hold them.
-
-    Args:
-        groups: YAML by the name of the group.
-
-    Raises:
-        ConfigError: a value is unknown, missing or out of range.
-    """
-    return Params(
-        **{name: from_yaml(kind, groups[name]) for name, kind in get_type_hints(Params).items() if name in GROUPS}
-    )
+def groups_of(params: Params) -> dict[str, str]:
+    """Return each group of parameters as one line of YAML, by its name, in the order of the steps."""
+    return {group: one_line_yaml(getattr(params, group)) for group in GROUPS}
 
 
 def inputs_of(params: Params) -> dict[str, str]:
-    """Return the inputs of a pipeline that hold the parameters: `<group>_params`, each a YAML text of one line."""
-    # Kubeflow's compiler writes defaults into a comment, which a second line would fall out of.
-    return {f"{group}_params": one_line_yaml(getattr(params, group)) for group in GROUPS}
+    """Return the input of the pipeline for a cluster that holds the parameters, all in one line of YAML."""
+    # KFP's compiler writes defaults into a comment, which holds one line.
+    return {"params": one_line_yaml(params)}

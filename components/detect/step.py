@@ -11,7 +11,7 @@ from components.job import Job
 from components.progress import say
 from components.tracking.client import MlflowException, mlflow_client, service_errors
 from components.tracking.registry import champion
-from components.tracking.runs import PARENT, ended_runs, open_pipeline_run
+from components.tracking.runs import PARENT, PREFLIGHT_PASSED, ended_runs, open_pipeline_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -85,7 +85,8 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
     Args:
         job: what would be run.
         force: train in any case.
-        tries: failed runs of the same job after which another one is pointless, too; None for any number.
+        tries: failed runs of the same job after which it is skipped, too; None for any number. A run that preflight
+            stopped does not count: it says nothing about the job.
 
     Returns:
         The decision. The reason of a training names what changed since the champion was made.
@@ -98,9 +99,10 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
     made = _pipeline_run_of_champion(job.params.evaluate.model_name)
     # Kubeflow's MLflow plugin may track this run in another experiment than the runs before.
     also_in = [made[1].info.experiment_id] if made and made[1] else []
-    if earlier := ended_runs(job.fingerprint, "FINISHED", also_in):
+    if earlier := ended_runs({"fingerprint": job.fingerprint}, "FINISHED", also_in):
         return Decision("skip", f"photographs, parameters and code are those of the finished run {earlier[0]}")
-    if tries and len(failed := ended_runs(job.fingerprint, "FAILED", also_in)) >= tries:
+    tried = {"fingerprint": job.fingerprint, **PREFLIGHT_PASSED}
+    if tries and len(failed := ended_runs(tried, "FAILED", also_in)) >= tries:
         return Decision(
             "skip",
             f"{len(failed)} runs of the same photographs, parameters and code failed, the last one {failed[0]}: "

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bebygan.errors import ServiceError
+from bebygan.errors import ConfigError, ServiceError
+from components.config import Params, from_yaml
 from components.progress import say
 from components.tracking.client import mlflow_client, service_errors
 from components.tracking.registry import champion
@@ -39,7 +40,7 @@ class Ending:
     """SUCCEEDED, FAILED or CANCELLED."""
     error: str
     model: str
-    """Registered model that the pipeline was about."""
+    """Registered model that the pipeline was about; empty if its parameters are invalid."""
 
     @property
     def status(self) -> Status:
@@ -47,6 +48,17 @@ class Ending:
         if self.state == "SUCCEEDED":
             return "FINISHED"
         return "KILLED" if self.state.startswith("CANCEL") else "FAILED"
+
+
+def model_of(params: str) -> str:
+    """Return the name of the registered model in a pipeline's parameters, or nothing if they are invalid.
+
+    The pipeline failed then, and its error says what is invalid: that must still be posted.
+    """
+    try:
+        return from_yaml(Params, params).evaluate.model_name
+    except ConfigError:
+        return ""
 
 
 def console_link() -> str:
@@ -126,10 +138,10 @@ def notify(ending: Ending) -> None:
     console = console_link()
     run = _end_run(ending, console)
     nothing_to_do = ending.status == "FINISHED" and run is not None and not run["mlflow_run"]
-    reigning = _champion(ending.model)
+    reigning = _champion(ending.model) if ending.model else None
     named = f"{ending.model} version {reigning}" if reigning else "unknown" if reigning is None else "none yet"
     how = "nothing to do" if nothing_to_do else ending.state.lower()
-    text = f"{_PIPELINE} of {ending.model}: {how}; champion: {named}"
+    text = f"{_PIPELINE} of {ending.model or 'an unknown model'}: {how}; champion: {named}"
     if ending.error:
         text += f"; {ending.error[:_LONGEST_ERROR]}"
     say(text)

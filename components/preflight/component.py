@@ -1,4 +1,4 @@
-"""Kubeflow face of the preflight step."""
+"""KFP component of the preflight step."""
 
 from kfp import dsl
 
@@ -6,35 +6,16 @@ from components.container_images import TORCH_IMAGE
 
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
-def preflight(
-    source: str,
-    remote: str,
-    checkpoints: str,
-    ledger: str,
-    volume: str,
-    gpus: int,
-    ingest_params: str,
-    patches_params: str,
-    warmup_params: str,
-    train_params: str,
-    evaluate_params: str,
-    register_params: str,
-) -> None:
-    """Try what the run will need."""
+def preflight(source: str, remote: str, checkpoints: str, ledger: str, volume: str, params: str) -> None:
+    """Try what the run will need, and mark the pipeline's run in MLflow when nothing is missing."""
     from components.cli import task
 
     with task("preflight"):
-        from components.job import params_of
-        from components.preflight.step import Places, checks
+        from components.config import Params, from_yaml
+        from components.preflight.step import Places, checks, gpus_given
         from components.preflight.step import preflight as run
+        from components.tracking.runs import PREFLIGHT_PASSED, tag_pipeline_run
 
-        groups = {
-            "ingest": ingest_params,
-            "patches": patches_params,
-            "warmup": warmup_params,
-            "train": train_params,
-            "evaluate": evaluate_params,
-            "register": register_params,
-        }
         places = Places(source=source, remote=remote, checkpoints=checkpoints, ledger=ledger, volume=volume)
-        run(checks(places, params_of(groups), gpus))
+        run(checks(places, from_yaml(Params, params), gpus_given()))
+        tag_pipeline_run(PREFLIGHT_PASSED)

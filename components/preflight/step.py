@@ -1,5 +1,6 @@
 """Try everything that a run needs, all at once, and name all that is missing."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -101,6 +102,11 @@ def _gpus(asked: int) -> str:
     for index in range(asked):
         torch.ones(1, device=f"cuda:{index}").sum().item()
     return f"{found} of {asked} work"
+
+
+def gpus_given() -> int:
+    """Return the number of GPUs that this task was given, which the environment variable BEBYGAN_GPUS tells."""
+    return int(os.environ.get("BEBYGAN_GPUS", "0"))
 
 
 def checks(places: Places, params: Params, gpus: int) -> list[Check]:

@@ -38,6 +38,8 @@ EXPERIMENT = "bebygan"
 PIPELINE = "retrain"
 """Tag `step` of a run of the whole pipeline, whose children are the runs of its steps."""
 PARENT = "mlflow.parentRunId"
+PREFLIGHT_PASSED = {"preflight": "passed"}
+"""Tag of a run of the whole pipeline that got everything it needs: if it fails after that, the job itself failed."""
 _SECONDS_BETWEEN_MACHINE_READINGS = 10.0
 _SECONDS_TO_FINISH = 60.0
 _SECONDS_WHEN_STOPPED = 5.0
@@ -190,8 +192,8 @@ def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:
         return _begin(client, _pipeline_run(client), PIPELINE, params, {**provenance(params), **tags})
 
 
-def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
-    """End the run of the whole pipeline as FINISHED, FAILED or KILLED, and tag it.
+def tag_pipeline_run(tags: Mapping[str, str]) -> str | None:
+    """Tag the run of the whole pipeline.
 
     Returns:
         Its id; None if none was opened because there was nothing to do.
@@ -199,13 +201,21 @@ def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
     Raises:
         ServiceError: the server is unreachable or refuses.
     """
-    with tracker("ending the run of the pipeline") as client:
+    with tracker("tagging the run of the pipeline") as client:
         run_id = _pipeline_run(client)
         if run_id is None or "fingerprint" not in client.get_run(run_id).data.tags:
             return None
         for name, value in tags.items():
             client.set_tag(run_id, name, value)
-        client.set_terminated(run_id, status)
+    return run_id
+
+
+def close_pipeline_run(status: str, tags: Mapping[str, str]) -> str | None:
+    """End the run of the whole pipeline as FINISHED, FAILED or KILLED, and tag it; see `tag_pipeline_run`."""
+    run_id = tag_pipeline_run(tags)
+    if run_id:
+        with tracker("ending the run of the pipeline") as client:
+            client.set_terminated(run_id, status)
     return run_id
 
 
@@ -252,11 +262,13 @@ def step_run(
         delivery.close(status, seconds)
 
 
-def ended_runs(fingerprint: str, status: Literal["FINISHED", "FAILED"], also_in: Collection[str] = ()) -> list[str]:
-    """Return the ids of runs with this tag `fingerprint` that ended so, the newest first; of many only some.
+def ended_runs(
+    tags: Mapping[str, str], status: Literal["FINISHED", "FAILED"], also_in: Collection[str] = ()
+) -> list[str]:
+    """Return the ids of runs with these tags that ended so, the newest first, at most ten.
 
     Args:
-        fingerprint: of the job.
+        tags: all of which a run must have.
         status: how they ended.
         also_in: ids of experiments to look in, beside our own.
 
@@ -264,6 +276,7 @@ def ended_runs(fingerprint: str, status: Literal["FINISHED", "FAILED"], also_in:
         ServiceError: the server is unreachable or refuses.
     """
     with tracker("looking for earlier runs") as client:
-        wanted = f"tags.fingerprint = '{fingerprint}' and attributes.status = '{status}'"
+        wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+        wanted = f"{wanted} and attributes.status = '{status}'"
         found = client.search_runs(sorted({_experiment(client), *also_in}), wanted, max_results=10)
     return [str(run.info.run_id) for run in found]

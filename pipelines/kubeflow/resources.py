@@ -1,4 +1,4 @@
-"""What tasks are given on a cluster: image, machine, time, retries, volume, secrets; see infra/cluster.yaml."""
+"""Read infra/cluster.yaml, and give each task its image, machine, time, retries, volume and secrets."""
 
 import re
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ from pipelines.kubeflow.client import RUN_LABEL, TASK_LABEL
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|[MGT]|[KMGT]i)?")
 _USER = 1000
-"""Of the images."""
+"""User and group of the images."""
 _SECONDS_OF_GRACE = 3600
-"""Time for which retries are granted beyond all attempts and the time between them: pods wait for machines."""
+"""Added to the time in which retries may begin: pods wait for machines."""
 _SECONDS_BETWEEN_ATTEMPTS = 60
 
 
@@ -36,15 +36,15 @@ def _range(value: tuple[str, str]) -> tuple[str, str]:
     return value
 
 
-def _quantity(value: str) -> str:
+def _size(value: str) -> str:
     amount(value)
     return value
 
 
-Quantity = Annotated[str, AfterValidator(_quantity)]
+Size = Annotated[str, AfterValidator(_size)]
 Range = Annotated[tuple[str, str], AfterValidator(_range)]
 Name = Annotated[str, Constraint(pattern=r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")]
-Image = Annotated[str, Constraint(pattern=r"[\w][\w.:/-]*(@sha256:[0-9a-f]{64})?")]
+ImageName = Annotated[str, Constraint(pattern=r"[\w][\w.:/-]*(@sha256:[0-9a-f]{64})?")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Toleration(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(Settings):
+class TaskResources(Settings):
     """What one task is given."""
 
     cpu: Range
@@ -71,7 +71,7 @@ class Step(Settings):
     node_selector: dict[LabelKey, LabelValue]
     """Labels of the machines to run on."""
     tolerations: tuple[Toleration, ...]
-    shared_memory: Quantity | None
+    shared_memory: Size | None
     """Size of /dev/shm, which training loaders need more of than the 64 MiB that containers get; none leaves it."""
     hours: Hours
     """After which one attempt is stopped."""
@@ -92,18 +92,18 @@ class Step(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Steps(Settings):
-    """The tasks of the pipeline."""
+    """What each task of the pipeline is given."""
 
-    preflight: Step
-    look: Step
-    decide: Step
-    ingest: Step
-    patches: Step
-    warmup: Step
-    train: Step
-    evaluate: Step
-    register: Step
-    notify: Step
+    preflight: TaskResources
+    look: TaskResources
+    decide: TaskResources
+    ingest: TaskResources
+    patches: TaskResources
+    warmup: TaskResources
+    train: TaskResources
+    evaluate: TaskResources
+    register: TaskResources
+    notify: TaskResources
 
 
 TASKS = tuple(Steps.__dataclass_fields__)
@@ -115,8 +115,8 @@ DATA_TASKS = frozenset(("look", "ingest", "patches", "launch"))
 class Images(Settings):
     """The two images; in production by digest, else a new image of an old name passes for the old one."""
 
-    data: Image
-    torch: Image
+    data: ImageName
+    torch: ImageName
 
     @property
     def version(self) -> str:
@@ -230,7 +230,7 @@ def _given_addresses(task: dsl.PipelineTask, name: str, names: Names) -> None:
         kubernetes.use_config_map_as_env(task, names.config_map, _same(tuple(addresses)), optional=True)
 
 
-def _given_machine(task: dsl.PipelineTask, step: Step) -> None:
+def _given_machine(task: dsl.PipelineTask, step: TaskResources) -> None:
     task.set_cpu_request(step.cpu[0]).set_cpu_limit(step.cpu[1])
     task.set_memory_request(step.memory[0]).set_memory_limit(step.memory[1])
     if step.gpus:
@@ -241,7 +241,7 @@ def _given_machine(task: dsl.PipelineTask, step: Step) -> None:
         kubernetes.add_toleration(task, taint.key, taint.operator, taint.value or None, taint.effect)
 
 
-def launcher(train: Step) -> Step:
+def _launcher(train: TaskResources) -> TaskResources:
     """Return what the task is given that starts a TrainJob and watches it: little, but more time than that has."""
     return replace(
         train,
@@ -255,15 +255,17 @@ def launcher(train: Step) -> Step:
     )
 
 
-def place(task: dsl.PipelineTask, name: str, cluster: Cluster, step: Step) -> None:
+def place(task: dsl.PipelineTask, name: str, cluster: Cluster) -> None:
     """Give a task all that it has on a cluster.
 
     Args:
-        task: of any pipeline.
-        name: of the task, one of TASKS, or launch: it says what the task may read and where it writes.
+        task: of the pipeline.
+        name: of the task, one of TASKS.
         cluster: the settings.
-        step: machine, time and retries.
     """
+    step: TaskResources = getattr(cluster.steps, name)
+    if name == "train" and cluster.training.where == "trainjob":
+        name, step = "launch", _launcher(step)
     image = cluster.images.data if name in DATA_TASKS else cluster.images.torch
     task.set_container_image(image)
     task.set_env_variable("BEBYGAN_IMAGE", image)

@@ -25,12 +25,12 @@ from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
 from bebygan.files import lock, whole_folder
 from components.artifacts import read_verdict
 from components.cli import FAILURE_FILE
-from components.job import Job, inputs_of
+from components.job import Job
 from components.progress import WATCHER
 from components.stores import absolute
 from components.tracking.client import service_errors
 from components.tracking.runs import PARENT, PIPELINE, StepRun, step_run
-from pipelines.retrain import retrain
+from pipelines.retrain import retrain_here
 
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[2]
@@ -273,15 +273,7 @@ def run(
             finished = None
             # KFP says which task failed, the task itself says why.
             with suppress(RuntimeError):
-                finished = retrain(
-                    source=job.source,
-                    source_version=job.source_version,
-                    code_version=job.code_version,
-                    remote=remote,
-                    ledger=ledger,
-                    checkpoints=str(workspace / "checkpoints"),
-                    **inputs_of(job.params),
-                )
+                finished = retrain_here(job, remote=remote, ledger=ledger, checkpoints=str(workspace / "checkpoints"))()
             # KFP may take a failed container for a success: see `pipelines.local.containers`.
             if finished is None or failure.exists():
                 _end_runs_of_killed_tasks(parent)

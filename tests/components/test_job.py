@@ -1,12 +1,14 @@
+"""Jobs: how they are told apart, and how their parameters travel."""
+
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bebygan.errors import ConfigError, DataError
-from components.config import GROUPS, Params, load_params
-from components.job import Job, inputs_of, job_here, params_of
+from components.config import GROUPS, Params, from_yaml, load_params
+from components.job import Job, groups_of, inputs_of, job_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,12 +48,40 @@ def test_a_job_here_knows_photographs_and_starting_weights(params: Params, photo
         job_here(params, str(tmp_path / "nowhere"))
 
 
-def test_parameters_travel_as_inputs_of_one_line_each(params: Params) -> None:
-    inputs = inputs_of(params)
-    assert set(inputs) == {f"{group}_params" for group in GROUPS}
-    assert not any("\n" in text for text in inputs.values())
-    groups = {name.removesuffix("_params"): text for name, text in inputs.items()}
-    assert params_of(groups) == params
-    wrong = {**groups, "train": yaml.safe_dump({**yaml.safe_load(groups["train"]), "itterations": 1})}
-    with pytest.raises(ConfigError, match="did you mean iterations"):
-        params_of(wrong)
+def test_parameters_travel_as_one_line_and_come_back_equal() -> None:
+    params = load_params(ROOT / "params.yaml")
+    [(name, text)] = inputs_of(params).items()
+    assert (name, "\n" in text, text.isascii()) == ("params", False, True)
+    assert from_yaml(Params, text) == params
+    with pytest.raises(ConfigError, match=r"iterashuns.*iterations"):
+        from_yaml(Params, text.replace("iterations", "iterashuns"))
+
+
+def test_each_group_is_one_line_that_changes_with_that_group_alone() -> None:
+    params = load_params(ROOT / "params.yaml")
+    groups = groups_of(params)
+    assert tuple(groups) == GROUPS
+    for name, text in groups.items():
+        assert "\n" not in text
+        assert from_yaml(type(getattr(params, name)), text) == getattr(params, name)
+    other = groups_of(load_params(ROOT / "params.yaml", ["train.seed=9"]))
+    assert [name for name in GROUPS if groups[name] != other[name]] == ["train"]
+
+
+def test_a_job_is_told_apart_by_photographs_code_starting_weights_and_parameters(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "start.safetensors"
+    weights.write_bytes(b"1")
+    params = load_params(ROOT / "params.yaml", [f"warmup.weights={weights}"])
+    jobs = [job_here(params, str(photographs))]
+    weights.write_bytes(b"2")
+    jobs.append(job_here(params, str(photographs)))
+    (photographs / "00.png").unlink()
+    jobs.append(job_here(params, str(photographs)))
+    jobs.append(dataclasses.replace(jobs[-1], params=load_params(ROOT / "params.yaml", ["train.seed=9"])))
+    assert len({each.fingerprint for each in jobs}) == len(jobs)
+    assert jobs[0].source_version == jobs[1].source_version != jobs[2].source_version
+    assert jobs[0].code_version != jobs[1].code_version == jobs[2].code_version
+    assert {len(each.fingerprint) for each in jobs} == {hashlib.sha256().digest_size * 2}

@@ -1,5 +1,6 @@
 import ast
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,35 @@ import pytest
 import yaml
 from kfp.compiler import Compiler
 
-from components.config import GROUPS
+from components.config import GROUPS, load_params
 from components.container_images import DATA_IMAGE, TORCH_IMAGE
-from pipelines.retrain import retrain
+from components.job import Job, groups_of
+from pipelines.retrain import retrain_here
 
 ROOT = Path(__file__).parents[2]
 CACHED = {"ingest", "patches", "warmup"}
 
 
+def job(*assignments: str) -> Job:
+    return Job(load_params(ROOT / "params.yaml", assignments), "Fotos für {uns}: $1", "source-1", "code-1")
+
+
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The pipeline of a single machine, as Kubeflow reads it."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Job], dict[str, Any]]:
+    """Returns the pipeline of a single machine for a job, as Kubeflow reads it."""
     path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
-    Compiler().compile(retrain, str(path))
-    found: dict[str, Any] = yaml.safe_load(path.read_text())
-    return found
+
+    def compiled(which: Job) -> dict[str, Any]:
+        Compiler().compile(retrain_here(which, remote="r", checkpoints="c", ledger="l"), str(path))
+        found: dict[str, Any] = yaml.safe_load(path.read_text())
+        return found
+
+    return compiled
+
+
+@pytest.fixture(scope="module")
+def graph(compiled: Callable[[Job], dict[str, Any]]) -> dict[str, Any]:
+    return compiled(job())
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +91,25 @@ def test_dvc_and_kubeflow_have_the_same_edges(graph: dict[str, Any], stages: dic
 
 
 def test_a_step_is_given_its_own_parameters_in_both(graph: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+    groups = groups_of(job().params)
     for name, task in tasks(graph).items():
-        assert task["inputs"]["parameters"]["params"] == {"componentInputParameter": f"{name}_params"}
+        assert task["inputs"]["parameters"]["params"] == {"runtimeValue": {"constant": groups[name]}}
         assert stages[name]["params"] == [name]
-    asked = graph["root"]["inputDefinitions"]["parameters"]
-    assert {f"{group}_params" for group in GROUPS} == {name for name in asked if name.endswith("_params")}
-    # Dictionaries and lists would turn integers into floats on their way.
-    assert {parameter["parameterType"] for parameter in asked.values()} == {"STRING"}
+
+
+def test_a_change_of_one_group_changes_the_inputs_of_its_step_alone(
+    graph: dict[str, Any], compiled: Callable[[Job], dict[str, Any]]
+) -> None:
+    """So that the cache still knows the results of the other steps."""
+    for assignment in ("ingest.minimum_side=200", "patches.step=64", "train.seed=7", "evaluate.crop=256"):
+        other = tasks(compiled(job(assignment)))
+        changed = {name for name, task in tasks(graph).items() if task["inputs"] != other[name]["inputs"]}
+        assert changed == {assignment.partition(".")[0]}
+
+
+def test_a_source_of_any_name_reaches_ingest(graph: dict[str, Any]) -> None:
+    source = tasks(graph)["ingest"]["inputs"]["parameters"]["source"]
+    assert source == {"runtimeValue": {"constant": "Fotos für {uns}: $1"}}
 
 
 def _code_of(step: str) -> set[str]:
@@ -111,7 +138,7 @@ def test_what_is_expensive_and_repeatable_is_cached_and_what_meets_the_world_is_
 def test_a_cached_step_is_told_the_versions_of_its_code_and_data(graph: dict[str, Any]) -> None:
     for name in CACHED:
         parameters = tasks(graph)[name]["inputs"]["parameters"]
-        assert parameters["code_version"] == {"componentInputParameter": "code_version"}
+        assert parameters["code_version"] == {"runtimeValue": {"constant": "code-1"}}
         assert {"source_version", "data_version"} & parameters.keys()
 
 
@@ -138,7 +165,7 @@ def test_a_run_tells_the_folder_that_each_step_made(graph: dict[str, Any]) -> No
     assert {output["artifactSelectors"][0]["producerSubtask"] for output in outputs.values()} == set(GROUPS)
 
 
-FACES = [
+COMPONENTS = [
     (path.relative_to(ROOT).as_posix(), node)
     for path in sorted((ROOT / "components").glob("*/*component.py"))
     for node in ast.parse(path.read_text()).body
@@ -146,14 +173,14 @@ FACES = [
 ]
 
 
-@pytest.mark.parametrize(("path", "face"), FACES, ids=[face.name for _, face in FACES])
-def test_a_kubeflow_face_is_thin(path: str, face: ast.FunctionDef) -> None:
+@pytest.mark.parametrize(("path", "component"), COMPONENTS, ids=[each.name for _, each in COMPONENTS])
+def test_a_kfp_component_is_thin(path: str, component: ast.FunctionDef) -> None:
     """Imports, the frame of a task, and one call of the step: nothing else, and nothing that decides."""
-    _, *body = face.body
+    _, *body = component.body
     assert (body[-1].end_lineno or 0) - body[0].lineno + 1 <= 25
-    nodes = list(ast.walk(face))
+    nodes = list(ast.walk(component))
     deciding = (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.Lambda, ast.FunctionDef, ast.ClassDef)
-    assert [node for node in nodes if isinstance(node, deciding)] == [face]
+    assert [node for node in nodes if isinstance(node, deciding)] == [component]
     imported = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     own = path.rpartition("/")[0].replace("/", ".")
     steps = {f"components.{path.parent.name}." for path in (ROOT / "components").glob("*/component.py")}
@@ -164,6 +191,6 @@ def test_a_kubeflow_face_is_thin(path: str, face: ast.FunctionDef) -> None:
     assert not [node for node in nodes if isinstance(node, ast.Import)]
 
 
-def test_every_step_has_a_face() -> None:
-    named = {face.name for _, face in FACES}
+def test_every_step_has_a_kfp_component() -> None:
+    named = {component.name for _, component in COMPONENTS}
     assert named >= {*GROUPS, "preflight", "look", "decide", "notify", "train_on_nodes"}

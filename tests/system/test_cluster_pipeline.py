@@ -61,7 +61,7 @@ class Place:
             enable_caching=False,
         )
         try:
-            pipeline(**given, **inputs_of(params), **inputs)
+            pipeline(**{**given, **inputs_of(params), **inputs})
         except RuntimeError:
             return False, watched.read_text()
         return True, watched.read_text()
@@ -100,8 +100,8 @@ def first(place: Place) -> str:
     return told
 
 
-def test_the_first_run_tries_looks_decides_trains_and_promotes(place: Place, first: str) -> None:
-    assert stepped(first) == ["preflight", "look", "decide", *STEPS, "notify"]
+def test_the_first_run_looks_decides_tries_trains_and_promotes(place: Place, first: str) -> None:
+    assert stepped(first) == ["look", "decide", "preflight", *STEPS, "notify"]
     assert "training: there is no champion yet; started because it was uploaded\n" in first
     version = place.client.get_model_version_by_alias("bebygan", "champion")
     runs = place.runs("kubeflow-1")
@@ -128,7 +128,7 @@ def test_the_same_again_is_skipped_with_the_reason(place: Place, first: str) -> 
     well, told = place.run("kubeflow-2")
     assert well
     assert f"nothing to do: photographs, parameters and code are those of the finished run {before}\n" in told
-    assert stepped(told) == ["preflight", "look", "decide", "notify"]
+    assert stepped(told) == ["look", "decide", "notify"]
     assert not place.runs("kubeflow-2")
     assert str(place.client.get_model_version_by_alias("bebygan", "champion").version) == "1"
     assert not [each for each in place.posted if each["kfp_run_id"] == "kubeflow-2"]
@@ -139,7 +139,7 @@ def test_a_step_that_fails_ends_the_run_as_failed_and_is_told(place: Place, firs
     well, told = place.run("kubeflow-3", "ingest.test_share=0.0", "ingest.validation_share=0.0")
     assert not well
     assert "training: parameters changed (ingest.test_share 0.3 -> 0.0" in told
-    assert stepped(told) == ["preflight", "look", "decide", "notify"]
+    assert stepped(told) == ["look", "decide", "preflight", "notify"]
     parent = place.runs("kubeflow-3")["retrain"]
     assert parent.info.status == "FAILED"
     [message] = [each for each in place.posted if each["kfp_run_id"] == "kubeflow-3"]
@@ -147,10 +147,43 @@ def test_a_step_that_fails_ends_the_run_as_failed_and_is_told(place: Place, firs
     assert message["console"] == "https://kubeflow.invalid/#/runs/details/kubeflow-3"
 
 
-def test_what_preflight_misses_stops_the_run_before_anything_else(place: Place, first: str) -> None:
+def posted(place: Place, kubeflow_run: str) -> list[str]:
+    return [each["status"] for each in place.posted if each["kfp_run_id"] == kubeflow_run]
+
+
+def test_photographs_that_cannot_be_listed_end_the_run_and_are_told(place: Place, first: str) -> None:
     assert first
     well, told = place.run("kubeflow-4", source="nowhere")
     assert not well
     assert stepped(told) == ["notify"]
-    assert f"photographs in {place.project / 'nowhere'}: FAILED" in told
-    assert [each["status"] for each in place.posted if each["kfp_run_id"] == "kubeflow-4"] == ["FAILED"]
+    assert posted(place, "kubeflow-4") == ["FAILED"]
+
+
+def test_what_preflight_misses_stops_the_run_before_anything_expensive_and_is_no_failure_of_the_job(
+    place: Place, first: str
+) -> None:
+    assert first
+    lost = place.project / "lost"
+    lost.write_text("no folder")
+    for number in range(5, 9):
+        well, told = place.run(f"kubeflow-{number}", "train.seed=5", ledger=str(lost))
+        assert not well
+        assert stepped(told) == ["look", "decide", "notify"]
+        assert f"ledger {lost}: FAILED" in told
+        assert place.runs(f"kubeflow-{number}")["retrain"].info.status == "FAILED"
+        assert posted(place, f"kubeflow-{number}") == ["FAILED"]
+
+
+def test_a_job_that_failed_three_times_is_skipped_in_silence(place: Place, first: str) -> None:
+    assert first
+    fails = ("ingest.test_share=0.0", "ingest.validation_share=0.0", "train.seed=6")
+    for number in range(10, 13):
+        well, _ = place.run(f"kubeflow-{number}", *fails)
+        assert not well
+        assert posted(place, f"kubeflow-{number}") == ["FAILED"]
+    well, told = place.run("kubeflow-13", *fails)
+    assert well
+    assert "nothing to do: 3 runs of the same photographs, parameters and code failed" in told
+    assert "`bebygan submit --force`" in told
+    assert stepped(told) == ["look", "decide", "notify"]
+    assert posted(place, "kubeflow-13") == []

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from components.config import load_params
+from components.config import load_params, one_line_yaml
 from components.notify import step as module
-from components.notify.step import Ending, notify
+from components.notify.step import Ending, model_of, notify
 from components.tracking.client import mlflow_client
 from components.tracking.runs import open_pipeline_run
 from tests.standins.webhook import Webhook
@@ -88,6 +88,17 @@ def test_a_failure_before_a_run_was_opened_is_posted(webhook: Webhook, monkeypat
     [failed] = webhook.taken
     assert (failed["mlflow_run"], failed["console"], failed["tracker"]) == ("", "", "")
     assert failed["text"].startswith("retraining of bebygan: failed; ")
+
+
+def test_invalid_parameters_end_a_pipeline_and_that_is_posted(webhook: Webhook, opened: str) -> None:
+    model = model_of("{train: {iterashuns: 1}}")
+    notify(Ending(state="FAILED", error="decide: there is no parameter train.iterashuns", model=model))
+    assert mlflow_client().get_run(opened).info.status == "FAILED"
+    [message] = webhook.taken
+    assert message["text"].startswith(
+        "retraining of an unknown model: failed; champion: unknown; decide: there is no parameter train.iterashuns "
+    )
+    assert model_of(one_line_yaml(load_params(ROOT / "params.yaml"))) == "bebygan"
 
 
 def test_a_run_that_found_nothing_to_do_posts_no_message_and_ends_no_other_run(

@@ -13,7 +13,7 @@ from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, S
 from components.config import Params, load_params
 from components.preflight import __main__ as command
 from components.preflight import step as module
-from components.preflight.step import Check, Places, checks, preflight
+from components.preflight.step import Check, Places, checks, gpus_given, preflight
 from components.tracking.client import mlflow_client
 from tests.standins.tls import loopback_certificate
 
@@ -274,3 +274,10 @@ def test_the_command_ends_with_the_exit_code_of_what_is_missing(
     monkeypatch.setattr("sys.argv", [*arguments, "s3://no-such-bucket"])
     assert command.main() == 4
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 1 of 8 checks failed: photographs")
+
+
+def test_a_task_is_told_its_gpus_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BEBYGAN_GPUS", raising=False)
+    assert gpus_given() == 0
+    monkeypatch.setenv("BEBYGAN_GPUS", "8")
+    assert gpus_given() == 8

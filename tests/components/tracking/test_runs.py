@@ -121,11 +121,11 @@ def test_a_step_that_fails_or_is_stopped_says_so_and_keeps_its_values(
 def test_only_a_run_that_ended_well_counts_as_finished(params: Params) -> None:
     with pytest.raises(ValueError, match="bug"), step_run("retrain", params, tags={"fingerprint": "f1"}):
         raise ValueError("bug")
-    assert ended_runs("f1", "FINISHED") == []
+    assert ended_runs({"fingerprint": "f1"}, "FINISHED") == []
     with step_run("retrain", params, tags={"fingerprint": "f1"}) as run:
-        assert ended_runs("f1", "FINISHED") == []
-    assert ended_runs("f1", "FINISHED") == [run.run_id]
-    assert ended_runs("f2", "FINISHED") == []
+        assert ended_runs({"fingerprint": "f1"}, "FINISHED") == []
+    assert ended_runs({"fingerprint": "f1"}, "FINISHED") == [run.run_id]
+    assert ended_runs({"fingerprint": "f2"}, "FINISHED") == []
 
 
 def test_without_an_address_runs_are_kept_in_the_workspace(

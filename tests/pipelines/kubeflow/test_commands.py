@@ -228,7 +228,7 @@ def test_a_run_is_submitted_with_its_parameters(server: Standin, capsys: pytest.
     parameters = server.tables["runs"][run]["runtime_config"]["parameters"]
     assert parameters["force"] == "always"
     assert parameters["reason"] == "to try it"
-    assert yaml.safe_load(parameters["train_params"])["seed"] == 7
+    assert yaml.safe_load(parameters["params"])["train"]["seed"] == 7
     code, again, _ = submitted(capsys, "--set", "train.seed=8")
     assert (code, again != run) == (0, True)
     # Parameters are inputs: they make no new version.

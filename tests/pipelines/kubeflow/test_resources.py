@@ -1,5 +1,6 @@
 """The pipeline for a cluster, as it is compiled: every task, and what Kubernetes is told of it."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -11,17 +12,18 @@ from typing import Any
 
 import pytest
 import yaml
-from kfp.compiler import Compiler
+from google.protobuf import json_format
 
 from bebygan.errors import ConfigError
-from components.config import GROUPS, from_yaml, load_params
-from components.job import params_of
+from components.config import GROUPS, Params, from_yaml, load_params
+from components.detect.component import decide
+from components.job import Job
 from components.train.trainjob import TrainJobSettings
 from pipelines import cli
 from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml
 from pipelines.kubeflow.requests import CompiledPipeline
-from pipelines.kubeflow.resources import TASKS, Cluster, Step, amount, load_cluster
-from pipelines.retrain import PIPELINE, retrain
+from pipelines.kubeflow.resources import TASKS, Cluster, TaskResources, amount, load_cluster
+from pipelines.retrain import PIPELINE, retrain_here
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {
@@ -129,7 +131,7 @@ class Given:
     tasks: dict[str, dict[str, Any]]
     containers: dict[str, dict[str, Any]]
     kubernetes: dict[str, dict[str, Any]]
-    steps: dict[str, Step]
+    steps: dict[str, TaskResources]
 
 
 @pytest.fixture(scope="module")
@@ -149,21 +151,30 @@ def test_the_tasks_are_those_that_the_settings_name(pipeline: dict[str, Any]) ->
     assert set(all_tasks(pipeline)) == set(TASKS)
 
 
-def test_preflight_comes_first_then_look_and_decide_and_only_then_what_is_expensive(pipeline: dict[str, Any]) -> None:
+def test_look_and_decide_come_first_and_preflight_and_the_steps_only_when_something_changed(
+    pipeline: dict[str, Any], given: Given
+) -> None:
     guarded = inner(pipeline, "comp-exit-handler")
-    assert set(guarded) == {"preflight", "look", "decide", "condition-2"}
-    assert "dependentTasks" not in guarded["preflight"]
-    assert guarded["look"]["dependentTasks"] == ["preflight"]
+    assert set(guarded) == {"look", "decide", "condition-2"}
+    assert "dependentTasks" not in guarded["look"]
     assert guarded["decide"]["dependentTasks"] == ["look"]
     assert "decide" in guarded["condition-2"]["dependentTasks"]
-    assert set(inner(pipeline, "comp-condition")) == set(GROUPS)
+    conditional = inner(pipeline, "comp-condition")
+    assert set(conditional) == {"preflight", *GROUPS}
+    assert "dependentTasks" not in conditional["preflight"]
+    assert conditional["ingest"]["dependentTasks"] == ["preflight"]
+    # A run that finds nothing to do starts no pod with a GPU.
+    for name in ("look", "decide", "notify"):
+        assert "accelerator" not in given.containers[name]["resources"]
 
 
-def test_the_decision_is_a_word_of_one_unnamed_output(pipeline: dict[str, Any]) -> None:
+def test_the_decision_is_a_word_beside_the_parameters_of_each_step(pipeline: dict[str, Any]) -> None:
     condition = inner(pipeline, "comp-exit-handler")["condition-2"]["triggerPolicy"]["condition"]
     assert condition == "inputs.parameter_values['pipelinechannel--decide-Output'] == 'train'"
     outputs = pipeline["components"]["comp-decide"]["outputDefinitions"]["parameters"]
-    assert outputs == {"Output": {"parameterType": "STRING"}}
+    assert outputs == {name: {"parameterType": "STRING"} for name in ("Output", *GROUPS)}
+    # The task returns them in this order.
+    assert list(inspect.signature(decide.python_func).return_annotation._fields) == ["Output", *GROUPS]
 
 
 def test_the_end_is_told_however_the_rest_ended(pipeline: dict[str, Any]) -> None:
@@ -173,10 +184,11 @@ def test_the_end_is_told_however_the_rest_ended(pipeline: dict[str, Any]) -> Non
     assert outer["notify"]["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
 
 
-def test_the_six_steps_hand_on_the_same_as_on_a_single_machine(pipeline: dict[str, Any], tmp_path: Path) -> None:
-    Compiler().compile(retrain, str(tmp_path / "local.yaml"))
-    local = yaml.safe_load((tmp_path / "local.yaml").read_text())["root"]["dag"]["tasks"]
-    here = inner(pipeline, "comp-condition")
+def test_the_six_steps_hand_on_the_same_as_on_a_single_machine(pipeline: dict[str, Any]) -> None:
+    job = Job(load_params(ROOT / "params.yaml"), "s3://photographs", "source-1", "code-1")
+    local = retrain_here(job, remote="", checkpoints="", ledger="").pipeline_spec
+    local = json_format.MessageToDict(local)["root"]["dag"]["tasks"]
+    here = {name: task for name, task in inner(pipeline, "comp-condition").items() if name != "preflight"}
 
     def handed(tasks: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         for name, task in tasks.items():
@@ -208,6 +220,7 @@ def test_every_task_has_the_machine_that_the_settings_say(given: Given) -> None:
         accelerator = resources.get("accelerator", {})
         assert int(accelerator.get("resourceCount", 0)) == step.gpus, name
         assert accelerator.get("resourceType", step.gpu_type) == step.gpu_type
+        # Preflight tries as many.
         asked = {"name": "BEBYGAN_GPUS", "value": str(step.gpus)}
         assert (asked in container["env"]) == bool(step.gpus), name
         assert told[name].get("nodeSelector", {}).get("labels", {}) == step.node_selector, name
@@ -232,7 +245,7 @@ def test_what_the_settings_say_of_machines_arrives(tmp_path: Path) -> None:
     told = kubernetes(pipeline, platform_of(compiled))["train"]
     assert told["nodeSelector"] == {"labels": {"gpu": "l4"}}
     assert told["tolerations"] == [taint]
-    assert all_tasks(pipeline)["preflight"]["inputs"]["parameters"]["gpus"] == {"runtimeValue": {"constant": 0.0}}
+    assert "BEBYGAN_GPUS" not in str(containers(pipeline)["preflight"]["env"])
     asked = {name: each["resources"].get("accelerator") for name, each in containers(pipeline).items()}
     assert (asked["preflight"], asked["train"]["resourceType"]) == (None, "amd.com/gpu")
     assert asked["warmup"] == {
@@ -341,7 +354,7 @@ def test_a_cached_task_is_told_the_images_the_data_and_its_parameters(pipeline: 
     for name in ("ingest", "patches", "warmup"):
         parameters = tasks[name]["inputs"]["parameters"]
         assert parameters["code_version"] == {"runtimeValue": {"constant": f"{DATA} {TORCH}"}}
-        assert parameters["params"] == {"componentInputParameter": f"pipelinechannel--{name}_params"}
+        assert parameters["params"] == {"componentInputParameter": f"pipelinechannel--decide-{name}"}
     assert tasks["ingest"]["inputs"]["parameters"]["source_version"] == {
         "componentInputParameter": "pipelinechannel--look-Output"
     }
@@ -358,9 +371,8 @@ def test_an_uploaded_pipeline_runs_with_the_parameters_that_it_was_compiled_with
     path = cluster_file.with_name("changed.yaml")
     assert cli.main(["compile", str(path), "--cluster", str(cluster_file), "--set", "train.iterations=77"]) == 0
     declared = next(yaml.safe_load_all(path.read_bytes()))["root"]["inputDefinitions"]["parameters"]
-    defaults = {name: declared[f"{name}_params"]["defaultValue"] for name in GROUPS}
     wanted = load_params(ROOT / "params.yaml", ["train.iterations=77"])
-    assert params_of(defaults) == wanted
+    assert from_yaml(Params, declared["params"]["defaultValue"]) == wanted
     assert path.read_bytes() == retrain_yaml(cluster, wanted)
     # Dictionaries and lists would turn integers into floats on their way.
     assert {parameter["parameterType"] for parameter in declared.values()} == {"STRING"}
@@ -438,7 +450,7 @@ def test_training_on_other_machines_leaves_a_small_task_that_watches(tmp_path: P
     assert not task["cachingOptions"].get("enableCache")
     asked = from_yaml(TrainJobSettings, task["inputs"]["parameters"]["trainjob"]["runtimeValue"]["constant"])
     assert (asked.image, asked.nodes, asked.gpus, asked.memory) == (TORCH, 3, 8, cluster.steps.train.memory[1])
-    assert all_tasks(pipeline)["preflight"]["inputs"]["parameters"]["gpus"] == {"runtimeValue": {"constant": 8.0}}
+    assert {"name": "BEBYGAN_GPUS", "value": "8"} in containers(pipeline)["preflight"]["env"]
     assert containers(pipeline)["preflight"]["resources"]["accelerator"]["resourceCount"] == "8"
     assert asked.tolerations == (taint,)
     assert (asked.claim, asked.runtime, asked.s3_secret) == ("bebygan-volume", "bebygan-train", "bebygan-s3")
@@ -458,8 +470,16 @@ def test_training_on_other_machines_leaves_a_small_task_that_watches(tmp_path: P
         ("steps.train.tolerations", [{"kee": "x"}], r"0\.kee; did you mean steps\.train\.tolerations\.0\.key"),
         ("steps.train.hours", 0, r"steps\.train\.hours"),
         ("steps.train.hours", 0.0001, r"steps\.train\.hours: must be at least one second"),
-        ("steps.train.node_selector", {"no key": "x"}, r"steps\.train\.node_selector\.no key"),
-        ("steps.train.node_selector", {"pool": "no value"}, r"steps\.train\.node_selector\.pool"),
+        ("steps.train.hours", -1, r"steps\.train\.hours"),
+        ("steps.train.node_selector", {"a key": "x"}, r"steps\.train\.node_selector\.a key: String should match pattern"),
+        ("steps.train.node_selector", {"Upper.io/gpu": "x"}, r"node_selector\.Upper\.io/gpu: String should match"),
+        ("steps.train.node_selector", {"a/b/c": "x"}, r"node_selector\.a/b/c: String should match"),
+        ("steps.train.node_selector", {"/gpu": "x"}, r"node_selector\./gpu: String should match"),
+        ("steps.train.node_selector", {"": "x"}, r"node_selector\.: String should match"),
+        ("steps.train.node_selector", {"k" * 64: "x"}, r"node_selector\.k{64}: String should match"),
+        ("steps.train.node_selector", {"gpu": "NVIDIA L4"}, r"node_selector\.gpu: .* \(got 'NVIDIA L4'\)"),
+        ("steps.train.node_selector", {"gpu": "l4-"}, r"node_selector\.gpu: .* \(got 'l4-'\)"),
+        ("steps.train.node_selector", {"gpu": "v" * 64}, r"node_selector\.gpu: String should match"),
         ("images.data", "two words", r"images\.data"),
         ("training.nodes", 2, r"a pod is one machine"),
         ("steps.train.gpus", 4, r"steps\.train\.gpus: a pod computes on one GPU"),
@@ -473,6 +493,15 @@ def test_what_is_wrong_in_the_settings_is_said(name: str, value: Any, said: str,
     with pytest.raises(ConfigError, match=said) as raised:
         load_cluster(path)
     assert str(path) in str(raised.value)
+
+
+def test_node_selectors_that_kubernetes_takes_are_taken(tmp_path: Path) -> None:
+    chosen = {
+        "gpu": "", "cloud.example.com/gpu-type": "L4", "node.kubernetes.io/instance-type": "g6.x_1", "k" * 63: "v" * 63,
+    }  # fmt: skip
+    cluster = load_cluster(settings(tmp_path, ("steps.train.node_selector", chosen), ("steps.train.hours", 0.0002)))
+    assert cluster.steps.train.node_selector == chosen
+    assert cluster.steps.train.seconds == 1
 
 
 def test_settings_that_are_not_there_and_a_misspelt_parameter_end_with_one_line(
