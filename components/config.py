@@ -225,7 +225,8 @@ def _override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
 def _known_fields(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     """Return the names that the group at a location of `kind` knows."""
     for part in location:
-        kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind).get(part)
+        hints = get_type_hints(kind) if hasattr(kind, "__dataclass_fields__") else {}
+        kind = get_args(kind)[0] if isinstance(part, int) else hints.get(str(part))
     return list(getattr(kind, "__dataclass_fields__", {}))
 
 
