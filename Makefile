@@ -1,8 +1,8 @@
 # `make help` lists the targets.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-# .venv/installed names the folder, the interpreter and the version that .venv was made for. A virtual environment works in no
-# other folder, so that of a copied or moved checkout is made again.
+# .venv/installed records the folder, the interpreter and the version for which .venv was created. A virtual environment works
+# only in its own folder, so a copied or moved checkout creates it again.
 MADE_FOR := $(shell cat .venv/installed 2> /dev/null)
 PYTHON ?= $(firstword $(foreach name,$(word 2,$(MADE_FOR)) python3.11 python3.12 python3,$(shell command -v $(name))))
 INTERPRETER := $(shell command -v $(PYTHON))
@@ -16,14 +16,14 @@ BILLS ?= build
 LOCKS := $(IMAGES) tracker
 IMAGE_LOCK = $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-annotate --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host --constraint requirements.lock
-# The requirements of extras without those of the library, which include torch.
+# Requirements of extras without the library's own, which include torch.
 EXTRAS = $(BIN)/python -c 'import sys, tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	print(*sorted({line for name in sys.argv[1:] for line in extras[name]}), sep="\n")'
-# torch: its builds for CPU and for CUDA have the same version, but different hashes and dependencies. The others: 150 MB that
-# MLflow needs for scikit-learn's estimators alone.
+# torch's builds for CPU and for CUDA have the same version, but different hashes and dependencies. The others are 150 MB that
+# MLflow needs only for scikit-learn's estimators.
 NOT_LOCKED = $(foreach package,torch scikit-learn scipy skops,--unsafe-package $(package))
 
-# The revision of an image; unknown outside a git checkout.
+# Revision of an image, or unknown outside a git checkout.
 GIT_SHA = $$(git rev-parse --verify HEAD 2> /dev/null || echo unknown)
 GIT_DIRTY = $$(git diff --quiet HEAD > /dev/null 2>&1; case $$? in (0) echo false;; (1) echo true;; (*) echo unknown;; esac)
 
@@ -38,7 +38,7 @@ ifneq ($(MADE_FOR),$(THIS))
 .PHONY: .venv/installed
 CLEAR := --clear
 endif
-# setuptools warns of every editable installation.
+# setuptools warns about every editable installation.
 .venv/installed: pyproject.toml requirements.lock
 	$(if $(filter 3.11 3.12,$(VERSION)),,$(error Python 3.11 or 3.12 is needed, but $(or $(PYTHON),python3) is $(if \
 		$(VERSION),Python $(VERSION),missing): install one of them, or name it, e.g. make setup PYTHON=/usr/bin/python3.11))
@@ -72,8 +72,7 @@ bench: setup ## Measure what the README claims; writes benchmarks/results.json
 repro: setup ## Run the same steps as DVC stages
 	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro $(ARGS)
 
-# The packages that the images' Dockerfiles install. The pip of this machine downloads them, with its index, proxy and
-# certificates.
+# Packages that the images' Dockerfiles install. This machine's pip downloads them, with its index, proxy and certificates.
 infra/images/wheels/fetched: $(LOCKS:%=infra/images/%.lock) .venv/installed
 	rm -f infra/images/wheels/*
 	$(BIN)/pip download -qq --no-deps --require-hashes $(LOCKS:%=--requirement infra/images/%.lock) --dest $(@D)

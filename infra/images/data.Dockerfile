@@ -1,4 +1,4 @@
-# The steps that handle photographs: DVC, Great Expectations, boto3, Kubeflow's client; no torch.
+# Image of the steps that process photographs: DVC, Great Expectations, boto3, Kubeflow's client; no torch.
 # In production, name BASE by digest.
 ARG BASE=python:3.11-slim
 
@@ -23,7 +23,7 @@ WORKDIR /app
 COPY params.yaml ./
 COPY params ./params
 COPY data/pretrained ./data/pretrained
-# The root filesystem may be read-only: /tmp alone is written to.
+# The root filesystem may be read-only: only /tmp is written.
 ENV PATH=/opt/venv/bin:/opt/bebygan/bin:$PATH \
     HOME=/tmp \
     USER=bebygan \

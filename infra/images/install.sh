@@ -3,8 +3,8 @@
 #   install.sh dependencies LOCK [REQUIREMENT ...]    the packages of a lock file, and more, into /opt/venv
 #   install.sh project FOLDER LOCK GIT_SHA GIT_DIRTY  the project into /opt/bebygan, which is on /opt/venv's path, and its
 #                                                     revision into /etc/bebygan.json
-# Packages come from /wheels if `make images` has put them there. The build then needs neither network nor credentials.
-# Otherwise they come from the package index that pip is configured for.
+# If `make images` has put packages into /wheels, they are installed from there, without network or credentials. Otherwise
+# they come from pip's package index.
 set -eu
 
 if ls /wheels/*.whl > /dev/null 2>&1; then
@@ -34,7 +34,7 @@ dependencies)
     ;;
 project)
     install --no-deps --target /opt/bebygan "$2"
-    # The wheel contains the library alone. The command `bebygan` finds the pipeline beside it.
+    # The wheel contains only the library. The command `bebygan` finds the pipeline beside it.
     cp -R "$2/components" "$2/pipelines" /opt/bebygan
     printf '{"git_sha": "%s", "git_dirty": "%s", "lock_sha256": "%s"}\n' "$4" "$5" "$(sha256sum "$3" | cut -c-64)" \
         > /etc/bebygan.json

@@ -1,5 +1,5 @@
-# All steps in one image, for a machine that runs the whole pipeline by itself: `bebygan run`.
-# What the two images of the steps hold is pinned by one lock file, so that one lies over the other without conflict.
+# All steps in one image, for a machine that runs the whole pipeline with `bebygan run`.
+# Both images of the steps are installed from compatible lock files, so copying one over the other causes no conflict.
 ARG DATA=bebygan-data-python:latest
 ARG TORCH=bebygan-torch-python:latest
 

@@ -1,11 +1,11 @@
-# The steps that compute: torch, MLflow; no DVC, no Great Expectations, and of kfp only what runs a task.
+# Image of the steps that compute: torch, MLflow, and the part of kfp that runs a task; no DVC, no Great Expectations.
 # In production, name BASE by digest.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS dependencies
 COPY infra/images/wheels /wheels
 COPY infra/images/install.sh infra/images/torch.lock /build/
-# Which build of torch this is, for CPU or CUDA, is settled by where pip, or `make images`, gets it from.
+# The index of pip, or of `make images`, decides whether this is torch's build for CPU or for CUDA.
 ARG TORCH=torch==2.13.0
 RUN sh /build/install.sh dependencies /build/torch.lock "$TORCH"
 
@@ -25,9 +25,9 @@ WORKDIR /app
 COPY params.yaml ./
 COPY params ./params
 COPY data/pretrained ./data/pretrained
-# Weights of the perceptual networks that `make images` has put there.
+# Weights of the perceptual networks; `make images` puts them there.
 COPY infra/images/weights /opt/weights
-# The root filesystem may be read-only: /tmp alone is written to.
+# The root filesystem may be read-only: only /tmp is written.
 ENV PATH=/opt/venv/bin:/opt/bebygan/bin:$PATH \
     HOME=/tmp \
     USER=bebygan \

@@ -1,4 +1,4 @@
-# MLflow's server with login, PostgreSQL, S3 and metrics; also what sets a team's server up and saves its buckets.
+# MLflow's server with login, PostgreSQL, S3 and metrics. It also sets up a team's server and backs up its buckets.
 # In production, name BASE by digest.
 ARG BASE=python:3.11-slim
 
@@ -10,7 +10,7 @@ RUN KEEP='*/mlflow/server/js' sh /build/install.sh dependencies /build/tracker.l
 FROM ${BASE}
 COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /tmp
-# The root filesystem may be read-only: /tmp alone is written to.
+# The root filesystem may be read-only: only /tmp is written.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     USER=mlflow \

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Saves the database of the tracking server and all buckets (photographs, data versions, ledger, artifacts) while they run.
 #     infra/team-server/backup.sh FOLDER
-# FOLDER/<time>/ then holds database.dump and objects.jsonl, FOLDER/objects the contents, each once for all backups. A
-# backup is removed by removing FOLDER/<time>; contents that only it named go with the next backup.
+# FOLDER/<time>/ then holds database.dump and objects.jsonl, FOLDER/objects the contents, each once for all backups. To
+# delete a backup, delete FOLDER/<time>; the next backup deletes contents that no other backup lists.
 #
-# The database comes first: artifacts are stored before the database names them and are never changed, so that the buckets,
-# copied later, hold everything that the saved database knows.
+# The database is saved first: artifacts are stored before the database names them and never change, so the buckets, which
+# are copied later, contain everything that the saved database names.
 set -eu
 
 [ $# -eq 1 ] || { echo "usage: backup.sh FOLDER" >&2; exit 2; }
@@ -16,8 +16,8 @@ folder=$(cd "$1" && pwd)
 
 umask 077
 exec 9< "$folder"
-flock -n 9 || { echo "backup: another one into $folder is not done yet" >&2; exit 1; }
-# What backups that were killed have left.
+flock -n 9 || { echo "backup: another backup into $folder is still running" >&2; exit 1; }
+# Remains of backups that were killed.
 rm -rf "$folder"/*.part
 time=$(date -u +%Y%m%dT%H%M%SZ)
 mkdir "$folder/$time.part"

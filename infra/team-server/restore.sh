@@ -1,9 +1,9 @@
 #!/bin/sh
-# Puts a backup back into an empty database and missing or empty buckets, while neither tracking server nor pipeline run.
+# Restores a backup into an empty database and missing or empty buckets, while neither tracking server nor pipeline runs.
 #     infra/team-server/restore.sh FOLDER/<time>
-# One that was interrupted is completed by the same command.
+# After an interruption, the same command completes the restore.
 #
-# The buckets come first, so that the database never names what is not there.
+# The buckets come first, so that the database never names an object that is missing.
 set -eu
 
 [ -f "${1:-}/database.dump" ] && [ -f "$1/objects.jsonl" ] ||

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes who may do what in the S3 store, where only this process reads it, and becomes `weed server`.
+# Writes the permissions of the S3 store's keys to a file that only this user reads, and executes `weed server`.
 set -eu
 
 umask 077

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints the passwords of a new team server: run it once, and keep what it printed with your other passwords.
+# Prints the passwords of a new team server. Run it once, and keep its output with your other passwords.
 #     (umask 077; infra/team-server/secrets.sh > infra/.env)
-# PostgreSQL and MLflow keep the passwords of their first start; docs/team-server.md tells how each is changed.
+# PostgreSQL and MLflow keep the passwords of their first start; docs/team-server.md describes how to change each.
 set -eu
 
 random() {

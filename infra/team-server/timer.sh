@@ -1,14 +1,14 @@
 #!/bin/sh
-# Runs a command again and again, INTERVAL seconds after it ended, until it is asked to stop (SIGTERM).
+# Runs a command, waits INTERVAL seconds after it has ended, and repeats, until it gets SIGTERM.
 #     INTERVAL=3600 LAST_RUN=file timer.sh bebygan run ...
-# LAST_RUN holds the last run's exit code and end; 75 means stopped while training, which goes on in the next run.
-# After exit code 4, a server that is away, the next run begins in 30 seconds, then in twice as many, up to INTERVAL: when
-# a machine starts, the first run may begin before the servers are ready.
+# LAST_RUN contains the exit code and the end of the last run; 75 means stopped while training, which the next run resumes.
+# After exit code 4, a server that is unreachable, the next run starts in 30 seconds, then in twice as many, up to INTERVAL:
+# after a reboot, the first run may start before the servers are ready.
 set -u
 
 stop() {
     trap '' TERM INT
-    # The run, or the pause.
+    # Stops the run, or the pause.
     kill -TERM "${!:-}" 2> /dev/null
     wait
     exit 0
@@ -29,7 +29,7 @@ while :; do
         pause=$soon
         soon=$((soon * 2))
     fi
-    [ "$code" -eq 0 ] || echo "timer: the run of $now ended with exit code $code; the next begins in $pause s" >&2
+    [ "$code" -eq 0 ] || echo "timer: the run of $now ended with exit code $code; the next starts in $pause s" >&2
     sleep "$pause" &
     wait "$!"
 done

@@ -153,7 +153,7 @@ def test_the_timer_runs_again_and_again_says_what_failed_and_ends_when_asked(
     _, told = process.communicate(timeout=10)
     assert process.returncode == 0
     assert set(pauses(tmp_path)) == {3600}
-    line = r"timer: the run of \S+ ended with exit code 3; the next begins in 3600 s"
+    line = r"timer: the run of \S+ ended with exit code 3; the next starts in 3600 s"
     assert re.fullmatch(line, told.splitlines()[0])
     assert told.count("timer: ") == 1
 
@@ -342,7 +342,7 @@ def test_two_backups_into_one_folder_do_not_meet(tmp_path: Path) -> None:
     second = subprocess.run(["sh", SCRIPTS / "backup.sh", tmp_path], capture_output=True, text=True, check=False)
     os.close(folder)
     assert second.returncode == 1
-    assert second.stderr == f"backup: another one into {tmp_path} is not done yet\n"
+    assert second.stderr == f"backup: another backup into {tmp_path} is still running\n"
     assert not list(tmp_path.iterdir())
 
 

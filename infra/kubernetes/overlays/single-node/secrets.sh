@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints every Secret of this overlay, with fresh random passwords:
+# Prints all Secrets of this overlay with random passwords:
 #     ./secrets.sh | kubectl apply --namespace bebygan --filename -
-# Run again, it makes other passwords; PostgreSQL and MLflow keep the first ones, so keep what it printed (encrypted).
+# Each call prints other passwords. PostgreSQL and MLflow keep the first ones, so keep the output (encrypted).
 set -eu
 
 random() {
@@ -14,7 +14,7 @@ backup_id=$(random) backup_key=$(random)
 photographer_id=$(random) photographer_key=$(random)
 
 cat <<EOF
-# Steps: read photographs; read and write data versions, the ledger and what preflight tries.
+# Steps: read photographs; read and write data versions, the ledger and preflight's test objects.
 apiVersion: v1
 kind: Secret
 metadata:
@@ -23,7 +23,7 @@ stringData:
   AWS_ACCESS_KEY_ID: $steps_id
   AWS_SECRET_ACCESS_KEY: $steps_key
 ---
-# Steps' account at the tracking server; docs/cluster.md tells how it is made there.
+# Steps' account at the tracking server; docs/cluster.md describes how to create it there.
 apiVersion: v1
 kind: Secret
 metadata:
@@ -61,7 +61,7 @@ stringData:
   username: prometheus
   password: $(random)
 ---
-# For whoever puts photographs into their bucket; no pod has it.
+# For people who upload photographs; no pod uses it.
 apiVersion: v1
 kind: Secret
 metadata:
@@ -70,7 +70,7 @@ stringData:
   AWS_ACCESS_KEY_ID: $photographer_id
   AWS_SECRET_ACCESS_KEY: $photographer_key
 ---
-# What the S3 store lets each of them do.
+# Permissions of the keys in the S3 store.
 apiVersion: v1
 kind: Secret
 metadata:
