@@ -38,7 +38,7 @@ def _with_gradient(loss_of: Callable[[Tensor], Tensor], sr: Tensor) -> Outputs:
 def ours_best_buddy(crops: Crops, settings: BestBuddySettings) -> Work:
     lr, hr = crops.read()
     sr = _enlarged(lr)
-    return lambda: _with_gradient(lambda leaf: best_buddy_loss(leaf, hr, settings), sr)
+    return lambda: _with_gradient(lambda leaf: best_buddy_loss(leaf, hr, **vars(settings)), sr)
 
 
 def _plain_search(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ def search(crops: Crops, settings: BestBuddySettings) -> list[Figure]:
 
 def _ours_mask(crops: Crops, settings: RegionSettings) -> Work:
     _, hr = crops.read()
-    return lambda: {"mask": textured_regions(hr, settings)}
+    return lambda: {"mask": textured_regions(hr, window=settings.window, threshold=settings.threshold)}
 
 
 def _plain_mask(crops: Crops, settings: RegionSettings) -> Work:

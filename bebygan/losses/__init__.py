@@ -1,1 +1,24 @@
-"""The losses of Beby-GAN: pure functions of tensors."""
+"""Losses of Beby-GAN (arXiv 2103.15295): pure functions of tensors, with the paper's values as defaults."""
+
+from bebygan.losses.back_projection import back_projection_loss
+from bebygan.losses.best_buddy import BestBuddies, best_buddy_loss, distance_to_buddies, find_best_buddies
+from bebygan.losses.objective import Logits, Perceptual, generator_objective
+from bebygan.losses.perceptual import perceptual_loss
+from bebygan.losses.region_aware import region_mask, textured_regions
+from bebygan.losses.relativistic import relativistic_discriminator_loss, relativistic_generator_loss
+
+__all__ = [
+    "BestBuddies",
+    "Logits",
+    "Perceptual",
+    "back_projection_loss",
+    "best_buddy_loss",
+    "distance_to_buddies",
+    "find_best_buddies",
+    "generator_objective",
+    "perceptual_loss",
+    "region_mask",
+    "relativistic_discriminator_loss",
+    "relativistic_generator_loss",
+    "textured_regions",
+]

@@ -20,6 +20,7 @@ from bebygan.settings import BestBuddySettings, Pyramid
 _BLOCK = 64
 """Candidates whose minimum is taken before the argmin: torch takes minima of short rows far faster than argmins."""
 
+PAPER = BestBuddySettings()
 ORIGINS = ("own", "full", "half", "quarter")
 """A patch's buddy is its own HR patch, another one of full size, one of half, or one of a quarter."""
 
@@ -77,7 +78,7 @@ def _patches(images: Tensor, settings: BestBuddySettings) -> Tensor:
     return F.unfold(images, settings.patch, stride=settings.stride)
 
 
-def find_best_buddies(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> BestBuddies:
+def find_best_buddies(sr: Tensor, hr: Tensor, settings: BestBuddySettings = PAPER) -> BestBuddies:
     """Search each SR patch's best buddy among all candidates of its image, exactly; of equals the first.
 
     Never inside autocast and never in less than float32, even when called there: in bfloat16 the official formula
@@ -86,7 +87,8 @@ def find_best_buddies(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> Be
     Args:
         sr: (B, C, H, W), any range.
         hr: the same shape.
-        settings: see `BestBuddySettings`. A pyramid level smaller than one patch has no candidates.
+        settings: see `BestBuddySettings`; the default holds the paper's values. A pyramid level smaller than one patch
+            has no candidates.
 
     Raises:
         ValueError: the shapes differ or no patch fits into the images.
@@ -140,20 +142,37 @@ def _nearest(queries: Tensor, candidates: Tensor, chunk: int) -> Tensor:
     return index
 
 
-def distance_to_buddies(sr: Tensor, buddies: BestBuddies, settings: BestBuddySettings) -> Tensor:
+def distance_to_buddies(sr: Tensor, buddies: BestBuddies, settings: BestBuddySettings = PAPER) -> Tensor:
     """Return the mean |p - c| over the numbers of all SR patches (L1; gradient to `sr` alone), a scalar."""
     return F.l1_loss(_patches(at_least_float32(sr), settings), buddies.patches)
 
 
-def best_buddy_loss(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> Tensor:
-    """Return the best-buddy loss (arXiv 2103.15295 formulas 3 and 4), a scalar with a gradient to `sr` alone.
+def best_buddy_loss(
+    sr: Tensor,
+    hr: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    patch: int = 3,
+    stride: int = 3,
+    pyramid: Pyramid = "matlab",
+    chunk: int = 512,
+) -> Tensor:
+    """Return the best-buddy loss (arXiv 2103.15295 formulas 3 and 4), a scalar with a gradient to `sr` only.
 
     Args:
         sr: (B, C, H, W), RGB, not clamped.
         hr: the same shape, in [0, 1].
-        settings: see `BestBuddySettings`.
+        alpha: weight of the distance from a candidate to the SR patch.
+        beta: weight of the distance from a candidate to the HR patch at the same position.
+        patch: side of the square patches, pixels.
+        stride: distance between neighbouring patches, pixels.
+        pyramid: how HR is shrunk to its half and quarter. matlab: antialiased bicubic, as in the paper. official:
+            bicubic with a = -0.75 without antialiasing, as in the official code.
+        chunk: patches of SR searched at a time; changes speed and memory, never the result.
 
     Raises:
-        ValueError: the shapes differ or no patch fits into the images.
+        ValueError: the shapes differ, no patch fits into the images, or a value is out of range.
     """
+    settings = BestBuddySettings(alpha=alpha, beta=beta, patch=patch, stride=stride, pyramid=pyramid, chunk=chunk)
     return distance_to_buddies(sr, find_best_buddies(sr, hr, settings), settings)

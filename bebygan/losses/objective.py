@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from bebygan.losses.back_projection import back_projection_loss
-from bebygan.losses.best_buddy import distance_to_buddies, find_best_buddies
+from bebygan.losses.best_buddy import PAPER, distance_to_buddies, find_best_buddies
 from bebygan.losses.perceptual import perceptual_loss
-from bebygan.losses.relativistic import Mean, generator_adversarial_loss
+from bebygan.losses.relativistic import Mean, relativistic_generator_loss
 from bebygan.networks.perceptual import Vgg
 from bebygan.settings import BestBuddySettings, LossWeights
+
+_PAPER_WEIGHTS = LossWeights()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,10 @@ def generator_objective(
     hr: Tensor,
     lr: Tensor,
     *,
-    weights: LossWeights,
-    best_buddy: BestBuddySettings,
-    perceptual: Perceptual | None,
-    logits: Logits | None,
+    weights: LossWeights = _PAPER_WEIGHTS,
+    best_buddy: BestBuddySettings = PAPER,
+    perceptual: Perceptual | None = None,
+    logits: Logits | None = None,
     mean: Mean = Tensor.mean,
 ) -> dict[str, Tensor]:
     """Return the generator's losses.
@@ -71,11 +73,11 @@ def generator_objective(
     if weights.perceptual:
         if perceptual is None:
             raise ValueError(f"the perceptual loss has weight {weights.perceptual} but no VGG was given")
-        terms["perceptual"] = perceptual_loss(perceptual.vgg, sr, hr, perceptual.taps)
+        terms["perceptual"] = perceptual_loss(sr, hr, perceptual.vgg, perceptual.taps)
     if weights.adversarial:
         if logits is None:
             raise ValueError(f"the adversarial loss has weight {weights.adversarial} but no logits were given")
-        terms["adversarial"] = generator_adversarial_loss(logits.real, logits.fake, mean)
+        terms["adversarial"] = relativistic_generator_loss(logits.real, logits.fake, mean)
     return terms | {"total": weighted_sum(terms, weights)} | shares
 
 

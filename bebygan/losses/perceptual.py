@@ -6,28 +6,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bebygan.networks.architecture import VggName
 from bebygan.networks.perceptual import Vgg
 from bebygan.precision import at_least_float32
 
+PAPER_TAPS: Mapping[VggName, Mapping[str, float]] = {
+    "vgg19": {"conv3_4": 1 / 8, "conv4_4": 1 / 4, "conv5_4": 1 / 2},
+    "vgg16": {"conv3_3": 1 / 8, "conv4_3": 1 / 4, "conv5_3": 1 / 2},
+}
+"""The paper's layers and weights, and the corresponding ones of VGG16."""
 
-def perceptual_loss(vgg: Vgg, sr: Tensor, hr: Tensor, taps: Mapping[str, float]) -> Tensor:
-    """Return the weighted sum over `taps` of the mean |VGG(sr) - VGG(hr)|, a scalar with a gradient to `sr` alone.
+
+def perceptual_loss(sr: Tensor, hr: Tensor, vgg: Vgg, taps: Mapping[str, float] | None = None) -> Tensor:
+    """Return the weighted sum over `taps` of the mean |VGG(sr) - VGG(hr)|, a scalar with a gradient to `sr` only.
 
     Args:
-        vgg: frozen network that has all the taps.
         sr: (N, 3, H, W), RGB, not clamped.
         hr: the same shape, in [0, 1].
-        taps: weight per convolution, such as {"conv3_4": 1 / 8, "conv4_4": 1 / 4, "conv5_4": 1 / 2}.
+        vgg: frozen network that has all the taps; see `load_vgg`.
+        taps: weight of each convolution, whose output before ReLU is compared. None takes those of `PAPER_TAPS`.
 
     Raises:
         ValueError: `taps` is empty or names a layer that `vgg` does not have.
     """
+    taps = PAPER_TAPS[vgg.network] if taps is None else taps
     if not taps:
         raise ValueError("the perceptual loss needs at least one tap, such as conv5_4")
     with torch.no_grad():
-        wanted = vgg(hr, tuple(taps))
+        expected = vgg(hr, tuple(taps))
     found = vgg(sr, tuple(taps))
     terms = [
-        weight * F.l1_loss(at_least_float32(found[tap]), at_least_float32(wanted[tap])) for tap, weight in taps.items()
+        weight * F.l1_loss(at_least_float32(found[tap]), at_least_float32(expected[tap]))
+        for tap, weight in taps.items()
     ]
     return torch.stack(terms).sum()

@@ -5,9 +5,9 @@ so one iteration needs two passes of the discriminator, not the official five:
 
     real = D(mask * hr)                  # graph to D
     fake = D(mask * sr)                  # graph to D and, through sr, to G
-    generator_total = ... + weight * generator_adversarial_loss(real, fake)
+    generator_total = ... + weight * relativistic_generator_loss(real, fake)
     generator_total.backward(inputs=list(G.parameters()), retain_graph=True)    # D's .grad stays untouched
-    discriminator_loss(real, fake).backward(inputs=list(D.parameters()))        # G's .grad stays untouched
+    relativistic_discriminator_loss(real, fake).backward(inputs=list(D.parameters()))        # G's .grad stays untouched
 
 Both gradients are taken before either optimiser steps. They are those of five passes, because D's weights do not change
 between the official passes; only the running statistics of its batch norms, which training never reads, are updated
@@ -32,7 +32,7 @@ def _cross_entropy(logits: Tensor, *, real: bool) -> Tensor:
     return F.softplus(-logits if real else logits).mean()
 
 
-def generator_adversarial_loss(real: Tensor, fake: Tensor, mean: Mean = Tensor.mean) -> Tensor:
+def relativistic_generator_loss(real: Tensor, fake: Tensor, mean: Mean = Tensor.mean) -> Tensor:
     """Return half of CE(real - mean fake, fake) + CE(fake - mean real, real), a scalar.
 
     Args:
@@ -44,7 +44,7 @@ def generator_adversarial_loss(real: Tensor, fake: Tensor, mean: Mean = Tensor.m
     return (_cross_entropy(real - mean(fake), real=False) + _cross_entropy(fake - mean(real), real=True)) / 2
 
 
-def discriminator_loss(real: Tensor, fake: Tensor, mean: Mean = Tensor.mean) -> Tensor:
+def relativistic_discriminator_loss(real: Tensor, fake: Tensor, mean: Mean = Tensor.mean) -> Tensor:
     """Return half of CE(real - mean fake, real) + CE(fake - mean real, fake), a scalar.
 
     As in the official code, which computes the two halves one after the other, the means carry no gradient.

@@ -1,1 +1,19 @@
-"""Measures of super-resolved images, each stamped with its protocol."""
+"""Metrics of super-resolved images. `PROTOCOL` defines each of them.
+
+Each metric takes two images (H, W, 3), uint8 RGB, and returns a number; or two batches (N, 3, H, W), RGB in [0, 1],
+which it rounds to 8 bits, and returns a tensor (N,), float64 on the CPU. Both give the same values.
+"""
+
+from typing import TYPE_CHECKING
+
+from bebygan.lazy import lazy_names
+from bebygan.metrics.protocol import PROTOCOL
+
+if TYPE_CHECKING:
+    from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
+    from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
+
+__all__ = ["PROTOCOL", "Lpips", "load_lpips", "lpips", "lr_psnr", "psnr_y", "ssim_y"]
+__getattr__, __dir__ = lazy_names(
+    __name__, fidelity=("lr_psnr", "psnr_y", "ssim_y"), perceptual=("Lpips", "load_lpips", "lpips")
+)

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against the original, and LR-PSNR, the consistency with the input. See `protocol.PROTOCOL`."""
+"""PSNR and SSIM of SR and HR, and LR-PSNR, the consistency of SR with LR. See `protocol.PROTOCOL`."""
 
 import math
 
@@ -11,6 +11,7 @@ from bebygan.errors import DataError
 from bebygan.imaging import Image
 from bebygan.imaging.bicubic import downscale
 from bebygan.imaging.colour import FloatArray, luma
+from bebygan.metrics.batches import metric
 
 CROP = 4
 _WINDOW = 11
@@ -19,36 +20,37 @@ _C1 = (0.01 * 255) ** 2
 _C2 = (0.03 * 255) ** 2
 
 
+@metric
 def psnr_y(sr: Image, hr: Image) -> float:
-    """Return the peak signal-to-noise ratio on Y in dB, infinite for equal images.
+    """Return the peak signal-to-noise ratio on Y in dB, higher is better; infinite for equal images.
 
     Args:
-        sr: (H, W, 3) uint8 RGB.
-        hr: the same shape.
+        sr: (H, W, 3) uint8 RGB, or (N, 3, H, W) RGB in [0, 1]. A border of 4 pixels is ignored.
+        hr: the same type and shape.
 
     Raises:
         ValueError: the shapes differ.
-        DataError: nothing is left after the crop.
+        DataError: the images are smaller than 9 pixels.
     """
     first, second = _cropped_luma(sr, hr, least=1)
     return _psnr(first, second)
 
 
+@metric
 def ssim_y(sr: Image, hr: Image) -> float:
-    """Return the structural similarity on Y (Wang et al. 2004), at most 1.
-
-    The Gaussian is separable, so each of the five filtered images costs 22 products a pixel, not 121.
+    """Return the structural similarity on Y (Wang et al. 2004), in [-1, 1], higher is better.
 
     Args:
-        sr: (H, W, 3) uint8 RGB.
-        hr: the same shape.
+        sr: (H, W, 3) uint8 RGB, or (N, 3, H, W) RGB in [0, 1]. A border of 4 pixels is ignored.
+        hr: the same type and shape.
 
     Raises:
         ValueError: the shapes differ.
-        DataError: the images are smaller than crop and window need, 19 pixels.
+        DataError: the images are smaller than 19 pixels, which border and window need.
     """
     first, second = _cropped_luma(sr, hr, least=_WINDOW)
     products = np.stack((first, second, first * first, second * second, first * second))
+    # The Gaussian is separable: 22 products per pixel instead of 121.
     weights = torch.exp(-((torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
     weights /= weights.sum()
     filtered = F.conv2d(torch.from_numpy(products)[:, None], weights.view(1, 1, -1, 1))
@@ -61,19 +63,20 @@ def ssim_y(sr: Image, hr: Image) -> float:
     return float(similarity.mean())
 
 
+@metric
 def lr_psnr(sr: Image, lr: Image) -> float:
-    """Return how well SR, shrunk again, agrees with the LR image it came from, in dB.
+    """Return the peak signal-to-noise ratio on RGB of downscaled SR and the LR that it was made from, in dB.
 
-    SR's shrunken values are clamped but not rounded, so that even the original itself reaches some 58 dB, not infinity.
+    The downscaled SR is clamped but not rounded. HR itself therefore reaches about 58 dB, not infinity.
 
     Args:
-        sr: (4H, 4W, 3) uint8 RGB.
-        lr: (H, W, 3) uint8 RGB.
+        sr: (4H, 4W, 3) uint8 RGB, or (N, 3, 4H, 4W) RGB in [0, 1].
+        lr: (H, W, 3) or (N, 3, H, W), the same type.
 
     Raises:
         ValueError: SR is not four times LR.
     """
-    if sr.shape != (lr.shape[0] * SCALE, lr.shape[1] * SCALE, 3) or lr.shape[2:] != (3,):
+    if sr.shape != (lr.shape[0] * SCALE, lr.shape[1] * SCALE, 3):
         raise ValueError(f"SR of {sr.shape} is not {SCALE} times LR of {lr.shape}")
     planes = torch.from_numpy(np.ascontiguousarray(sr.transpose(2, 0, 1)))[None].double()
     shrunk = downscale(planes, SCALE).clamp(0, 255)[0].permute(1, 2, 0).numpy()

@@ -1,1 +1,34 @@
-"""Generator, discriminator and the frozen perceptual networks."""
+"""Generator, discriminator and the frozen networks of perceptual loss and LPIPS; files of their weights."""
+
+from typing import TYPE_CHECKING
+
+from bebygan.lazy import lazy_names
+from bebygan.networks.architecture import VggName, discriminator_stages, vgg_layers
+
+if TYPE_CHECKING:
+    from bebygan.networks.discriminator import Discriminator
+    from bebygan.networks.generator import Generator
+    from bebygan.networks.naming import Naming, load_generator, save_generator
+    from bebygan.networks.perceptual import AlexNet, Vgg, load_alexnet, load_vgg
+
+__all__ = [
+    "AlexNet",
+    "Discriminator",
+    "Generator",
+    "Naming",
+    "Vgg",
+    "VggName",
+    "discriminator_stages",
+    "load_alexnet",
+    "load_generator",
+    "load_vgg",
+    "save_generator",
+    "vgg_layers",
+]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    discriminator=("Discriminator",),
+    generator=("Generator",),
+    naming=("Naming", "load_generator", "save_generator"),
+    perceptual=("AlexNet", "Vgg", "load_alexnet", "load_vgg"),
+)

@@ -22,13 +22,13 @@ class Discriminator(nn.Module):
 
     Args:
         size: side of the square input; see `discriminator_stages`.
-        width: channels of the first stage; they double up to eight times that (official: 32).
+        width: channels of the first stage; they double up to eight times that.
 
     Raises:
         ValueError: `size` cannot be halved to a small map, or `width` is below 1.
     """
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int = 192, width: int = 32) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"the discriminator's width must be at least 1, got {width}")

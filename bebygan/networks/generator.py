@@ -9,6 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from bebygan.settings import GeneratorShape
 
+_PAPER = GeneratorShape()
+
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -107,9 +109,13 @@ class ResidualInResidualDenseBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """RRDBNet x4. Parameter names are those of ESRGAN and Simple-SR; see `naming` for the other public ones."""
+    """RRDBNet x4. Parameter names are those of ESRGAN and Simple-SR; see `naming` for the other public ones.
 
-    def __init__(self, shape: GeneratorShape) -> None:
+    Args:
+        shape: size of the network; the default is the paper's.
+    """
+
+    def __init__(self, shape: GeneratorShape = _PAPER) -> None:
         super().__init__()
         self.shape = shape
         features = shape.features

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bebygan.metrics.lpips import Heads
+from bebygan.metrics.perceptual import Heads
 from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import AlexNet, Vgg
 from bebygan.networks.weights import read_state

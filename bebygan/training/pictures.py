@@ -45,7 +45,7 @@ def _panels(sr: Tensor, lr: Tensor, hr: Tensor, settings: Optimisation) -> list[
     panels = [to_image(lr), to_image(sr), to_image(hr)]
     if isinstance(settings, GanSettings):
         if settings.losses.adversarial:
-            panels.append(to_image(region_mask(hr, lr, settings.region).expand(-1, 3, -1, -1)))
+            panels.append(to_image(region_mask(hr, lr, **vars(settings.region)).expand(-1, 3, -1, -1)))
         if settings.losses.best_buddy:
             panels.append(level_map(sr, hr, settings.best_buddy))
     return [_enlarged(panel, *hr.shape[-2:]) for panel in panels]

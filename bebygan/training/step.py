@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bebygan.distributed import mean_over_processes
 from bebygan.losses.objective import Logits, Perceptual, generator_objective
 from bebygan.losses.region_aware import region_mask
-from bebygan.losses.relativistic import Mean, discriminator_loss
+from bebygan.losses.relativistic import Mean, relativistic_discriminator_loss
 from bebygan.networks.discriminator import Discriminator
 from bebygan.precision import at_least_float32, autocast
 from bebygan.settings import GanSettings, Optimisation
@@ -88,7 +88,7 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> TrainStep:
             return Logits(real=discriminator(hr * mask), fake=discriminator(sr * mask))
 
     def learn_to_judge(discriminator: Discriminator, logits: Logits, weight: Tensor) -> Tensor:
-        loss = discriminator_loss(logits.real, logits.fake, mean)
+        loss = relativistic_discriminator_loss(logits.real, logits.fake, mean)
         torch.autograd.backward(weight * loss, inputs=list(discriminator.parameters()))
         return loss
 
@@ -102,7 +102,7 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> TrainStep:
         logits = None
         judged: dict[str, Tensor] = {}
         if settings.losses.adversarial and discriminator is not None:
-            mask = region_mask(hr, lr, settings.region)
+            mask = region_mask(hr, lr, **vars(settings.region))
             logits = judge(discriminator, sr, hr, mask)
             if alone:
                 return _judgement(logits, learn_to_judge(discriminator, logits, weight), mask)

@@ -16,7 +16,7 @@ from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.imaging.tiling import upscale_image
 from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
-from bebygan.metrics.lpips import Lpips, load_lpips, lpips
+from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
 from bebygan.metrics.protocol import PROTOCOL
 from bebygan.networks.naming import load_generator
 from bebygan.precision import full_precision, training_device
@@ -84,7 +84,7 @@ def _metrics(network: Lpips, sr: Image, hr: Image, lr: Image) -> dict[Metric, fl
     return {
         "psnr_y": capped("psnr_y", psnr_y(sr, hr)),
         "ssim_y": ssim_y(sr, hr),
-        "lpips": lpips(network, sr, hr),
+        "lpips": lpips(sr, hr, network),
         "lr_psnr": capped("lr_psnr", lr_psnr(sr, lr)),
     }
 

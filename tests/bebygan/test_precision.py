@@ -58,11 +58,11 @@ def images() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_search_bicubic_and_mask_never_round_to_tf32_neither_forward_nor_backward() -> None:
     sr, hr, lr = images()
-    assert precisions(lambda: best_buddy_loss(sr, hr, SETTINGS.best_buddy)) == {"ieee"}
+    assert precisions(lambda: best_buddy_loss(sr, hr, **vars(SETTINGS.best_buddy))) == {"ieee"}
     assert precisions(lambda: back_projection_loss(sr, lr)) == {"ieee"}
     for source in ("lr", "hr"):
         settings = replace(SETTINGS.region, mask_from=source)
-        assert precisions(lambda settings=settings: region_mask(hr, lr, settings)) <= {"ieee"}
+        assert precisions(lambda settings=settings: region_mask(hr, lr, **vars(settings))) <= {"ieee"}
 
 
 def test_the_networks_round_to_tf32_where_it_is_allowed_and_only_there() -> None:
@@ -104,7 +104,7 @@ def test_buddies_of_a_step_in_half_precision_are_those_that_float32_finds(precis
         torch.manual_seed(settings.seed)
         generator = Generator(GeneratorShape(blocks=1, features=4, growth=2))
         sr = generator(lr)
-    expected = float(best_buddy_loss(sr.float(), hr, settings.best_buddy))
+    expected = float(best_buddy_loss(sr.float(), hr, **vars(settings.best_buddy)))
 
     state = new_state(generator, Discriminator(48, 4), settings, CPU)
     state.guard.scale = torch.tensor(1.0)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bebygan.losses.objective import Logits, Perceptual, generator_objective
-from bebygan.losses.relativistic import discriminator_loss
+from bebygan.losses.relativistic import relativistic_discriminator_loss
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import Vgg
@@ -59,9 +59,10 @@ def test_a_term_without_its_network_or_logits_is_refused() -> None:
 
 
 def test_weights_below_zero_or_all_zero_are_refused() -> None:
-    for wrong in ({"perceptual": -1.0, "best_buddy": 1.0}, {}):
-        with pytest.raises(ValueError, match="loss weights"):
-            weights(**wrong)
+    with pytest.raises(ValueError, match="perceptual must be at least 0, got -1"):
+        weights(perceptual=-1.0, best_buddy=1.0)
+    with pytest.raises(ValueError, match="loss weights must not all be 0"):
+        weights()
 
 
 def test_the_adversarial_loss_alone_moves_the_generator_and_its_counterpart_the_discriminator() -> None:
@@ -76,7 +77,7 @@ def test_the_adversarial_loss_alone_moves_the_generator_and_its_counterpart_the_
     assert all(parameter.grad is None for parameter in discriminator.parameters())
 
     before = [parameter.grad.clone() for parameter in generator.parameters() if parameter.grad is not None]
-    discriminator_loss(logits.real, logits.fake).backward(inputs=list(discriminator.parameters()))
+    relativistic_discriminator_loss(logits.real, logits.fake).backward(inputs=list(discriminator.parameters()))
     assert all(parameter.grad is not None for parameter in discriminator.parameters())
     assert all(
         torch.equal(a, b.grad) for a, b in zip(before, generator.parameters(), strict=True) if b.grad is not None

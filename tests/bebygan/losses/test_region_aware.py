@@ -12,11 +12,6 @@ from bebygan.settings import RegionSettings
 from benchmarks import plain
 
 
-def setting(**changes: Any) -> RegionSettings:
-    values: dict[str, Any] = {"mask_from": "hr", "window": 11, "threshold": 0.025}
-    return RegionSettings(**values | changes)
-
-
 def half_flat(height: int = 40, width: int = 40) -> Tensor:
     """Left half flat but for faint noise, right half noisy."""
     noise = torch.rand(2, 3, height, width)
@@ -30,7 +25,7 @@ def test_the_mask_is_the_official_one(official: dict[str, np.ndarray]) -> None:
     exact = lr.dtype == torch.float64
     threshold, window = float(official["thresh"]), int(official["ksize"])
     hr = torch.zeros(lr.shape[0], 3, lr.shape[2] * int(official["scale"]), lr.shape[3] * int(official["scale"]))
-    mask = region_mask(hr, lr, setting(mask_from="lr", window=window, threshold=threshold))
+    mask = region_mask(hr, lr, mask_from="lr", window=window, threshold=threshold)
     clear = np.abs(official["std"] - threshold) > (0 if exact else 1e-6)
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(1 - mask.numpy()[clear], official["mask"][clear])
@@ -49,7 +44,7 @@ def test_two_box_averages_find_what_unfolded_windows_find(
 ) -> None:
     torch.manual_seed(seed)
     images = half_flat(height, width).double()
-    fast = textured_regions(images, setting(window=window, threshold=threshold))
+    fast = textured_regions(images, window=window, threshold=threshold)
     assert torch.equal(1 - fast, plain.flat_regions(images, window, threshold))
 
 
@@ -67,27 +62,27 @@ def test_the_deviation_does_not_change_with_brightness_and_follows_the_image_whe
 
 
 def test_a_constant_image_is_flat_and_noise_is_textured() -> None:
-    assert textured_regions(torch.full((1, 3, 16, 16), 0.7), setting()).sum() == 0
-    assert textured_regions(torch.rand(1, 3, 16, 16), setting()).min() == 1
+    assert textured_regions(torch.full((1, 3, 16, 16), 0.7)).sum() == 0
+    assert textured_regions(torch.rand(1, 3, 16, 16)).min() == 1
 
 
 def test_a_threshold_of_zero_hides_nothing() -> None:
-    assert textured_regions(torch.zeros(1, 3, 16, 16), setting(threshold=0)).min() == 1
+    assert textured_regions(torch.zeros(1, 3, 16, 16), threshold=0).min() == 1
 
 
 def test_the_mask_is_taken_from_hr_or_from_the_enlarged_lr() -> None:
     hr, lr = torch.rand(1, 3, 48, 48), torch.full((1, 3, 12, 12), 0.5)
-    assert region_mask(hr, lr, setting(mask_from="hr")).min() == 1
-    assert region_mask(hr, lr, setting(mask_from="lr")).max() == 0
+    assert region_mask(hr, lr, mask_from="hr").min() == 1
+    assert region_mask(hr, lr, mask_from="lr").max() == 0
 
 
 def test_autocast_changes_no_pixel() -> None:
     hr = half_flat()
     lr = torch.nn.functional.avg_pool2d(hr, 4)
     for source in ("hr", "lr"):
-        outside = region_mask(hr, lr, setting(mask_from=source))
+        outside = region_mask(hr, lr, mask_from=source)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(region_mask(hr, lr, setting(mask_from=source)), outside)
+            assert torch.equal(region_mask(hr, lr, mask_from=source), outside)
         assert 0 < outside.mean() < 1
 
 
@@ -96,9 +91,16 @@ def test_autocast_changes_no_pixel() -> None:
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        setting(**changes)
+        RegionSettings(**changes)
 
 
 def test_a_window_larger_than_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match="too large for images"):
-        textured_regions(torch.rand(1, 3, 5, 30), setting())
+        textured_regions(torch.rand(1, 3, 5, 30))
+
+
+def test_the_mask_needs_an_odd_window_and_where_it_is_made_from_lr_that() -> None:
+    with pytest.raises(ValueError, match="must be odd, got 10"):
+        region_mask(torch.rand(1, 3, 48, 48), window=10)
+    with pytest.raises(ValueError, match="a mask from LR needs LR"):
+        region_mask(torch.rand(1, 3, 48, 48), mask_from="lr")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bebygan.losses.relativistic import discriminator_loss, generator_adversarial_loss
+from bebygan.losses.relativistic import relativistic_discriminator_loss, relativistic_generator_loss
 from bebygan.networks.discriminator import Discriminator
 from benchmarks import plain
 
@@ -15,8 +15,8 @@ from benchmarks import plain
 @pytest.mark.official("adversarial")
 def test_both_losses_are_the_official_ones(official: dict[str, np.ndarray]) -> None:
     real, fake = torch.from_numpy(official["real"]), torch.from_numpy(official["fake"])
-    assert generator_adversarial_loss(real, fake).item() == pytest.approx(official["vanilla_G"], abs=1e-6)
-    assert discriminator_loss(real, fake).item() == pytest.approx(official["vanilla_D"], abs=1e-6)
+    assert relativistic_generator_loss(real, fake).item() == pytest.approx(official["vanilla_G"], abs=1e-6)
+    assert relativistic_discriminator_loss(real, fake).item() == pytest.approx(official["vanilla_D"], abs=1e-6)
 
 
 def test_two_passes_give_the_gradients_of_the_official_five() -> None:
@@ -26,8 +26,8 @@ def test_two_passes_give_the_gradients_of_the_official_five() -> None:
     sr = torch.rand(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
 
     real, fake = ours(hr), ours(sr)
-    generator_adversarial_loss(real, fake).backward(inputs=[sr], retain_graph=True)
-    loss = discriminator_loss(real, fake)
+    relativistic_generator_loss(real, fake).backward(inputs=[sr], retain_graph=True)
+    loss = relativistic_discriminator_loss(real, fake)
     loss.backward(inputs=list(ours.parameters()))
     assert sr.grad is not None
 
@@ -45,22 +45,22 @@ def test_only_differences_of_logits_count_and_the_two_sides_mirror_each_other(
     pairs: list[tuple[float, float]], shift: float
 ) -> None:
     real, fake = torch.tensor(pairs, dtype=torch.float64).T[..., None]
-    loss = generator_adversarial_loss(real, fake)
-    torch.testing.assert_close(generator_adversarial_loss(real + shift, fake + shift), loss)
-    torch.testing.assert_close(discriminator_loss(fake, real), loss)
+    loss = relativistic_generator_loss(real, fake)
+    torch.testing.assert_close(relativistic_generator_loss(real + shift, fake + shift), loss)
+    torch.testing.assert_close(relativistic_discriminator_loss(fake, real), loss)
     assert loss >= 0
 
 
 def test_equal_logits_cost_the_logarithm_of_two() -> None:
     logits = torch.full((4, 1), 3.0)
-    for loss in (generator_adversarial_loss, discriminator_loss):
+    for loss in (relativistic_generator_loss, relativistic_discriminator_loss):
         assert loss(logits, logits).item() == pytest.approx(np.log(2))
 
 
 def test_logits_far_apart_stay_finite_in_half_precision() -> None:
     real, fake = torch.full((2, 1), 3e4).half(), torch.full((2, 1), -3e4).half()
-    assert torch.isfinite(generator_adversarial_loss(real, fake))
-    assert discriminator_loss(real, fake) == 0
+    assert torch.isfinite(relativistic_generator_loss(real, fake))
+    assert relativistic_discriminator_loss(real, fake) == 0
 
 
 def test_the_mean_may_be_that_of_all_processes() -> None:
@@ -69,9 +69,9 @@ def test_the_mean_may_be_that_of_all_processes() -> None:
     def mean_of_all(local: Tensor) -> Tensor:
         return (fake if local.requires_grad else real).mean()
 
-    whole = generator_adversarial_loss(real, fake)
-    first = generator_adversarial_loss(real[:4], fake[:4], mean_of_all)
-    second = generator_adversarial_loss(real[4:], fake[4:], mean_of_all)
+    whole = relativistic_generator_loss(real, fake)
+    first = relativistic_generator_loss(real[:4], fake[:4], mean_of_all)
+    second = relativistic_generator_loss(real[4:], fake[4:], mean_of_all)
     torch.testing.assert_close((first + second) / 2, whole)
-    local = (generator_adversarial_loss(real[:4], fake[:4]) + generator_adversarial_loss(real[4:], fake[4:])) / 2
+    local = (relativistic_generator_loss(real[:4], fake[:4]) + relativistic_generator_loss(real[4:], fake[4:])) / 2
     assert not torch.isclose(local, whole)

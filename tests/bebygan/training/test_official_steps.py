@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bebygan.losses.best_buddy import pyramid_levels
 from bebygan.losses.objective import Logits, generator_objective
 from bebygan.losses.region_aware import region_mask
-from bebygan.losses.relativistic import discriminator_loss
+from bebygan.losses.relativistic import relativistic_discriminator_loss
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import BestBuddySettings, GeneratorShape, LearningRateSchedule, LossWeights, RegionSettings
@@ -45,11 +45,11 @@ class Run:
         """Return best-buddy, back-projection, weighted adversarial and discriminator loss; gradients stay in .grad."""
         self._begin(iteration)
         sr = self.generator(lr)
-        mask = region_mask(hr, lr, REGION)
+        mask = region_mask(hr, lr, **vars(REGION))
         logits = Logits(self.discriminator(hr * mask), self.discriminator(sr * mask))
         terms = generator_objective(sr, hr, lr, weights=WEIGHTS, best_buddy=BEST_BUDDY, perceptual=None, logits=logits)
         terms["total"].backward(inputs=list(self.generator.parameters()), retain_graph=True)
-        judged = discriminator_loss(logits.real, logits.fake)
+        judged = relativistic_discriminator_loss(logits.real, logits.fake)
         judged.backward(inputs=list(self.discriminator.parameters()))
         self._end()
         adversarial = WEIGHTS.adversarial * terms["adversarial"]
@@ -79,7 +79,7 @@ def test_three_steps_equal_three_plain_ones() -> None:
     hr = F.interpolate(torch.rand(2, 3, 12, 12, dtype=torch.float64), size=(48, 48), mode="bilinear")
     hr[..., :20] = 0.5
     lr = F.interpolate(hr, scale_factor=0.25, mode="bicubic", antialias=True)
-    assert 0.1 < region_mask(hr, lr, REGION).mean() < 0.9
+    assert 0.1 < region_mask(hr, lr, **vars(REGION)).mean() < 0.9
     for iteration in range(3):
         np.testing.assert_allclose(fast.step(iteration, lr, hr), slow.plain_step(iteration, lr, hr), rtol=0, atol=1e-12)
     for ours, theirs in zip(_parameters(fast), _parameters(slow), strict=True):

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bebygan.errors import DataError, WeightsError
-from bebygan.metrics.lpips import Lpips, load_lpips, lpips
+from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
 from bebygan.networks.perceptual import AlexNet, load_alexnet
 
 CHANNELS = (64, 192, 384, 256, 256)
@@ -49,14 +49,14 @@ def test_it_is_the_published_formula(network: Lpips, alexnet_file: Path, heads: 
         difference = a / (a.norm(dim=1, keepdim=True) + 1e-10) - b / (b.norm(dim=1, keepdim=True) + 1e-10)
         weighted = torch.nn.functional.conv2d(difference**2, heads[f"lin{level}.model.1.weight"])
         expected += weighted.mean().item()
-    assert lpips(network, first, second) == pytest.approx(expected, rel=1e-5)
+    assert lpips(first, second, network) == pytest.approx(expected, rel=1e-5)
 
 
 def test_equal_images_are_at_no_distance_and_the_order_does_not_matter(network: Lpips) -> None:
     first, second = picture(seed=1), picture(seed=2)
-    assert lpips(network, first, first) == 0
-    assert lpips(network, first, second) == pytest.approx(lpips(network, second, first), rel=1e-6)
-    assert lpips(network, first, second) > 0
+    assert lpips(first, first, network) == 0
+    assert lpips(first, second, network) == pytest.approx(lpips(second, first, network), rel=1e-6)
+    assert lpips(first, second, network) > 0
 
 
 def test_a_batch_gives_a_distance_for_each_pair(network: Lpips) -> None:
@@ -69,16 +69,16 @@ def test_a_batch_gives_a_distance_for_each_pair(network: Lpips) -> None:
 def test_autocast_does_not_coarsen_it(network: Lpips) -> None:
     first, second = picture(seed=1), picture(seed=2)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = lpips(network, first, second)
-    assert inside == lpips(network, first, second)
+        inside = lpips(first, second, network)
+    assert inside == lpips(first, second, network)
 
 
 def test_small_or_unequal_images_are_refused(network: Lpips) -> None:
-    assert lpips(network, picture(31, 31, 1), picture(31, 31, 2)) > 0
+    assert lpips(picture(31, 31, 1), picture(31, 31, 2), network) > 0
     with pytest.raises(DataError, match="30x50 is too small for LPIPS: 31"):
-        lpips(network, picture(30, 50), picture(30, 50))
+        lpips(picture(30, 50), picture(30, 50), network)
     with pytest.raises(ValueError, match="one shape"):
-        lpips(network, picture(40, 50), picture(40, 51))
+        lpips(picture(40, 50), picture(40, 51), network)
 
 
 def test_heads_of_another_network_are_refused(alexnet_file: Path, heads: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""LPIPS (arXiv 1801.03924), version 0.1 with AlexNet: a distance of images as people see it."""
+"""LPIPS (arXiv 1801.03924), version 0.1 with AlexNet: a perceptual distance of images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bebygan.errors import DataError
 from bebygan.imaging import Image
 from bebygan.imaging.convert import to_tensor
+from bebygan.metrics.batches import metric
 from bebygan.networks.perceptual import AlexNet, load_alexnet
 from bebygan.networks.weights import load_exactly, read_state
 from bebygan.precision import full_precision
@@ -84,8 +85,14 @@ def load_lpips(alexnet: Path, heads: Path) -> Lpips:
     return Lpips(load_alexnet(alexnet), list(linear.state_dict().values())).eval()
 
 
-def lpips(network: Lpips, sr: Image, hr: Image) -> float:
-    """Return the distance of two images (H, W, 3) uint8 RGB of one shape.
+@metric
+def lpips(sr: Image, hr: Image, network: Lpips) -> float:
+    """Return the LPIPS distance, at least 0, lower is better. For a loss with gradients call the network itself.
+
+    Args:
+        sr: (H, W, 3) uint8 RGB, or (N, 3, H, W) RGB in [0, 1].
+        hr: the same type and shape.
+        network: see `load_lpips`.
 
     Raises:
         ValueError: the shapes differ.
