@@ -1,4 +1,4 @@
-"""Identity of a run: photographs, code and parameters. It tells whether the same run finished before."""
+"""Identity of a run: photographs, code and parameters. It shows whether the same run finished before."""
 
 import hashlib
 from dataclasses import dataclass

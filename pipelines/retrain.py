@@ -165,27 +165,27 @@ def retrain_on(cluster: Cluster) -> Any:
             remote: DVC remote that the data version is pushed to; empty to push nowhere.
             ledger: record of all moves of the champion, s3:// prefix; empty for none.
             checkpoints: folder or s3:// prefix that survives a task, for resuming.
-            force: auto trains when anything changed, always in any case.
+            force: "auto" trains if anything changed, "always" trains always.
             reason: why this run was started; it is logged.
         """
-        told = notify(params=params)
-        with dsl.ExitHandler(told, name="retraining"):
-            seen = look(source=source)
+        notified = notify(params=params)
+        with dsl.ExitHandler(notified, name="retraining"):
+            looked = look(source=source)
             decided = decide(
                 source=source,
-                source_version=seen.output,
+                source_version=looked.output,
                 code_version=cluster.images.version,
                 force=force,
                 reason=reason,
                 params=params,
             )
             with dsl.If(decided.outputs["Output"] == "train", name="anything-new"):
-                tried = preflight(
+                checked = preflight(
                     source=source, remote=remote, checkpoints=checkpoints, ledger=ledger, volume=VOLUME, params=params
                 )
                 steps = add_steps(
                     source=source,
-                    source_version=seen.output,
+                    source_version=looked.output,
                     code_version=cluster.images.version,
                     remote=remote,
                     checkpoints=checkpoints,
@@ -193,8 +193,8 @@ def retrain_on(cluster: Cluster) -> Any:
                     params=decided.outputs,
                     trainer=trainer,
                 )
-                steps["ingest"].after(tried)
-        tasks = {"notify": told, "look": seen, "decide": decided, "preflight": tried, **steps}
+                steps["ingest"].after(checked)
+        tasks = {"notify": notified, "look": looked, "decide": decided, "preflight": checked, **steps}
         for name, task in tasks.items():
             place(task.set_caching_options(name in CACHED), name, cluster)
 

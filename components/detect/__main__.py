@@ -1,4 +1,4 @@
-"""`python -m components.detect`: say whether a training would find anything new, and what."""
+"""`python -m components.detect`: print whether there is anything to train, and why."""
 
 import argparse
 import sys
@@ -16,9 +16,9 @@ def _run(options: argparse.Namespace, params: Params) -> None:
 
 def main() -> int:
     """Run the step and return its exit code."""
-    parser = step_parser("detect", "Say whether photographs, code or parameters changed since the champion was made.")
+    parser = step_parser("detect", "Print whether photographs, code or parameters changed since the champion was made.")
     parser.add_argument("--source", required=True, help="a folder, or s3://bucket/prefix (AWS_* variables)")
-    parser.add_argument("--force", action="store_true", help="train in any case")
+    parser.add_argument("--force", action="store_true", help="train even if nothing changed")
     return run_step(parser, _run)
 
 

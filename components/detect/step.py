@@ -1,4 +1,4 @@
-"""Decide whether a job is worth a training, and say what changed since the champion was made."""
+"""Decide whether to train, and report what changed since the champion was made."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _NAMED = 4
-"""Changed parameters that a reason names; of more it tells how many."""
+"""Largest number of changed parameters that a reason names; it counts the rest."""
 _TRIES = 3
 """Failed runs of the same job after which the pipeline skips it: a schedule may start one every few minutes."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done about a job, and why, in one line."""
+    """Whether to train, and why, in one line."""
 
     action: Literal["train", "skip"]
     reason: str
 
 
 _Made = tuple[str, "Run | None"]
-"""A champion's version, and the run of the whole pipeline that made it, where that is known."""
+"""A champion's version, and the pipeline's run that made it if it is known."""
 
 
 def _pipeline_run_of_champion(model: str) -> _Made | None:
-    """Return the champion and what made it, or None where there is no champion."""
+    """Return the champion and the run that made it, or None if there is no champion."""
     reigning = champion(model)
     if reigning is None:
         return None
@@ -51,7 +51,7 @@ def _pipeline_run_of_champion(model: str) -> _Made | None:
 
 
 def _changed_parameters(job: Job, before: "Run") -> str | None:
-    """Name the parameters that differ, or return None when none does."""
+    """Return which parameters differ, or None if none does."""
     if before.data.tags.get("params_hash") == hashlib.sha256(to_yaml(job.params).encode()).hexdigest():
         return None
     now = {name: str(value) for name, value in flatten(plain(job.params))}
@@ -63,7 +63,7 @@ def _reason(job: Job, made: _Made | None) -> str:
         return "there is no champion yet"
     version, before = made
     if before is None or "source_version" not in before.data.tags:
-        return f"what the champion, version {version}, was made of is not known"
+        return f"it is unknown what the champion, version {version}, was made of"
     tags = before.data.tags
     changes = [
         "photographs changed" if tags["source_version"] != job.source_version else None,
@@ -83,8 +83,8 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
     challenger became champion.
 
     Args:
-        job: what would be run.
-        force: train in any case.
+        job: the run in question.
+        force: train even if nothing changed.
         tries: failed runs of the same job after which it is skipped, too; None for any number. A run that preflight
             stopped does not count: it says nothing about the job.
 
@@ -92,10 +92,10 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
         The decision. The reason of a training names what changed since the champion was made.
 
     Raises:
-        ServiceError: the tracker or the registry is away or refuses.
+        ServiceError: the tracker or the registry is unreachable or refuses.
     """
     if force:
-        return Decision("train", "it was asked for")
+        return Decision("train", "it was forced")
     made = _pipeline_run_of_champion(job.params.evaluate.model_name)
     # Kubeflow's MLflow plugin may track this run in another experiment than the runs before.
     also_in = [made[1].info.experiment_id] if made and made[1] else []
@@ -112,21 +112,21 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
 
 
 def begin(job: Job, *, force: str, asked_because: str) -> Literal["train", "skip"]:
-    """Decide, say so, and open the run in MLflow that will be the parent of the runs of the steps.
+    """Decide, print the decision, and open the run in MLflow that will be the parent of the steps' runs.
 
-    A job that failed three times is skipped until somebody forces it.
+    A job that failed three times is skipped unless it is forced.
 
     Args:
-        job: what would be run.
-        force: "auto" to decide, "always" to train in any case.
-        asked_because: why somebody started the pipeline; empty where nobody says.
+        job: the run in question.
+        force: "auto" to decide, "always" to train even if nothing changed.
+        asked_because: why the pipeline was started; empty if unknown.
 
     Returns:
         The action.
 
     Raises:
         ConfigError: `force` is neither.
-        ServiceError: the tracker or the registry is away or refuses.
+        ServiceError: the tracker or the registry is unreachable or refuses.
     """
     if force not in ("auto", "always"):
         raise ConfigError(f"force must be auto or always, got {force!r}")

@@ -1,1 +1,1 @@
-"""Notify: end a pipeline's run in the tracker, and tell those who want to know."""
+"""Notify: end a pipeline's run in MLflow, and post the result to a webhook."""

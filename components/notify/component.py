@@ -7,7 +7,7 @@ from components.container_images import TORCH_IMAGE
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
 def notify(params: str, status: dsl.PipelineTaskFinalStatus) -> None:
-    """End the pipeline's run in MLflow and post to the webhook how it ended."""
+    """End the pipeline's run in MLflow and post the result to the webhook."""
     from components.cli import task
 
     with task("notify"):

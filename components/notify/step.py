@@ -1,7 +1,7 @@
-"""Tell how a pipeline ended: its run in MLflow is ended too, and a webhook is told, with links.
+"""End a pipeline's run in MLflow and post its result to a webhook, with links.
 
-The address of a webhook lets anyone post there: it comes from the environment variable BEBYGAN_WEBHOOK_URL and is shown
-nowhere.
+Anyone who knows the address of a webhook can post there. It comes from the environment variable BEBYGAN_WEBHOOK_URL and
+is never printed.
 """
 
 import json
@@ -26,7 +26,7 @@ _PIPELINE = "retraining"
 _SECONDS_TO_ANSWER = 10.0
 _SECONDS_BEFORE_TRYING_AGAIN = (1.0, 5.0)
 _LONGEST_ERROR = 2000
-"""Characters of an error that are passed on."""
+"""Characters of an error that are posted."""
 _log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -34,17 +34,17 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a pipeline ended, as Kubeflow says it."""
+    """How a pipeline ended, as Kubeflow reports it."""
 
     state: str
     """SUCCEEDED, FAILED or CANCELLED."""
     error: str
     model: str
-    """Registered model that the pipeline was about; empty if its parameters are invalid."""
+    """Registered model of the pipeline; empty if its parameters are invalid."""
 
     @property
     def status(self) -> Status:
-        """Return what MLflow calls it."""
+        """Return MLflow's name for the state."""
         if self.state == "SUCCEEDED":
             return "FINISHED"
         return "KILLED" if self.state.startswith("CANCEL") else "FAILED"
@@ -62,16 +62,16 @@ def model_of(params: str) -> str:
 
 
 def console_link() -> str:
-    """Return the address of this Kubeflow run's page, or nothing where BEBYGAN_CONSOLE or KFP_RUN_ID is not set."""
+    """Return the address of this Kubeflow run's page, or "" if BEBYGAN_CONSOLE or KFP_RUN_ID is not set."""
     console, run = os.environ.get("BEBYGAN_CONSOLE", ""), os.environ.get("KFP_RUN_ID", "")
     return f"{console.rstrip('/')}/#/runs/details/{run}" if console and run else ""
 
 
 def tracker_link(run: str) -> str:
-    """Return the address of a run's page in MLflow, or nothing where BEBYGAN_TRACKER is not set.
+    """Return the address of a run's page in MLflow, or an empty string if BEBYGAN_TRACKER is not set.
 
     Raises:
-        ServiceError: the tracker is away or refuses.
+        ServiceError: the tracker is unreachable or refuses.
     """
     tracker = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/")
     if not tracker:
@@ -81,7 +81,7 @@ def tracker_link(run: str) -> str:
 
 
 def _end_run(ending: Ending, console: str) -> dict[str, str] | None:
-    """End the run in MLflow; return its id and link, empty where none was opened, or None where the tracker is away."""
+    """End the run in MLflow; return its id and link (empty if no run was opened), or None if MLflow is unreachable."""
     tags = {"console": console, "error": ending.error[:_LONGEST_ERROR]}
     try:
         run = close_pipeline_run(ending.status, {name: value for name, value in tags.items() if value}) or ""
@@ -92,7 +92,7 @@ def _end_run(ending: Ending, console: str) -> dict[str, str] | None:
 
 
 def _champion(model: str) -> str | None:
-    """Return the champion's version, empty where there is none, or None where the registry is away."""
+    """Return the champion's version, empty if there is none, or None if the registry is unreachable."""
     try:
         reigning = champion(model)
     except ServiceError as error:
@@ -102,10 +102,10 @@ def _champion(model: str) -> str | None:
 
 
 def post(address: str, message: Mapping[str, str]) -> None:
-    """Post a message as JSON, and try again when the other side is away.
+    """Post a message as JSON, and try again if the webhook is unreachable.
 
     Raises:
-        ServiceError: it was not taken. The message does not tell the address.
+        ServiceError: the webhook did not accept the message. The error does not contain the address.
     """
     if not address.startswith(("http://", "https://")):
         raise ServiceError("the webhook's address does not begin with http:// or https://: correct BEBYGAN_WEBHOOK_URL")
@@ -133,7 +133,7 @@ def notify(ending: Ending) -> None:
     A run that found nothing to do posts no message: schedules start many of them. It is recognized by the fact that it
     succeeded and opened no run in MLflow.
 
-    What cannot be told is logged and no error: a training that went well stays one.
+    A failure to report is logged and is not an error: it must not fail a successful training.
     """
     console = console_link()
     run = _end_run(ending, console)

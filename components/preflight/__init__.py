@@ -1,1 +1,1 @@
-"""Preflight: what a run will need is tried before anything expensive starts."""
+"""Preflight: test everything that a run needs before anything expensive starts."""

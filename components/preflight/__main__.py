@@ -1,4 +1,4 @@
-"""`python -m components.preflight`: try what a run will need."""
+"""`python -m components.preflight`: test everything that a run needs."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from components.preflight.step import Places, checks, preflight
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what names the places and the GPUs."""
+    """Add the options for the places and the GPUs."""
     parser.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
     parser.add_argument("--remote", default="", help="DVC remote, folder or s3://bucket/prefix")
     parser.add_argument("--ledger", default="", help="record of promotions, folder or s3://bucket/prefix")
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, params: Params) -> None:
-    """Try everything; see `components.preflight.step.preflight`."""
+    """Run all checks; see `components.preflight.step.preflight`."""
     places = Places(
         source=options.source, remote=options.remote, checkpoints=options.checkpoints, ledger=options.ledger
     )
@@ -34,7 +34,9 @@ def check(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run the step and return its exit code."""
-    parser = step_parser("preflight", "Try what a run will need: bucket, remote, tracker, registry, weights, GPUs.")
+    parser = step_parser(
+        "preflight", "Test everything that a run needs: bucket, remote, tracker, registry, weights, GPUs."
+    )
     add_arguments(parser)
     return run_step(parser, run)
 

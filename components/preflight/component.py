@@ -7,7 +7,7 @@ from components.container_images import TORCH_IMAGE
 
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
 def preflight(source: str, remote: str, checkpoints: str, ledger: str, volume: str, params: str) -> None:
-    """Try what the run will need, and mark the pipeline's run in MLflow when nothing is missing."""
+    """Test everything that the run needs, and tag the pipeline's run in MLflow if nothing is missing."""
     from components.cli import task
 
     with task("preflight"):

@@ -1,4 +1,4 @@
-"""Try everything that a run needs, all at once, and name all that is missing."""
+"""Test everything that a run needs concurrently, and report everything that is missing."""
 
 import os
 import threading
@@ -16,35 +16,35 @@ from components.stores.source import open_source
 
 _SECONDS_FOR_A_SERVICE = 40.0
 _SECONDS_FOR_WEIGHTS = 600.0
-"""Longer, because they are fetched here where they are not there yet; a source that is away says so sooner."""
+"""Longer, because missing weights are downloaded; an unreachable source fails sooner."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where a run reads and writes; an empty one is not used."""
+    """Where a run reads and writes; an empty place is not used."""
 
     source: str
     remote: str
     checkpoints: str
     ledger: str
     volume: str = ""
-    """Folder that this task sees, and trainings do, but none that reads photographs or writes remote and ledger."""
+    """Folder that is mounted in this task and in trainings, but not in ingest and register."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is tried."""
+    """One check."""
 
     name: str
     attempt: Callable[[], str]
-    """Returns what was found, and raises BebyganError where something is wrong."""
+    """Returns the result as text; raises BebyganError if the check fails."""
     seconds: float
-    """Time it is given."""
+    """Time limit."""
 
 
 def _refuse_volume(place: str, volume: str) -> None:
     if volume and Path(place).is_relative_to(volume):
-        raise ConfigError(f"{place} lies on the volume, which only trainings see: name s3://bucket/prefix instead")
+        raise ConfigError(f"{place} is on the volume, which only trainings mount: name s3://bucket/prefix instead")
 
 
 def _photographs(source: str, volume: str) -> str:
@@ -69,7 +69,7 @@ def _registry(model: str) -> str:
     from components.tracking.registry import check_rights  # noqa: PLC0415
 
     check_rights(model)
-    return f"lets us change {model}"
+    return f"allows changes of {model}"
 
 
 def _weights(name: str) -> str:
@@ -85,10 +85,10 @@ def _start(weights: str) -> str:
         return _weights(weights)
     if not Path(weights).is_file():
         raise WeightsError(
-            f"there is no file {weights}, which warmup.weights names: put it into the image or onto the volume, or "
+            f"the file {weights} of warmup.weights does not exist: put it into the image or onto the volume, or "
             f"name one of {', '.join(GENERATORS)}"
         )
-    return "there"
+    return "exists"
 
 
 def _gpus(asked: int) -> str:
@@ -97,7 +97,8 @@ def _gpus(asked: int) -> str:
     found = torch.cuda.device_count()
     if found < asked:
         raise ConfigError(
-            f"{asked} GPUs are asked for and {found} are seen: see that node, driver and image fit, or ask for fewer"
+            f"{asked} GPUs are required but {found} are visible: check that node, driver and image match, "
+            "or require fewer"
         )
     for index in range(asked):
         torch.ones(1, device=f"cuda:{index}").sum().item()
@@ -105,17 +106,17 @@ def _gpus(asked: int) -> str:
 
 
 def gpus_given() -> int:
-    """Return the number of GPUs that this task was given, which the environment variable BEBYGAN_GPUS tells."""
+    """Return the number of GPUs of this task, from the environment variable BEBYGAN_GPUS."""
     return int(os.environ.get("BEBYGAN_GPUS", "0"))
 
 
 def checks(places: Places, params: Params, gpus: int) -> list[Check]:
-    """Return what a run needs, as far as it can be tried beforehand.
+    """Return the checks for everything that a run needs and that can be tested beforehand.
 
     Args:
-        places: that the run reads and writes.
-        params: of the run: they name the model and the weights.
-        gpus: that the place where this runs must have.
+        places: where the run reads and writes.
+        params: parameters of the run, which name the model and the weights.
+        gpus: number of GPUs that this machine must have.
     """
     _imported()
     service, source, volume = _SECONDS_FOR_A_SERVICE, places.source, places.volume
@@ -143,7 +144,7 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
 
 
 def _imported() -> None:
-    """Import what the checks need: it takes seconds that no service is to blame for."""
+    """Import what the checks need, so that the seconds it takes do not count against a service's time limit."""
     import bebygan.pretrained  # noqa: F401, PLC0415
     from components.tracking.client import mlflow_client  # noqa: PLC0415
 
@@ -154,7 +155,7 @@ def _attempted(check: Check, started: float, outcomes: dict[str, str | Exception
     try:
         outcome: str | Exception = check.attempt()
         text = str(outcome)
-    except Exception as error:  # noqa: BLE001 - told below; one check must not hide what the others find
+    except Exception as error:  # noqa: BLE001 - reported below; one check must not hide the results of others
         outcome = error
         text = f"FAILED: {error}"
     outcomes[check.name] = outcome
@@ -162,14 +163,14 @@ def _attempted(check: Check, started: float, outcomes: dict[str, str | Exception
 
 
 def preflight(needed: Sequence[Check]) -> None:
-    """Try everything at once, and tell a line for each.
+    """Run all checks concurrently and print one line for each.
 
     Raises:
-        BebyganError: something is missing: of the kind of the first that is, naming all and what to do about each.
+        BebyganError: a check failed. The error has the type of the first failure and names all of them.
     """
     started = time.monotonic()
     outcomes: dict[str, str | Exception] = {}
-    # No pool: it would wait at the end for an attempt that hangs.
+    # No thread pool: it would wait for a check that hangs.
     threads = {
         check.name: threading.Thread(
             target=_attempted, args=(check, started, outcomes), name=f"preflight {check.name}", daemon=True
@@ -182,7 +183,7 @@ def preflight(needed: Sequence[Check]) -> None:
     for check in needed:
         threads[check.name].join(max(0.0, started + check.seconds - time.monotonic()))
         outcome = outcomes.get(check.name) or ServiceError(
-            f"no answer within {check.seconds:.0f} s: see that it runs, and that this task may reach it"
+            f"no answer within {check.seconds:.0f} s: check that it runs and that this task can reach it"
         )
         if isinstance(outcome, Exception):
             if check.name not in outcomes:
@@ -192,6 +193,6 @@ def preflight(needed: Sequence[Check]) -> None:
         if not isinstance(error, BebyganError):
             raise error
     if failures:
-        told = "; ".join(f"{name}: {error}" for name, error in failures)
+        reasons = "; ".join(f"{name}: {error}" for name, error in failures)
         kind = type(failures[0][1])
-        raise kind(f"{len(failures)} of {len(needed)} checks failed: {told}")
+        raise kind(f"{len(failures)} of {len(needed)} checks failed: {reasons}")

@@ -52,7 +52,7 @@ def retrain_manifests(cluster: Cluster, params: Params, namespace: str) -> bytes
     )
     objects = list(yaml.safe_load_all(written))
     for each in objects:
-        # The compiler calls the version like the pipeline, so that a page lists versions that nobody can tell apart.
+        # The compiler gives every version the name of the pipeline, so that a list of versions shows no difference.
         if each["kind"] == "PipelineVersion":
             each["spec"]["displayName"] = name
     return yaml.safe_dump_all(objects, sort_keys=True).encode()

@@ -76,7 +76,7 @@ class TaskResources(Settings):
     hours: Hours
     """After which one attempt is stopped."""
     retries: Annotated[int, Constraint(at_least=0, at_most=10)]
-    """Attempts after a failed one. A machine that goes away ends the task: Kubeflow does not try that again."""
+    """Attempts after a failed one. Kubeflow does not retry a task whose machine is lost."""
 
     @property
     def seconds(self) -> int:
@@ -176,7 +176,7 @@ def load_cluster(path: Path = CLUSTER_FILE) -> Cluster:
     """Read what tasks are given.
 
     Raises:
-        ConfigError: the file cannot be read, or a name is unknown (the nearest one is told), missing or out of range.
+        ConfigError: the file cannot be read, or a name is unknown (the nearest one is named), missing or out of range.
     """
     try:
         text = path.read_text()
@@ -293,7 +293,7 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster) -> None:
 
 
 def trainjob_yaml(cluster: Cluster) -> str:
-    """Return what the launcher is told about the machines that train, see `components.train.trainjob`."""
+    """Return the settings of the machines that train, for the launcher; see `components.train.trainjob`."""
     train, names = cluster.steps.train, cluster.names
     return to_yaml(
         TrainJobSettings(

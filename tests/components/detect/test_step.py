@@ -121,7 +121,7 @@ def test_a_run_that_failed_after_promoting_is_repeated_and_a_foreign_champion_is
     assert decide(job).reason.startswith("nothing changed since the champion, version 1, but the run")
     with step_run("register", job.params.register) as run:
         register_version(run.client, "bebygan", run.run_id)
-    assert decide(job).reason == "what the champion, version 2, was made of is not known"
+    assert decide(job).reason == "it is unknown what the champion, version 2, was made of"
 
 
 @pytest.mark.usefixtures("mlflow_store")

@@ -113,10 +113,8 @@ def test_what_other_tasks_would_not_find_on_the_volume_is_refused_though_this_on
     lost = but(places, volume=str(volume), source=f"{volume}/photographs", ledger=f"{volume}/ledger")
     error = failure(lost, params)
     assert type(error) is ConfigError
-    assert str(error).startswith(
-        f"2 of 10 checks failed: photographs in {lost.source}: {lost.source} lies on the volume"
-    )
-    assert f"; ledger {volume}/ledger: {volume}/ledger lies on the volume, which only trainings see" in str(error)
+    assert str(error).startswith(f"2 of 10 checks failed: photographs in {lost.source}: {lost.source} is on the volume")
+    assert f"; ledger {volume}/ledger: {volume}/ledger is on the volume, which only trainings mount" in str(error)
 
 
 def test_a_bucket_server_that_is_away_is_named_for_each_place_that_lies_there(
@@ -192,7 +190,7 @@ def test_weights_that_no_source_has_are_named(
     lost = load_params(ROOT / "params.yaml", ["warmup.weights=lost.safetensors", "train.losses.perceptual=0"])
     error = failure(places, lost)
     assert str(error).startswith("3 of 9 checks failed")
-    assert "there is no file lost.safetensors, which warmup.weights names" in str(error)
+    assert "the file lost.safetensors of warmup.weights does not exist" in str(error)
     assert "vgg16" not in str(error)
 
 
@@ -202,7 +200,7 @@ def test_a_gpu_that_is_asked_for_and_not_seen_is_named(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     error = failure(places, params, gpus=2)
     assert type(error) is ConfigError
-    assert "GPUs: 2 GPUs are asked for and 0 are seen" in str(error)
+    assert "GPUs: 2 GPUs are required but 0 are visible" in str(error)
 
 
 def test_all_that_is_missing_is_told_at_once_though_one_attempt_hangs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +259,7 @@ def test_servers_that_never_answer_are_told_within_a_minute(
     assert time.monotonic() - started < 20
     error = str(raised.value)
     assert error.startswith("5 of 6 checks failed: photographs in")
-    assert error.count("no answer within 4 s: see that it runs") == 5
+    assert error.count("no answer within 4 s: check that it runs") == 5
 
 
 def test_the_command_ends_with_the_exit_code_of_what_is_missing(
