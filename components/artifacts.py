@@ -1,9 +1,8 @@
-"""What one step writes for the next: one frozen type, one reader and one writer for each file.
+"""The files that one step writes for the next: a type, a reader and a writer for each.
 
-Each file is valid JSON with the number of its schema under `schema`. A file without this number was written before
-there was one and is still read. Every reader raises a DataError, which names the file and the step to run again, for a
-file that is missing, damaged, incomplete, or of a newer schema. Every writer raises a DataError, which names the value,
-rather than write a number that is not finite.
+Each file is valid JSON with the number of its schema under `schema`. Files of earlier versions without this number are
+read too. Readers raise a DataError, which names the file and the step to run, if the file is missing, damaged,
+incomplete, or has a newer schema. Writers raise a DataError, which names the value, if a number is not finite.
 """
 
 import json
@@ -20,18 +19,16 @@ from components.config import Metric, flatten, plain
 
 SCHEMA = 1
 PSNR_CAP = 100.0
-"""dB. The PSNR of two equal images is infinite; measurements count it, and all above, as this value."""
+"""dB. Upper limit of a measured PSNR, because that of two equal images is infinite."""
 
 Candidate = Literal["bicubic", "warmup", "challenger", "champion"]
 Means = Mapping[Candidate, Mapping[Metric, float]]
 """Mean of each metric over the held-out photographs, by candidate."""
 Recommendation = Literal["promote", "keep"]
-# fmt: off
 Reason = Literal[
     "unreadable", "not-an-image", "truncated", "huge", "tiny", "16-bit", "grey", "transparent", "rotated", "cmyk",
     "animated", "palette", "unsupported", "duplicate", "near-duplicate",
-]
-# fmt: on
+]  # fmt: skip
 """Why a file is quarantined."""
 T = TypeVar("T")
 
@@ -49,7 +46,7 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One result of the examination of a training."""
+    """One result of the health check of a training."""
 
     healthy: bool
     text: str
@@ -57,15 +54,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether a challenger should become champion, and how that was found."""
+    """Whether a challenger should become champion, and why."""
 
     verdict: Recommendation
     reasons: tuple[str, ...]
-    """One sentence per threshold, each beginning with "passed: " or "failed: "."""
+    """One sentence per threshold, with the prefix "passed: " or "failed: "."""
     model: str
     """Registered model of the champion."""
     champion: str | None
-    """Version of the champion that the challenger was compared with; None if there was none."""
+    """Version that the challenger was compared with; None if there was no champion."""
     challenger_sha256: str
     """Of the challenger's generator.safetensors."""
     protocol: Mapping[str, str]
@@ -82,28 +79,28 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """The version that a challenger became, and the aliases afterwards."""
+    """The version of a registered challenger, and the aliases after its registration."""
 
     model: str
     version: str
     """Of the challenger."""
     verdict: Recommendation
     champion: str | None
-    """Version that now holds the alias champion."""
+    """Version with the alias champion."""
     previous: str | None
-    """Version that held it before, to go back to."""
+    """Version with the alias previous, the champion before."""
     weights_sha256: str
 
 
 def capped(metric: Metric, value: float) -> float:
-    """Return a measured value; a PSNR is at most PSNR_CAP."""
+    """Limit a PSNR to PSNR_CAP; return values of other metrics unchanged."""
     return min(value, PSNR_CAP) if metric in ("psnr_y", "lr_psnr") else value
 
 
 def _row(row: dict[Metric, float]) -> dict[Metric, float]:
     if missing := [metric for metric in get_args(Metric) if metric not in row]:
         raise ValueError(f"has no {' and no '.join(missing)}")
-    # The version before wrote the PSNR of equal images as Infinity.
+    # Earlier versions wrote the PSNR of equal images as Infinity.
     row = {metric: capped(metric, value) for metric, value in row.items()}
     if wrong := [f"{metric} = {value}" for metric, value in row.items() if not math.isfinite(value)]:
         raise ValueError(f"has {' and '.join(wrong)}")
@@ -166,25 +163,22 @@ def _parsed(text: str, path: Path, step: str, line: int = 0) -> Any:
         raise DataError(f"{path} is damaged (line {line} is not JSON): run {step} again") from error
 
 
-def _validated(kind: Any, values: Any, path: Path, step: str) -> Any:
+def _validated(kind: type[T], values: Any, path: Path, step: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"] if part != "[key]")
-        if fault["type"] == "missing":
-            told = "is missing"
-        elif fault["type"] == "value_error":
-            told = str(fault["ctx"]["error"])
-        else:
-            told = f"is {str(fault['input'])[:80]!r}"
-        raise DataError(f"{path} is damaged ({f'{name} {told}'.strip()}): run {step} again") from error
+        problem = "is missing" if fault["type"] == "missing" else f"is {str(fault['input'])[:80]!r}"
+        if fault["type"] == "value_error":
+            problem = str(fault["ctx"]["error"])
+        raise DataError(f"{path} is damaged ({f'{name} {problem}'.strip()}): run {step} again") from error
 
 
 def _read(kind: type[T], path: Path, step: str) -> T:
     values = _parsed(_text(path, step), path, step)
     if isinstance(values, list) and kind is _Quarantine:
-        # The version before wrote the list alone.
+        # Earlier versions wrote the list alone.
         values = {"files": values}
     if not isinstance(values, dict):
         raise DataError(f"{path} is damaged (it is not a JSON object): run {step} again")
@@ -194,8 +188,7 @@ def _read(kind: type[T], path: Path, step: str) -> T:
             f"{path} has schema {str(schema)[:80]}, this version of bebygan reads up to {SCHEMA}: install the version "
             f"that wrote it, or run {step} again"
         )
-    found: T = _validated(kind, values, path, step)
-    return found
+    return _validated(kind, values, path, step)
 
 
 def write_verdict(folder: Path, verdict: Verdict) -> None:
@@ -209,7 +202,7 @@ def read_verdict(folder: Path) -> Verdict:
 
 
 def write_means(folder: Path, means: Means) -> None:
-    """Write metrics.json, {candidate: {metric: mean}}, which `dvc metrics` reads too."""
+    """Write metrics.json, {candidate: {metric: mean}}, which `dvc metrics` can read."""
     _write(folder / "metrics.json", means)
 
 
@@ -244,18 +237,16 @@ def photographs_version(patches: Path) -> str:
 
 
 def write_history(folder: Path, entries: Iterable[dict[str, float]]) -> None:
-    """Write history.jsonl, one line per logged iteration; values that are not finite are left out."""
+    """Write history.jsonl, one line per logged iteration, without values that are not finite."""
     lines = (json.dumps(_logged(entry), allow_nan=False) + "\n" for entry in entries)
     (folder / "history.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
-    """Read the values that a training step logged, oldest first; none if there is no history.jsonl."""
+    """Read the values that a training step logged, oldest first; [] if there is no history.jsonl."""
     path = folder / "history.jsonl"
     if not path.exists():
         return []
     lines = enumerate(_text(path, "train").splitlines(), start=1)
-    entries: list[dict[str, float]] = _validated(
-        list[_Entry], [_parsed(line, path, "train", number) for number, line in lines], path, "train"
-    )
-    return entries
+    entries = [_parsed(line, path, "train", number) for number, line in lines]
+    return _validated(list[_Entry], entries, path, "train")

@@ -1,4 +1,4 @@
-"""`python -m components.evaluate`: compare the challenger with the others, and decide."""
+"""`python -m components.evaluate`: compare the challenger with the other candidates, and decide."""
 
 import argparse
 import sys
@@ -22,15 +22,10 @@ def _run(options: argparse.Namespace, params: Params) -> None:
     print(f"report: {options.output / 'report.html'}")
 
 
-def main() -> int:
-    """Run the step and return its exit code."""
+if __name__ == "__main__":
     parser = step_parser("evaluate", "Compare bicubic, warm-up, challenger and champion on held-out photographs.")
     parser.add_argument("--dataset", type=Path, required=True, help="folder that ingest wrote")
     parser.add_argument("--warmup", type=Path, required=True, help="folder that the warm-up step wrote")
     parser.add_argument("--challenger", type=Path, required=True, help="folder that the train step wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the comparison")
-    return run_step(parser, _run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(parser, _run))

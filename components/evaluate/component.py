@@ -14,7 +14,7 @@ def evaluate(
     challenger: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
 ) -> str:
-    """Compare the challenger with the others; returns the verdict."""
+    """Compare the challenger with the other candidates and return the verdict."""
     from components.cli import task
 
     with task("evaluate"):

@@ -1,4 +1,4 @@
-"""Whether adversarial training was healthy, judged from the values that it logged."""
+"""Check from its logged values whether adversarial training was healthy."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -12,7 +12,7 @@ _FEWEST = 5
 
 
 def _finding(text: str, value: float, limits: tuple[float, float], form: str, *, below: str, above: str) -> Finding:
-    """Judge a value: `form` is the format of the limits, `below` and `above` explain a value outside of them."""
+    """Compare a value with its limits; `below` and `above` explain a value outside of them."""
     low, high = (format(limit, form) for limit in limits)
     if value < limits[0]:
         return Finding(False, f"{text}, below {low}: {below}")
@@ -22,12 +22,11 @@ def _finding(text: str, value: float, limits: tuple[float, float], form: str, *,
 
 
 def examine(history: Sequence[Mapping[str, float]], limits: HealthLimits) -> list[Finding]:
-    """Judge the end of a training; nothing if there was no discriminator.
+    """Check the end of a training; return [] for a training without a discriminator.
 
     Args:
-        history: logged values, oldest first, as history.jsonl holds them. Medians are judged, over the last
-            `limits.window` of the entries that have the values.
-        limits: see `HealthLimits`.
+        history: logged values, oldest first.
+        limits: of the medians over the last share `limits.window` of the entries that have all values.
     """
     names = ("discriminator", "logit_real", "logit_fake", "textured_share")
     entries = [entry for entry in history if all(name in entry for name in names)]
@@ -45,7 +44,7 @@ def examine(history: Sequence[Mapping[str, float]], limits: HealthLimits) -> lis
             loss,
             limits.discriminator_loss,
             "g",
-            below="it tells SR from HR every time, and the generator learns little",
+            below="it always tells SR from HR, and the generator learns little",
             above="it collapsed or never learnt, and the generator learns nothing from it",
         ),
         _finding(
@@ -61,7 +60,7 @@ def examine(history: Sequence[Mapping[str, float]], limits: HealthLimits) -> lis
             share,
             limits.textured_share,
             ".0%",
-            below="the discriminator sees next to nothing; lower the threshold",
+            below="the discriminator sees almost nothing; lower the threshold",
             above="the mask hides nothing; raise the threshold",
         ),
     ]

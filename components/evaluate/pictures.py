@@ -1,4 +1,4 @@
-"""What a person looks at: crops side by side, and training curves."""
+"""Pictures of the report: crops side by side, and training curves."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from bebygan.imaging import Image
 from bebygan.imaging.texture import local_deviation
 
 SIDE = 192
-"""Side of the crops that are shown, pixels."""
+"""Side of the crops in the report, pixels."""
 _TEXTURE_WINDOW = 11
 _GAP = 6
 _CAPTION = 22
@@ -23,11 +23,11 @@ _CURVES_IN_A_ROW = 3
 
 
 def most_textured(image: Image, side: int) -> tuple[slice, slice]:
-    """Return the rows and columns of the square with the highest mean local deviation, on multiples of the scale.
+    """Return rows and columns of the square with the highest mean local deviation, at multiples of the scale.
 
     Args:
         image: (H, W, 3) RGB; larger than half the texture window.
-        side: of the square; cut down to the image.
+        side: pixels; the square is smaller if the image is.
     """
     height, width = (min(side, length) for length in image.shape[:2])
     total = np.pad(local_deviation(image, _TEXTURE_WINDOW).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -38,7 +38,7 @@ def most_textured(image: Image, side: int) -> tuple[slice, slice]:
 
 
 def side_by_side(panels: Mapping[str, Image]) -> PillowImage.Image:
-    """Return one picture of images of one size, each below its name."""
+    """Return images of equal size in one picture, each below its name."""
     height, width = next(iter(panels.values())).shape[:2]
     picture = PillowImage.new("RGB", (len(panels) * (width + _GAP) - _GAP, height + _CAPTION), "white")
     draw = ImageDraw.Draw(picture)
@@ -51,14 +51,14 @@ def side_by_side(panels: Mapping[str, Image]) -> PillowImage.Image:
 
 
 def embedded(image: Image) -> str:
-    """Return an image as a PNG that stands inside a page."""
+    """Return an image as the data URL of a PNG."""
     buffer = io.BytesIO()
     PillowImage.fromarray(image).save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> str | None:
-    """Return the values that training logged as an SVG, one small plot each, or None when it logged too few."""
+    """Return the logged values of a training as an SVG with one plot each, or None if it logged less than twice."""
     names = list(dict.fromkeys(name for entry in history for name in entry if name != "iteration"))
     if len(history) < 2 or not names:
         return None

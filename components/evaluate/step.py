@@ -1,8 +1,9 @@
-"""Compare bicubic, warm-up, challenger and champion on the same bytes in one run, and decide about the challenger."""
+"""Compare bicubic, warm-up, challenger and champion on the same photographs, and decide about the challenger."""
 
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,15 @@ from components.tracking.provenance import provenance
 from components.tracking.registry import champion, download_generator
 from components.tracking.runs import StepRun
 
-Upscaler = Callable[[Image], Image]
 _PICTURES = 12
-"""Photographs that the report shows; all are measured."""
+"""Number of photographs in the report; all photographs are measured."""
 
 
 def held_out(dataset: Path) -> pd.DataFrame:
-    """Return the manifest's rows of the photographs that are held out.
+    """Return the manifest's rows of the held-out photographs.
 
     Raises:
-        DataError: there is no dataset, or it holds none out.
+        DataError: there is no dataset, or it has no held-out photographs.
     """
     rows = photographs_of(dataset, ("test",))
     if rows.empty:
@@ -63,21 +63,10 @@ def held_out(dataset: Path) -> pd.DataFrame:
 
 
 def central_square(image: Image, crop: int | None) -> Image:
-    """Return the middle of an image, at most `crop` pixels on each side, both sides multiples of the scale."""
+    """Return the centre of an image, at most `crop` pixels on each side, with sides that are multiples of the scale."""
     height, width = (min(length - length % SCALE, crop or length) for length in image.shape[:2])
     top, left = ((length - kept) // 2 for length, kept in zip(image.shape[:2], (height, width), strict=True))
     return np.ascontiguousarray(image[top : top + height, left : left + width])
-
-
-def _upscalers(generators: Mapping[Candidate, Path], tile: int | None) -> dict[Candidate, Upscaler]:
-    device = training_device()
-    upscalers: dict[Candidate, Upscaler] = {
-        "bicubic": lambda lr: resize_uint8(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
-    }
-    for candidate, path in generators.items():
-        generator = load_generator(path).to(device).eval()
-        upscalers[candidate] = lambda lr, generator=generator: upscale_image(generator, lr, tile=tile)  # type: ignore[misc]
-    return upscalers
 
 
 def _metrics(network: Lpips, sr: Image, hr: Image, lr: Image) -> dict[Metric, float]:
@@ -89,27 +78,17 @@ def _metrics(network: Lpips, sr: Image, hr: Image, lr: Image) -> dict[Metric, fl
     }
 
 
-def measure(
+def _measure(
     dataset: Path, generators: Mapping[Candidate, Path], params: EvaluateParams
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Image]]]:
-    """Measure bicubic and generators on the held-out photographs.
-
-    Args:
-        dataset: folder that ingest wrote.
-        generators: weights by candidate, in the order in which they are shown.
-        params: of the step.
-
-    Returns:
-        A row per photograph and candidate with the columns "photograph", "sha256", "candidate" and the metrics; and
-        crops by photograph and caption.
-
-    Raises:
-        DataError: a photograph is missing, nothing is held out, or a value is not finite.
-        WeightsError: a generator or LPIPS cannot be loaded.
-    """
-    photographs = held_out(dataset)
-    upscalers = _upscalers(generators, params.tile)
-    network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(training_device())
+    """Return a row per held-out photograph and candidate, and crops by photograph and caption."""
+    photographs, device = held_out(dataset), training_device()
+    upscalers: dict[Candidate, Callable[[Image], Image]] = {
+        "bicubic": lambda lr: resize_uint8(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
+    }
+    for candidate, path in generators.items():
+        upscalers[candidate] = partial(upscale_image, load_generator(path).to(device).eval(), tile=params.tile)
+    network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(device)
     measured: list[dict[str, Any]] = []
     crops: dict[str, dict[str, Image]] = {}
     for photograph in progress(photographs.to_dict("records"), "evaluate", "photographs", len(photographs)):
@@ -119,7 +98,7 @@ def measure(
         rows, columns = most_textured(hr, SIDE)
         panels: dict[str, Image] = {}
         for candidate, upscale in upscalers.items():
-            with full_precision(training_device()):
+            with full_precision(device):
                 sr = upscale(lr)
             values = _metrics(network, sr, hr, lr)
             for metric, value in values.items():
@@ -141,7 +120,7 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
     return {
         **PROTOCOL,
         "photographs": f"those that ingest held out, {square}; sides cut to multiples of {SCALE}",
-        "lr": f"8-bit, MATLAB's antialiased bicubic by {SCALE}; generators see it {tiles}, in float32",
+        "lr": f"8-bit, MATLAB's antialiased bicubic by {SCALE}; generators process it {tiles}, in float32",
         "psnr_cap": f"a PSNR above {PSNR_CAP:g} dB, such as that of equal images, counts as {PSNR_CAP:g} dB",
     }
 
@@ -149,24 +128,21 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
 def evaluate(
     dataset: Path, warmup: Path, challenger: Path, output: Path, *, params: EvaluateParams, run: StepRun
 ) -> Recommendation:
-    """Compare the candidates and decide.
+    """Compare the candidates and recommend whether the challenger should replace the champion.
 
     Args:
         dataset: folder that ingest wrote.
         warmup: folder with the warm-up's generator.safetensors.
-        challenger: folder with the challenger's generator.safetensors, and its history.jsonl if there is one.
+        challenger: folder with the challenger's generator.safetensors and optionally history.jsonl.
         output: folder, replaced as a whole: metrics.json and verdict.json (see `components.artifacts`),
             per_photograph.csv, pictures/, report.html.
         params: of the step.
-        run: receives the means and the output.
-
-    Returns:
-        "promote" if the challenger should replace the champion, else "keep".
+        run: gets the means and the output.
 
     Raises:
-        DataError: nothing is held out, a photograph is missing, or history.jsonl is damaged.
+        DataError: no photograph is held out, one is missing, a value is not finite, or history.jsonl is damaged.
         WeightsError: a generator or LPIPS cannot be loaded.
-        ServiceError: the model registry is unreachable or refuses.
+        ServiceError: the model registry is unreachable or refuses access.
         StorageError: the output cannot be written.
     """
     history = read_history(challenger)
@@ -178,7 +154,7 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="champion-") as scratch:
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
-        measured, crops = measure(dataset, generators, params)
+        measured, crops = _measure(dataset, generators, params)
     means: Means = measured.groupby("candidate", sort=False)[list(METRICS)].mean().to_dict("index")  # type: ignore[assignment]
     recommendation, reasons = judge(means, params.thresholds)
     verdict = Verdict(

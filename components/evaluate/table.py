@@ -1,4 +1,6 @@
-"""The comparison as a table of text."""
+"""Names, headings and digits of the comparison, and the comparison as a table of text."""
+
+from typing import get_args
 
 from tabulate import tabulate
 
@@ -6,24 +8,19 @@ from components.artifacts import Candidate, Means
 from components.config import Metric
 from components.evaluate.verdict import METRICS
 
-NAMES: dict[Candidate, str] = {
-    "bicubic": "bicubic",
-    "warmup": "warm-up",
-    "challenger": "challenger",
-    "champion": "champion",
-}
+NAMES: dict[Candidate, str] = {name: name for name in get_args(Candidate)} | {"warmup": "warm-up"}
 TITLES: dict[Metric, str] = {"psnr_y": "PSNR-Y ↑", "ssim_y": "SSIM-Y ↑", "lpips": "LPIPS ↓", "lr_psnr": "LR-PSNR ↑"}
 """Heading of each metric, with an arrow in the direction that is better."""
 _DIGITS: dict[Metric, int] = {"psnr_y": 2, "ssim_y": 4, "lpips": 4, "lr_psnr": 2}
 
 
 def shown(metric: Metric, value: float) -> str:
-    """Return a value with the number of digits in which its metric is published."""
+    """Format a value with the digits that are usual for its metric."""
     return f"{value:.{_DIGITS[metric]}f}"
 
 
 def text_table(means: Means) -> str:
-    """Return the means as lines of text: a heading, and one line per candidate."""
+    """Format means as text: a line of headings, and one line per candidate."""
     rows = [["", *TITLES.values()]]
     rows += [[NAMES[name], *(shown(metric, row[metric]) for metric in METRICS)] for name, row in means.items()]
     align = ("left", *["right"] * len(TITLES))

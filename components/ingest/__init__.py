@@ -1,1 +1,1 @@
-"""Photographs in: decoded, measured, split, or quarantined, behind a gate."""
+"""Make a dataset of photographs and validate it."""

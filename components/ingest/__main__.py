@@ -15,22 +15,17 @@ def _run(options: argparse.Namespace, params: Params) -> None:
     print(f"{options.dataset}: {report.accepted} photographs ({sides})")
     if report.quarantined:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.quarantined.items())
-        print(f"quarantined: {reasons}; what to do with each is in {options.docs / 'quarantine.json'}")
+        print(f"quarantined: {reasons}; {options.docs / 'quarantine.json'} says what to do with each")
     if report.skipped:
         print(f"skipped, not pictures: {report.skipped}")
     print(f"checks: {checks_page(options.docs)}")
     print(f"data version: {report.data_version}")
 
 
-def main() -> int:
-    """Run the step and return its exit code."""
-    parser = step_parser("ingest", "Make a dataset of the photographs in a folder or a bucket, behind a gate.")
+if __name__ == "__main__":
+    parser = step_parser("ingest", "Make a dataset of the photographs in a folder or a bucket, and validate it.")
     parser.add_argument("--source", required=True, help="a folder, or s3://bucket/prefix (AWS_* variables)")
     parser.add_argument("--dataset", type=Path, required=True, help="folder for the dataset")
-    parser.add_argument("--docs", type=Path, required=True, help="folder for the pages of the checks")
-    parser.add_argument("--remote", help="DVC remote to bring the dataset into: a folder, or s3://bucket/prefix")
-    return run_step(parser, _run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    parser.add_argument("--docs", type=Path, required=True, help="folder for the validation pages")
+    parser.add_argument("--remote", help="DVC remote to push the dataset to: a folder, or s3://bucket/prefix")
+    sys.exit(run_step(parser, _run))

@@ -15,7 +15,7 @@ def ingest(
     dataset: dsl.Output[dsl.Dataset],
     docs: dsl.Output[dsl.Artifact],
 ) -> str:
-    """Take photographs in; returns their data version. The versions are there for the cache, which must see them."""
+    """Make a dataset and return its data version. The versions are inputs for KFP's cache alone."""
     from components.cli import task
 
     with task("ingest"):

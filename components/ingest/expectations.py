@@ -1,4 +1,4 @@
-"""The gate: expectations of a manifest, checked by Great Expectations and shown on its Data Docs pages."""
+"""Validate a manifest with Great Expectations and write its Data Docs pages."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from components.ingest.splits import SPLITS
 _NAME = "photographs"
 
 
-def expectations(params: IngestParams) -> list[Expectation]:
-    """Return what must hold of a manifest. The step stops if one does not hold.
+def _expectations(params: IngestParams) -> list[Expectation]:
+    """Return the expectations of a manifest.
 
-    The manifest has the fields of `Photograph`, `split`, and `near_duplicates`: 1 if a photograph of another split
-    is within `near_duplicate_bits`, else 0.
+    The manifest has the fields of `Photograph`, and `near_duplicates`: 1 if a photograph of another split is within
+    `near_duplicate_bits`, else 0.
     """
     columns = ("sha256", "source", "file", "size_bytes", "width", "height", "texture_mean", "texture_share", "phash")
     return [
@@ -28,16 +28,12 @@ def expectations(params: IngestParams) -> list[Expectation]:
         *(gxe.ExpectColumnValuesToBeUnique(column=column) for column in ("sha256", "source", "file")),
         gxe.ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$"),
         gxe.ExpectColumnValuesToMatchRegex(column="phash", regex="^[0-9a-f]{16}$"),
-        *(
-            gxe.ExpectColumnValuesToBeBetween(column=column, min_value=params.minimum_side)
-            for column in ("width", "height")
-        ),
+        gxe.ExpectColumnValuesToBeBetween(column="width", min_value=params.minimum_side),
+        gxe.ExpectColumnValuesToBeBetween(column="height", min_value=params.minimum_side),
         gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=["RGB"]),
         gxe.ExpectColumnValuesToBeInSet(column="bit_depth", value_set=[8]),
-        *(
-            gxe.ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=1)
-            for column in ("texture_mean", "texture_share")
-        ),
+        gxe.ExpectColumnValuesToBeBetween(column="texture_mean", min_value=0, max_value=1),
+        gxe.ExpectColumnValuesToBeBetween(column="texture_share", min_value=0, max_value=1),
         gxe.ExpectColumnValuesToBeBetween(column="size_bytes", min_value=1),
         gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=sorted(SPLITS)),
         gxe.ExpectColumnMaxToBeBetween(column="near_duplicates", max_value=0),
@@ -45,22 +41,11 @@ def expectations(params: IngestParams) -> list[Expectation]:
 
 
 def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[str]:
-    """Check a manifest and write the Data Docs pages, also if it fails.
-
-    Args:
-        manifest: one row per photograph, see `expectations`.
-        docs: existing folder for the pages; index.html is the first.
-        params: of the step.
-
-    Returns:
-        One line per expectation that does not hold.
-    """
+    """Validate a manifest, write the pages into an existing folder, and return one line per failed expectation."""
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    for site in list(context.get_site_names()):
-        context.delete_data_docs_site(site)
-    context.add_data_docs_site(
-        _NAME,
+    context.update_data_docs_site(
+        "local_site",
         {
             "class_name": "SiteBuilder",
             "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
@@ -72,13 +57,13 @@ def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[s
         .add_dataframe_asset(_NAME)
         .add_batch_definition_whole_dataframe(_NAME)
     )
-    suite = context.suites.add(gx.ExpectationSuite(name=_NAME, expectations=expectations(params)))
+    suite = context.suites.add(gx.ExpectationSuite(name=_NAME, expectations=_expectations(params)))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=_NAME, data=batch, suite=suite))
     checkpoint = context.checkpoints.add(
         gx.Checkpoint(
             name=_NAME,
             validation_definitions=[definition],
-            actions=[UpdateDataDocsAction(name=_NAME, site_names=[_NAME])],
+            actions=[UpdateDataDocsAction(name=_NAME)],
             result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["source"]},
         )
     )
@@ -88,13 +73,13 @@ def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[s
 
 
 def _explained(result: ExpectationValidationResult) -> str:
-    """Return one line on which expectation does not hold, and for which values."""
+    """Say which expectation does not hold, and for which values."""
     config = result.expectation_config
     name = f"{config.type} of {config.kwargs['column']}" if config else "an expectation"
     if "observed_value" in result.result:
         seen = f"observed {result.result['observed_value']}"
     elif "partial_unexpected_list" in result.result:
-        seen = f"{result.result['unexpected_count']} values, as {result.result['partial_unexpected_list'][:3]}"
+        seen = f"{result.result['unexpected_count']} values, such as {result.result['partial_unexpected_list'][:3]}"
     else:
         seen = "it could not be checked"
     return f"{name} does not hold ({seen})"

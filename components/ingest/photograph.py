@@ -1,4 +1,4 @@
-"""One photograph: decoded in full, measured, and accepted or refused with a reason."""
+"""Decode and measure one photograph, and accept or refuse it with a reason."""
 
 import hashlib
 import io
@@ -24,26 +24,21 @@ _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
 _PNG_BIT_DEPTH_OFFSET = 24
 _MODES: dict[str, tuple[Reason, ...]] = {
     "RGB": (),
-    "RGBA": ("transparent",),
-    "RGBa": ("transparent",),
     "CMYK": ("cmyk",),
-    "1": ("grey",),
-    "L": ("grey",),
     "LA": ("transparent", "grey"),
-    "I;16": ("grey",),
-    "I;16B": ("grey",),
-    "I;16L": ("grey",),
+    **dict.fromkeys(("RGBA", "RGBa"), ("transparent",)),
+    **dict.fromkeys(("1", "L", "I;16", "I;16B", "I;16L"), ("grey",)),
 }
 _ROWS_AT_ONCE = 1024
 
 
-class Refusal(Exception):  # noqa: N818 - not an error: the file is quarantined and the run goes on
-    """A file is not accepted: a reason code, and one line on what to do."""
+@dataclass(eq=False)
+class Refusal(Exception):  # noqa: N818 - not an error: the file is quarantined and the run continues
+    """A file is not accepted."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
+    reason: Reason
+    detail: str
+    """One line on what to do."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +75,10 @@ def _open(content: bytes) -> Image.Image:
         return Image.open(io.BytesIO(content), formats=list(_SUFFIXES))
     except UnidentifiedImageError as error:
         raise Refusal(
-            "not-an-image", "it is no JPEG, PNG, WebP, TIFF or BMP inside: convert it to PNG or leave it out"
+            "not-an-image", "its content is no JPEG, PNG, WebP, TIFF or BMP: convert it to PNG or leave it out"
         ) from error
     except Image.DecompressionBombError as error:
         raise Refusal("huge", f"{error} Cut it into smaller photographs") from error
-
-
-def _frames(image: Image.Image) -> int:
-    """Count the frames or pages. The second picture that cameras store in a JPEG (MPO) does not count."""
-    return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
 
 
 def _bit_depth(image: Image.Image, content: bytes) -> int:
@@ -102,16 +92,17 @@ def _bit_depth(image: Image.Image, content: bytes) -> int:
 
 
 def _decode(content: bytes) -> tuple[Image.Image, list[Reason], int]:
-    """Decode all pixels; return them with the kinds that are not upright 8-bit RGB, and the bit depth."""
+    """Decode all pixels; also return in which kinds they differ from upright 8-bit RGB, and the bit depth."""
     image = _open(content)
-    frames = _frames(image)
-    if frames > 1:
-        raise Refusal("animated", f"it holds {frames} frames or pages: save the one that is meant as a file of its own")
+    frames = getattr(image, "n_frames", 1)
+    # Cameras store a second picture in a JPEG (MPO).
+    if frames > 1 and image.format not in ("JPEG", "MPO"):
+        raise Refusal("animated", f"it holds {frames} frames or pages: save the one to use as a separate file")
     if image.mode in ("P", "PA"):
         raise Refusal("palette", "its colours are those of a palette, few and dithered: take the original")
     if image.mode not in _MODES:
-        raise Refusal("unsupported", f"its pixels are of the kind {image.mode}: save it as 8-bit RGB")
-    # Pillow turns a TIFF upright when it loads the pixels; a PNG may store its orientation after them.
+        raise Refusal("unsupported", f"its pixel mode is {image.mode}: save it as 8-bit RGB")
+    # Pillow rotates a TIFF when it loads the pixels; a PNG may store its orientation after them.
     before = image.getexif().get(_ORIENTATION, 1)
     image.load()
     orientation = max(before, image.getexif().get(_ORIENTATION, 1))
@@ -132,18 +123,18 @@ def _decoded(content: bytes) -> tuple[Image.Image, list[Reason], int]:
     except Refusal:
         raise
     except Exception as error:
-        # On damaged files, decoders raise anything, IndexError included.
+        # Decoders raise exceptions of any type for damaged files.
         message = " ".join(str(error).split()) or type(error).__name__
         reason: Reason = "truncated" if "truncated" in message.lower() else "unreadable"
-        raise Refusal(reason, f"it does not decode ({message}): copy it again or leave it out") from error
+        raise Refusal(reason, f"it cannot be decoded ({message}): copy it again or leave it out") from error
 
 
 _EXPLAINED: dict[Reason, str] = {
-    "rotated": "its EXIF orientation turns it",
-    "16-bit": "it has more than 8 bits a channel",
+    "rotated": "its EXIF orientation rotates it",
+    "16-bit": "it has more than 8 bits per channel",
     "cmyk": "its colours are CMYK, made for print",
     "transparent": "it has an alpha channel",
-    "grey": "it has no colour",
+    "grey": "it is grey",
 }
 
 
@@ -158,7 +149,7 @@ def _refuse_unconverted(kinds: list[Reason], params: IngestParams) -> None:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Convert to upright 8-bit RGB: alpha over white, the upper 8 bits of 16, no metadata."""
+    """Convert to upright 8-bit RGB without metadata: alpha over white, the upper 8 of 16 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -169,19 +160,16 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def texture(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
-    """Measure how textured a photograph is.
-
-    Args:
-        pixels: (H, W, 3), RGB; H and W are above 5.
+    """Measure how textured a photograph is, (H, W, 3) RGB with sides above 5.
 
     Returns:
-        Mean of the local standard deviation of luma in [0, 1], and the share of the pixels where it is at least the
-        threshold of arXiv 2103.15295 section 3.3; rounded to 6 digits, in which all processors agree.
+        Mean of the local standard deviation of luma in [0, 1], and the share of the pixels where it is at least
+        TEXTURE_THRESHOLD; rounded to 6 digits, which are the same on all processors.
     """
     height, width = pixels.shape[:2]
     halo = TEXTURE_WINDOW // 2
     total, textured = 0.0, 0
-    # The sums of a whole photograph of 100 megapixels would need 8 GB.
+    # A whole photograph of 100 megapixels would need 8 GB.
     for top in range(0, height, _ROWS_AT_ONCE):
         first = max(0, min(top, height - halo - 1) - halo)
         strip = local_deviation(pixels[first : top + _ROWS_AT_ONCE + halo], TEXTURE_WINDOW)
@@ -192,25 +180,18 @@ def texture(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
 
 
 def examine(name: str, content: bytes, params: IngestParams) -> tuple[Photograph, bytes]:
-    """Decode a photograph in full, measure it, and convert it if the parameters allow it.
-
-    Args:
-        name: relative to the source.
-        content: of the file.
-        params: of the step.
+    """Decode and measure the file `name` of the source; convert it if the parameters allow it.
 
     Returns:
-        The photograph, and the bytes to store under its `file`.
+        The photograph, and the bytes to store as `Photograph.file`.
 
     Raises:
-        Refusal: it is not accepted.
+        Refusal: the file is not accepted.
     """
     image, kinds, depth = _decoded(content)
     if min(image.size) < params.minimum_side:
-        raise Refusal(
-            "tiny",
-            f"{image.width}x{image.height} pixels, under ingest.minimum_side {params.minimum_side}: take a larger one",
-        )
+        size = f"{image.width}x{image.height}"
+        raise Refusal("tiny", f"{size} pixels, under ingest.minimum_side {params.minimum_side}: take a larger one")
     _refuse_unconverted(kinds, params)
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     sha256 = hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""The split of a photograph, and photographs of two splits that show the same scene."""
+"""Assign photographs to splits, and find near duplicates in different splits."""
 
 from typing import Literal
 
@@ -7,19 +7,17 @@ import numpy.typing as npt
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("test", "validation", "train")
-"""By priority: of near duplicates in two splits, the one in the earlier split stays."""
+"""By priority: of two near duplicates, the one in the earlier split stays."""
 
 Hashes = npt.NDArray[np.uint64]
 _PAIRS_AT_ONCE = 2**22
 
 
 def split_of(sha256: str, validation_share: float, test_share: float) -> Split:
-    """Return the split of a photograph. It depends on the photograph's bytes alone and never changes.
+    """Return the split of a photograph, which depends on its bytes alone.
 
-    Args:
-        sha256: hexadecimal; its first 8 bytes, as a fraction of 2^64, are the photograph's place in [0, 1].
-        validation_share: share of the places, after those of test.
-        test_share: share of the places, from 0 on.
+    The first 8 bytes of its hexadecimal SHA-256, as a fraction of 2^64, are its place in [0, 1]. The places from 0 to
+    `test_share` belong to test, the next `validation_share` to validation.
     """
     place = int(sha256[:16], 16) / 2**64
     if place < test_share:
@@ -28,14 +26,10 @@ def split_of(sha256: str, validation_share: float, test_share: float) -> Split:
 
 
 def nearest(hashes: Hashes, others: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Find for each 64-bit perceptual hash the nearest of the others.
-
-    Args:
-        hashes: (N,).
-        others: (M,), M at least 1.
+    """Find for each of N hashes the nearest of M others, M at least 1.
 
     Returns:
-        Two arrays (N,): the index in `others` (the first of equally near ones), and the bits that differ.
+        Two arrays (N,): the index of the first nearest one in `others`, and the number of bits that differ.
     """
     index = np.empty(len(hashes), np.int64)
     distance = np.empty(len(hashes), np.int64)
@@ -49,17 +43,17 @@ def nearest(hashes: Hashes, others: Hashes) -> tuple[npt.NDArray[np.int64], npt.
 
 
 def near_duplicates(hashes: Hashes, splits: npt.NDArray[np.str_], bits: int) -> dict[int, int]:
-    """Find the photographs to leave out because one in an earlier split of SPLITS shows the same scene.
+    """Find the photographs whose hash differs in at most `bits` bits from that of one in an earlier split.
 
-    A photograph that is left out does not cause others to be left out.
+    A photograph that is found does not cause others to be found.
 
     Args:
         hashes: (N,), 64-bit perceptual hashes.
         splits: (N,), the split of each.
-        bits: hashes that differ in at most so many bits show the same scene.
+        bits: maximum number of bits in which near duplicates differ.
 
     Returns:
-        For the index of each photograph to leave out, the index of the nearest one that stays.
+        For the index of each photograph found, the index of the nearest one that stays.
     """
     found: dict[int, int] = {}
     kept = np.flatnonzero(splits == SPLITS[0])

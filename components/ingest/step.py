@@ -1,8 +1,7 @@
-"""Make a dataset: each photograph is decoded, measured and assigned to a split, or quarantined with a reason.
+"""Make a dataset of photographs: measure each and assign it to a split, or quarantine it with a reason.
 
 A dataset is `photographs/<sha256>.<suffix>`, `manifest.parquet` (one row per photograph, sorted by sha256, with the
-fields of `Photograph`) and `quarantine.json`. The same photographs under the same names give the same bytes from a
-folder and from a bucket.
+fields of `Photograph`) and `quarantine.json`. Its bytes depend on the names and the content of the photographs alone.
 """
 
 import dataclasses
@@ -52,26 +51,23 @@ class IngestReport:
     data_version: str
 
 
-def _content(file: StoredFile) -> bytes:
-    if file.size > _LARGEST_FILE:
-        raise Refusal("huge", f"{file.size} bytes are more than 2 GiB: cut it into smaller photographs")
-    try:
-        return file.read()
-    except OSError as error:
-        raise Refusal("unreadable", f"it cannot be read: {error.strerror or error}") from error
-
-
-def _take_in(file: StoredFile, folder: Path, params: IngestParams) -> Photograph | Quarantined:
+def _accept(file: StoredFile, folder: Path, params: IngestParams) -> Photograph | Quarantined:
     """Examine one file and, if it is accepted, store it below `folder`."""
+    if file.size > _LARGEST_FILE:
+        return Quarantined(file.name, "huge", f"{file.size} bytes are more than 2 GiB: cut it into smaller photographs")
     try:
-        photograph, stored = examine(file.name, _content(file), params)
+        content = file.read()
+    except OSError as error:
+        return Quarantined(file.name, "unreadable", f"it cannot be read: {error.strerror or error}")
+    try:
+        photograph, stored = examine(file.name, content, params)
     except Refusal as refusal:
         return Quarantined(file.name, refusal.reason, refusal.detail)
     (folder / photograph.file).write_bytes(stored)
     return photograph
 
 
-def _all_taken_in(
+def _accept_all(
     files: Sequence[StoredFile], folder: Path, params: IngestParams, threads: int
 ) -> tuple[list[Photograph], list[Quarantined]]:
     """Examine all files; of files with the same bytes the first by name is accepted."""
@@ -79,9 +75,9 @@ def _all_taken_in(
     quarantined: list[Quarantined] = []
     (folder / "photographs").mkdir()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        # Pillow warns of odd metadata, and of pictures half as large as those that it refuses.
+        # Pillow warns of unusual metadata, and of pictures half as large as those that it refuses.
         warnings.simplefilter("ignore")
-        outcomes = pool.map(lambda file: _take_in(file, folder, params), files)
+        outcomes = pool.map(lambda file: _accept(file, folder, params), files)
         for outcome in progress(outcomes, "ingest", "files", len(files)):
             if isinstance(outcome, Quarantined):
                 quarantined.append(outcome)
@@ -93,17 +89,14 @@ def _all_taken_in(
     return [photographs[sha256] for sha256 in sorted(photographs)], quarantined
 
 
-def _hashes(photographs: Sequence[Photograph]) -> Hashes:
-    return np.array([int(photograph.phash, 16) for photograph in photographs], np.uint64)
-
-
-def _splits(photographs: Sequence[Photograph]) -> npt.NDArray[np.str_]:
-    return np.array([photograph.split for photograph in photographs], np.str_)
+def _hashes_and_splits(photographs: Sequence[Photograph]) -> tuple[Hashes, npt.NDArray[np.str_]]:
+    hashes = np.array([int(photograph.phash, 16) for photograph in photographs], np.uint64)
+    return hashes, np.array([photograph.split for photograph in photographs], np.str_)
 
 
 def _across_splits(photographs: Sequence[Photograph], bits: int) -> npt.NDArray[np.int64]:
     """Return 1 for each photograph that has a near duplicate in another split, else 0."""
-    hashes, splits = _hashes(photographs), _splits(photographs)
+    hashes, splits = _hashes_and_splits(photographs)
     near = np.zeros(len(photographs), np.int64)
     for split in SPLITS:
         inside = splits == split
@@ -123,8 +116,7 @@ def _fault(
             f"{params.quarantine_tolerance:g} allows ({first}{'; ...' if len(quarantined) > 3 else ''}): "
             f"see {docs / 'quarantine.json'} for what to do with each"
         )
-    empty = [split for split in SPLITS if not counts[split]]
-    if empty:
+    if empty := [split for split in SPLITS if not counts[split]]:
         return (
             f"{sum(counts.values())} photographs leave none for {' and '.join(empty)}: add photographs, or change "
             f"ingest.test_share {params.test_share:g} and ingest.validation_share {params.validation_share:g}"
@@ -132,14 +124,14 @@ def _fault(
     return None
 
 
-def _gate(manifest: "pd.DataFrame", pages: Path, params: IngestParams) -> list[str]:
-    """Return which expectations do not hold; Great Expectations is imported here and kept quiet."""
-    # Before 1.24 it reports its use to its makers, unless this is set when it is imported.
+def _validate(manifest: "pd.DataFrame", pages: Path, params: IngestParams) -> list[str]:
+    """Return which expectations do not hold, without messages of Great Expectations."""
+    # Before 1.24 it sends usage statistics unless this is set when it is imported.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
-        # The import takes 3 s: --help and a refused source do not wait for it.
+        # The import takes 3 s, which --help and a refused source need not wait for.
         from components.ingest.expectations import validate  # noqa: PLC0415
 
         return validate(manifest, pages, params)
@@ -148,7 +140,7 @@ def _gate(manifest: "pd.DataFrame", pages: Path, params: IngestParams) -> list[s
 
 
 def checks_page(docs: Path) -> Path:
-    """Return the page with the results of the gate, in a docs folder that `ingest` wrote."""
+    """Return the page with the results of the validation, in a docs folder that `ingest` wrote."""
     return next(docs.glob("validations/**/*.html"))
 
 
@@ -166,31 +158,31 @@ def _without_near_duplicates(
     photographs: Sequence[Photograph], folder: Path, bits: int
 ) -> tuple[list[Photograph], list[Quarantined]]:
     """Remove the photographs that show the same scene as one in an earlier split."""
-    near = near_duplicates(_hashes(photographs), _splits(photographs), bits)
+    near = near_duplicates(*_hashes_and_splits(photographs), bits)
     quarantined = []
     for index, other in near.items():
-        stays, goes = photographs[other], photographs[index]
-        detail = f"near duplicate of {stays.source}, which is held out ({stays.split}): leave one of them out"
-        quarantined.append(Quarantined(goes.source, "near-duplicate", detail))
-        (folder / goes.file).unlink()
+        kept, removed = photographs[other], photographs[index]
+        detail = f"near duplicate of {kept.source}, which is held out ({kept.split}): leave one of them out"
+        quarantined.append(Quarantined(removed.source, "near-duplicate", detail))
+        (folder / removed.file).unlink()
     return [each for index, each in enumerate(photographs) if index not in near], quarantined
 
 
 def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote: str | None = None) -> IngestReport:
-    """Make a dataset of the photographs in a folder or a bucket, behind a gate.
+    """Make a dataset of the photographs in a folder or a bucket, and validate it.
 
     Args:
-        source: a folder with all below it, or s3://bucket/prefix; endpoint and credentials from AWS_* variables.
+        source: a folder with its subfolders, or s3://bucket/prefix; endpoint and credentials from AWS_* variables.
         dataset: folder of the dataset, replaced as a whole, and unchanged if the step fails.
-        docs: folder for the gate's Data Docs pages (see `checks_page`) and a copy of the quarantine. If the photographs
-            are refused, it holds what was written until then.
+        docs: folder for the Data Docs pages (see `checks_page`) and a copy of the quarantine, also if the step refuses
+            the photographs.
         params: of the step.
         remote: DVC remote that the dataset is pushed to, a folder or s3://bucket/prefix.
 
     Raises:
         ConfigError: the parameters contradict each other, or the dataset would lie in its own source.
         DataError: the source is missing or empty, too many files are quarantined, a split would be empty, or an
-             expectation does not hold.
+            expectation does not hold.
         ServiceError: a bucket is unreachable, unknown, or refuses access.
         StorageError: dataset, docs or remote cannot be written.
     """
@@ -198,7 +190,7 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
     _refuse_impossible(store, dataset, params)
     files, skipped = list_source(source)
     with whole_folder(dataset) as folder:
-        fit, unfit = _all_taken_in(files, folder, params, store.parallel_reads)
+        fit, unfit = _accept_all(files, folder, params, store.parallel_reads)
         photographs, near = _without_near_duplicates(fit, folder, params.near_duplicate_bits)
         quarantined = sorted([*unfit, *near], key=lambda entry: entry.file)
         counts = {split: sum(each.split == split for each in photographs) for split in reversed(SPLITS)}
@@ -212,7 +204,7 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
             write_quarantine(pages, quarantined)
             if not fault:
                 across = _across_splits(photographs, params.near_duplicate_bits)
-                failed = _gate(manifest.to_pandas().assign(near_duplicates=across), pages, params)
+                failed = _validate(manifest.to_pandas().assign(near_duplicates=across), pages, params)
                 fault = "; ".join([*failed, f"see {docs / checks_page(pages).relative_to(pages)}"]) if failed else None
         if fault:
             raise DataError(fault)

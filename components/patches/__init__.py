@@ -1,1 +1,1 @@
-"""Patches: HR windows and their LR out of the photographs of a dataset."""
+"""Cut the photographs of a dataset into HR patches and their LR."""

@@ -14,13 +14,8 @@ def _run(options: argparse.Namespace, params: Params) -> None:
     print(f"{options.output}: " + ", ".join(f"{count} {split} patches" for split, count in counts.items()))
 
 
-def main() -> int:
-    """Run the step and return its exit code."""
+if __name__ == "__main__":
     parser = step_parser("patches", "Make training patches of the photographs of a dataset.")
     parser.add_argument("--dataset", type=Path, required=True, help="folder that ingest wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the patches")
-    return run_step(parser, _run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(parser, _run))

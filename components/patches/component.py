@@ -1,4 +1,4 @@
-"""Kubeflow face of the patches step."""
+"""KFP component of the patches step."""
 
 from kfp import dsl
 
@@ -9,7 +9,7 @@ from components.container_images import DATA_IMAGE
 def patches(
     data_version: str, code_version: str, params: str, dataset: dsl.Input[dsl.Dataset], shards: dsl.Output[dsl.Dataset]
 ) -> None:
-    """Make training patches. The versions are there for the cache, which must see them."""
+    """Make training patches. The versions are inputs for KFP's cache alone."""
     from components.cli import task
 
     with task("patches"):

@@ -1,4 +1,4 @@
-"""Make training patches of a dataset: HR windows on a grid, LR by MATLAB's bicubic, flat windows left out."""
+"""Make training patches of a dataset: textured HR windows on a grid, and their LR by MATLAB's bicubic."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,20 +21,20 @@ from components.stores.dataset import photographs_of, read_photograph
 
 
 def _starts(length: int, size: int, step: int) -> npt.NDArray[np.int64]:
-    """Return where windows of `size` start on one axis: each `step`, and one flush with the end."""
+    """Return the starts of windows of `size` on one axis: one every `step`, and one flush with the end."""
     starts = np.arange(0, length - size + 1, step)
     return starts if starts[-1] == length - size else np.append(starts, length - size)
 
 
 def textured_windows(image: Image, params: PatchesParams) -> npt.NDArray[np.int64]:
-    """Return the windows of a photograph that hold enough texture (arXiv 2103.15295 section 3.3).
+    """Return the windows of a photograph with enough texture (arXiv 2103.15295 section 3.3).
 
     Args:
-        image: (H, W, 3), RGB; H and W multiples of the scale.
+        image: (H, W, 3) RGB; H and W multiples of the scale.
         params: of the step.
 
     Returns:
-        (count, 2): top and left, multiples of the scale; empty when the photograph is smaller than a patch.
+        (count, 2): top and left, multiples of the scale; empty if the photograph is smaller than a patch.
     """
     height, width = image.shape[:2]
     if min(height, width) < params.size:
@@ -50,18 +50,16 @@ def textured_windows(image: Image, params: PatchesParams) -> npt.NDArray[np.int6
 
 
 def cropped_to_scale(image: Image) -> Image:
-    """Return an image whose sides are multiples of the scale; what is over at bottom and right is left out."""
+    """Cut an image at the bottom and the right so that its sides are multiples of the scale."""
     height, width = (length - length % SCALE for length in image.shape[:2])
     return image[:height, :width]
 
 
 def _photographs(dataset: Path, manifest: pd.DataFrame, params: PatchesParams) -> Iterator[PhotographPair]:
-    for file, split in progress(
-        zip(manifest["file"], manifest["split"], strict=True), "patches", "photographs", len(manifest)
-    ):
+    files = zip(manifest["file"], manifest["split"], strict=True)
+    for file, split in progress(files, "patches", "photographs", len(manifest)):
         hr = cropped_to_scale(read_photograph(dataset / file))
-        windows = textured_windows(hr, params)
-        if len(windows):
+        if len(windows := textured_windows(hr, params)):
             yield PhotographPair(hr, downscale_uint8(hr, SCALE), split, windows)
 
 
@@ -70,14 +68,14 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
 
     Args:
         dataset: folder that ingest wrote.
-        output: folder of shards, written whole; see `bebygan.imaging.shards`.
+        output: folder of shards, replaced as a whole; see `bebygan.imaging.shards`.
         params: of the step.
 
     Returns:
-        Patches per split.
+        Number of patches by split.
 
     Raises:
-        DataError: the dataset or a photograph of it is missing or damaged, or no training patch holds enough texture.
+        DataError: the dataset or one of its photographs is missing or damaged, or no training patch has enough texture.
         StorageError: the output cannot be written.
     """
     manifest = photographs_of(dataset, PATCH_SPLITS)

@@ -1,1 +1,1 @@
-"""Put a challenger with a verdict into the model registry."""
+"""Register a challenger with its verdict in the model registry."""

@@ -13,30 +13,19 @@ from components.tracking.runs import step_run
 
 def _run(options: argparse.Namespace, params: Params) -> None:
     with step_run("register", params.register, read_verdict(options.evaluation).data_version) as run:
-        done = register(
-            options.challenger,
-            options.evaluation,
-            options.output,
-            params=params.register,
-            run=run,
-            ledger=options.ledger,
-        )
+        folders = options.challenger, options.evaluation, options.output
+        done = register(*folders, params=params.register, run=run, ledger=options.ledger)
     print(f"{done.model} version {done.version} ({done.verdict}); champion: {done.champion or 'none'}")
 
 
-def main() -> int:
-    """Run the step and return its exit code."""
-    parser = step_parser("register", "Register a challenger, and make it champion when the verdict says so.")
+if __name__ == "__main__":
+    parser = step_parser("register", "Register a challenger, and make it champion if the verdict is to promote it.")
     parser.add_argument("--challenger", type=Path, required=True, help="folder that the train step wrote")
     parser.add_argument("--evaluation", type=Path, required=True, help="folder that the evaluate step wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for registration.json")
     parser.add_argument(
         "--ledger",
         default="workspace/ledger",
-        help="record of all moves of the champion, folder or s3://bucket/prefix; '' for none (default: %(default)s)",
+        help="record of each change of the champion, folder or s3://bucket/prefix; '' for none (default: %(default)s)",
     )
-    return run_step(parser, _run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(parser, _run))

@@ -14,7 +14,7 @@ def register(
     evaluation: dsl.Input[dsl.Artifact],
     registration: dsl.Output[dsl.Artifact],
 ) -> None:
-    """Register the challenger with its verdict, and make it champion when the verdict says so."""
+    """Register the challenger with its verdict, and make it champion if the verdict is to promote it."""
     from components.cli import task
 
     with task("register"):

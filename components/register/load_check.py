@@ -1,6 +1,6 @@
-"""Load a model with MLflow alone and upscale the images of a file.
+"""Load a model with MLflow alone and upscale the images of a file: `load_check.py MODEL_URI IMAGES.npy RESULT.npz`.
 
-Called as `python -I load_check.py MODEL_URI IMAGES.npy RESULT.npz`; the result also says where `bebygan` came from.
+The result holds "pixels", the upscaled images, and "origin", the file of the package `bebygan` that was imported.
 """
 
 import sys
@@ -8,12 +8,7 @@ import sys
 import mlflow.pyfunc
 import numpy as np
 
-
-def main(model_uri: str, images: str, result: str) -> None:
-    """Write "pixels", the upscaled images, and "origin", the file of the package `bebygan`."""
+if __name__ == "__main__":
+    model_uri, images, result = sys.argv[1:]
     pixels = mlflow.pyfunc.load_model(model_uri).predict(np.load(images))
     np.savez(result, pixels=pixels, origin=np.array(sys.modules["bebygan"].__file__))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

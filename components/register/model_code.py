@@ -1,6 +1,6 @@
-"""The registered model as MLflow runs it, with the package `bebygan` of the version that registered it.
+"""The registered model, with the package `bebygan` of the version that registered it.
 
-MLflow executes this file where the model is loaded; nothing of `components` is there.
+MLflow executes this file where it loads the model, and where `components` cannot be imported.
 """
 
 from pathlib import Path
@@ -20,27 +20,21 @@ class SuperResolution(PythonModel):
     """Upscales images four times."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the generator, onto a GPU if there is one."""
+        """Load the generator onto a GPU if there is one."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.generator = load_generator(Path(context.artifacts["generator"])).to(device).eval()
 
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002
-        # MLflow reads any other type hint as a schema, which would contradict the signature.
+        # MLflow takes any other type hint as a schema, which would contradict the signature.
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> npt.NDArray[Any]:
-        """Upscale images of any size.
+        """Upscale images of any size, in tiles of at most `params["tile"]` pixels.
 
-        Args:
-            context: not used.
-            model_input: (N, H, W, 3) uint8 RGB, or N images of different sizes as an array of objects; without the
-                check of the signature also one image, (H, W, 3).
-            params: "tile", the largest side in pixels that is computed at once.
-
-        Returns:
-            (N, 4H, 4W, 3) uint8, an array of N objects where sizes differ, or (4H, 4W, 3).
+        (N, H, W, 3) uint8 RGB gives (N, 4H, 4W, 3), an array of N images of different sizes gives such an array, and,
+        unless MLflow checks the signature, one image (H, W, 3) gives (4H, 4W, 3).
         """
         tile = int((params or {}).get("tile", 512))
         if model_input.ndim == 3:

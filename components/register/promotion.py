@@ -1,8 +1,7 @@
 """Move the alias champion and record each move in the ledger.
 
-MLflow moves an alias unconditionally and keeps no history. A process therefore writes the ledger's next entry first,
-which only one process can do, and then moves the aliases. If it dies in between, the next run finds the entry and
-completes the move.
+MLflow moves an alias unconditionally and keeps no history. A process therefore first writes the ledger's next entry,
+which only one process can do, and then moves the aliases. If it is killed in between, the next run completes the move.
 """
 
 from bebygan.errors import DataError
@@ -13,11 +12,7 @@ from components.tracking.registry import ModelVersion, as_version, champion
 from components.tracking.runs import StepRun
 
 PROMOTED = "promoted"
-"""Tag of a version whose promotion is complete. Repeating its registration does not make it champion again."""
-
-
-def _named(version: str | None) -> str:
-    return f"version {version}" if version else "no version"
+"""Tag of a version whose promotion is complete. A repeated registration does not promote it again."""
 
 
 def _move_aliases(client: MlflowClient, model: str, version: str, previous: str | None) -> None:
@@ -29,14 +24,14 @@ def _move_aliases(client: MlflowClient, model: str, version: str, previous: str 
 
 
 def _interrupted(move: Move, holds: str | None, model: str, client: MlflowClient) -> bool:
-    """Return whether an entry was written and its aliases were not moved, or not yet."""
+    """Return whether a process wrote an entry and did not move its aliases."""
     if move.verdict != "promote" or not move.version or move.previous != holds:
         return False
     with service_errors(f"asking for version {move.version} of {model}"):
         try:
             tags = as_version(client.get_model_version(model, move.version)).tags
         except MlflowException as error:
-            # A tracker restored from a backup may lack versions that the ledger names.
+            # MLflow restored from a backup may not have all versions of the ledger.
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
@@ -44,7 +39,7 @@ def _interrupted(move: Move, holds: str | None, model: str, client: MlflowClient
 
 
 def _follow(ledger: str, model: str, client: MlflowClient) -> bool:
-    """Set the aliases as the newest entry says, until no newer one appears; False without an entry."""
+    """Set the aliases to those of the newest entry, until no newer one appears; return False without an entry."""
     seen, newest = None, last(ledger, model)
     while newest and newest.version and newest != seen:
         _move_aliases(client, model, newest.version, newest.previous)
@@ -53,13 +48,14 @@ def _follow(ledger: str, model: str, client: MlflowClient) -> bool:
 
 
 def settle(ledger: str, model: str, run: StepRun) -> int:
-    """Make aliases and ledger agree, and return the newest entry's number, 0 without one.
+    """Complete an interrupted promotion, and record a champion that was chosen outside the pipeline.
 
-    An interrupted promotion is completed. A champion that was chosen outside the pipeline is recorded.
+    Returns:
+        Number of the newest entry; 0 without entries, which leaves all as it is.
 
     Raises:
         DataError: the newest entry is damaged.
-        ServiceError: registry or bucket is unreachable or refuses.
+        ServiceError: the registry or the bucket is unreachable or refuses access.
         StorageError: the ledger's folder cannot be written.
     """
     while True:
@@ -79,7 +75,7 @@ def settle(ledger: str, model: str, run: StepRun) -> int:
             previous=newest.version,
             weights_sha256=weights,
             verdict="by hand",
-            reason="the alias was found to have been moved outside the pipeline",
+            reason="the alias was moved outside the pipeline",
             run=run.run_id,
             data_version=current.tags.get("data_version") if current else None,
             who="unknown",
@@ -90,30 +86,25 @@ def settle(ledger: str, model: str, run: StepRun) -> int:
 
 
 def may_promote(version: ModelVersion, judged_against: str | None) -> bool:
-    """Return False if the challenger is champion already, True if the version that it was judged against is.
+    """Return False if the challenger is already champion, True if it is the version that it was judged against.
 
     Raises:
         DataError: another version is champion.
-        ServiceError: the registry is unreachable or refuses.
+        ServiceError: the registry is unreachable or refuses access.
     """
     current = champion(version.model)
     holds = current.version if current else None
     if holds not in (version.version, judged_against):
+        before, after = (f"version {number}" if number else "no version" for number in (judged_against, holds))
         raise DataError(
-            f"the verdict compares with {_named(judged_against)}, but now {_named(holds)} holds the alias champion of "
-            f"{version.model}: run evaluate again"
+            f"the verdict compares with {before}, but now {after} holds the alias champion of {version.model}: run "
+            "evaluate again"
         )
     return holds != version.version
 
 
 def promote(version: ModelVersion, verdict: Verdict, run: StepRun, ledger: str) -> None:
     """Give a challenger the alias champion, and the champion that it was judged against the alias previous.
-
-    Args:
-        version: the challenger.
-        verdict: of evaluate.
-        run: of the step.
-        ledger: folder or s3://bucket/prefix; empty for none.
 
     Raises:
         DataError: the champion changed after the verdict.
@@ -122,7 +113,7 @@ def promote(version: ModelVersion, verdict: Verdict, run: StepRun, ledger: str) 
     judged_against = verdict.champion
     while True:
         number = settle(ledger, version.model, run) if ledger else 0
-        # An entry that another process writes after this check takes the number, and ours is not written.
+        # If another process writes an entry after this check, the number is taken and `append` writes nothing.
         if not may_promote(version, judged_against) or not ledger:
             break
         move = Move(

@@ -1,4 +1,4 @@
-"""Register a challenger with its verdict, and make it champion when the verdict says so."""
+"""Register a challenger with its verdict, and make it champion if the verdict is to promote it."""
 
 import importlib.metadata
 import os
@@ -27,19 +27,12 @@ WEIGHTS = "generator.safetensors"
 _TILE = 512
 _FOLDER = Path(__file__).parent
 _REQUIREMENTS = ("mlflow", "numpy", "safetensors", "torch")
-_SIGNATURE = mlflow.models.ModelSignature(
-    inputs=mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
-    outputs=mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
-    params=mlflow.types.ParamSchema([mlflow.types.ParamSpec("tile", "long", _TILE)]),
-)
+_IMAGES = mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
+_OPTIONS = mlflow.types.ParamSchema([mlflow.types.ParamSpec("tile", "long", _TILE)])
 
 
 def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun) -> dict[str, str]:
-    """Return the tags of a version: provenance, verdict, metrics, and the metadata of the weights' file.
-
-    Raises:
-        DataError: there are no weights, or the verdict is about others.
-    """
+    """Return the tags of a version: provenance, verdict, metrics, and the metadata of the weights' file."""
     weights = challenger / WEIGHTS
     if not weights.is_file():
         raise DataError(f"{challenger} holds no {WEIGHTS}: run train first")
@@ -62,43 +55,36 @@ def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun)
 
 
 def _registered_before(model: str, lineage: Mapping[str, str], run: StepRun) -> ModelVersion | None:
-    """Return the champion if it has these weights, else the version that they have by this verdict."""
+    """Return the champion if it has these weights, else a version with these weights and this verdict."""
     current = champion(model)
     if current and current.tags.get("weights_sha256") == lineage["weights_sha256"]:
         return current
     same = ("weights_sha256", "verdict_sha256")
-    for found in run.client.search_model_versions(f"name='{model}'"):
-        tags = found.tags or {}
-        if all(tags.get(name) == lineage[name] for name in same):
-            return as_version(found)
-    return None
-
-
-def _pinned(package: str) -> str:
-    # A local label such as +cpu names a build that no package index serves.
-    return f"{package}=={importlib.metadata.version(package).partition('+')[0]}"
+    found = map(as_version, run.client.search_model_versions(f"name='{model}'"))
+    return next((each for each in found if all(each.tags.get(name) == lineage[name] for name in same)), None)
 
 
 def _new_version(model: str, weights: Path, lineage: Mapping[str, str], run: StepRun) -> ModelVersion:
-    """Log the model and make it a version."""
+    # Package indexes do not serve local builds such as 2.0+cpu.
+    releases = {package: importlib.metadata.version(package).partition("+")[0] for package in _REQUIREMENTS}
     with mlflow.start_run(run_id=run.run_id), uploading():
         logged = mlflow.pyfunc.log_model(
             name="generator",
             python_model=str(_FOLDER / "model_code.py"),
             artifacts={"generator": str(weights)},
-            signature=_SIGNATURE,
+            signature=mlflow.models.ModelSignature(inputs=_IMAGES, outputs=_IMAGES, params=_OPTIONS),
             input_example=np.zeros((1, 8, 8, 3), np.uint8),
-            pip_requirements=[_pinned(package) for package in _REQUIREMENTS],
+            pip_requirements=[f"{package}=={release}" for package, release in releases.items()],
             code_paths=[str(Path(bebygan.__file__).parent)],
         )
         return as_version(mlflow.register_model(logged.model_uri, model, tags=dict(lineage)))
 
 
 def check_loads(version: ModelVersion, weights: Path) -> None:
-    """Load a registered version in a clean process, with MLflow alone, and compare its output with ours.
+    """Load a registered version in a clean process, with MLflow alone, and compare its output with that of `weights`.
 
     Raises:
-        WeightsError: it does not load, runs our copy of the code instead of its own, or gives other pixels.
+        WeightsError: it does not load, runs this copy of the code instead of its own, or gives other pixels.
     """
     images = np.random.default_rng(0).integers(0, 256, (2, 18, 21, 3), np.uint8)
     generator = load_generator(weights).eval()
@@ -106,7 +92,7 @@ def check_loads(version: ModelVersion, weights: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="load-check-") as scratch:
         asked, answered = Path(scratch) / "images.npy", Path(scratch) / "result.npz"
         np.save(asked, images)
-        # -I keeps our packages, in the working folder or on PYTHONPATH, out. A GPU would compute other last bits.
+        # -I ignores PYTHONPATH and the working folder, which hold this copy. Results of a GPU differ in the last bits.
         command = [sys.executable, "-I", str(_FOLDER / "load_check.py"), version.uri, str(asked), str(answered)]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch, env=environment)
@@ -126,20 +112,20 @@ def register(
 ) -> Registration:
     """Register a challenger, and make it champion if the verdict is "promote" and promotion is automatic.
 
-    Registering the same weights with the same verdict again changes nothing, or completes an interrupted registration.
+    A repeated call changes nothing, or completes an interrupted registration.
 
     Args:
         challenger: folder with generator.safetensors.
         evaluation: folder that the evaluate step wrote for this challenger.
-        output: folder, replaced as a whole: registration.json, the returned values.
+        output: folder for registration.json, replaced as a whole.
         params: of the step.
         run: the run that the version belongs to.
         ledger: folder or s3://bucket/prefix that records each move of the alias champion; empty for none.
 
     Raises:
-        DataError: there is no verdict, it is about other weights, or its champion is no longer the champion.
-        WeightsError: what was registered does not load in a clean process or gives other pixels.
-        ServiceError: the registry, or the ledger's bucket, is unreachable or refuses.
+        DataError: weights or verdict are missing, the verdict is about other weights, or its champion has changed.
+        WeightsError: the registered model does not load in a clean process or gives other pixels.
+        ServiceError: the registry, or the ledger's bucket, is unreachable or refuses access.
         StorageError: the output, or the ledger's folder, cannot be written.
     """
     verdict = read_verdict(evaluation)

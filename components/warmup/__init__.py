@@ -1,1 +1,1 @@
-"""Warm-up: the PSNR-oriented generator that Beby-GAN starts from."""
+"""Train or import the PSNR-oriented generator that Beby-GAN starts from."""

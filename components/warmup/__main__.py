@@ -16,12 +16,7 @@ def _run(options: argparse.Namespace, params: Params) -> None:
     print(f"{options.output}: warm-up generator")
 
 
-def main() -> int:
-    """Run the step and return its exit code."""
+if __name__ == "__main__":
     parser = step_parser("warmup", "Train or import the PSNR-oriented generator that Beby-GAN starts from.")
     add_training_arguments(parser, "generator")
-    return run_step(parser, _run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step(parser, _run))

@@ -1,4 +1,4 @@
-"""Kubeflow face of the warm-up step."""
+"""KFP component of the warm-up step."""
 
 from kfp import dsl
 
@@ -14,7 +14,7 @@ def warmup(
     patches: dsl.Input[dsl.Dataset],
     generator: dsl.Output[dsl.Model],
 ) -> None:
-    """Train or import the PSNR-oriented generator. `code_version` is there for the cache, which must see it."""
+    """Train or import the PSNR-oriented generator. `code_version` is an input for KFP's cache alone."""
     from components.cli import task
 
     with task("warmup"):

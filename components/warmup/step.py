@@ -1,4 +1,4 @@
-"""Make the PSNR-oriented generator that Beby-GAN starts from: trained with L1 from scratch, or from given weights."""
+"""Train the PSNR-oriented generator that Beby-GAN starts from with L1, or import its weights."""
 
 from pathlib import Path
 
@@ -17,37 +17,33 @@ from components.config import WarmupParams
 from components.training import Track, job_of, train_generator, write_generator
 
 
-def _weights_path(weights: str) -> Path:
-    return weights_file(weights) if weights in GENERATORS else Path(weights)
-
-
 def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: WarmupParams, track: Track) -> None:
     """Train or import the warm-up generator.
 
     Args:
         patches: folder that the patches step wrote.
-        output: folder, written whole: generator.safetensors, generator_raw.safetensors, history.jsonl.
+        output: folder, replaced as a whole: generator.safetensors, generator_raw.safetensors, history.jsonl.
         checkpoints: folder or s3:// prefix for the checkpoints of this and other runs.
         params: of the step.
-        track: is given the logged values.
+        track: gets the logged values.
 
     Raises:
-        WeightsError: the given weights cannot be had, or belong to another architecture.
+        WeightsError: the given weights are missing, damaged, or of another architecture.
         Preempted, DataError, ConfigError: see `bebygan.training.loop.fit`.
         StorageError: the output cannot be written.
     """
-    start = {"start": "scratch"}
+    start = "scratch"
     torch.manual_seed(params.seed)
     if params.weights is None:
         generator = Generator(params.generator)
     else:
-        path = _weights_path(params.weights)
+        path = weights_file(params.weights) if params.weights in GENERATORS else Path(params.weights)
         generator = load_generator(path)
-        start = {"start": sha256_of(path)}
+        start = sha256_of(path)
         if generator.shape != params.generator:
             raise WeightsError(f"{path} holds {generator.shape}, but warmup.generator asks for {params.generator}")
     state = new_state(generator, None, params, training_device())
-    job = job_of("warmup", params, patches, start)
+    job = job_of("warmup", params, patches, {"start": start})
     if params.iterations:
         step = warmup_step(params)
         train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)

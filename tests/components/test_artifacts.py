@@ -103,12 +103,12 @@ def round_trip(folder: Path, name: str, write: Callable[[Path, Any], None], valu
 
 
 @given(verdicts)
-def test_a_verdict_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, verdict: Verdict) -> None:
+def test_reading_a_verdict_returns_what_was_written(tmp_path_factory: pytest.TempPathFactory, verdict: Verdict) -> None:
     assert round_trip(tmp_path_factory.getbasetemp(), "verdict.json", write_verdict, verdict) == verdict
 
 
 @given(registrations)
-def test_a_registration_is_read_as_it_was_written(
+def test_reading_a_registration_returns_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, registration: Registration
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -116,25 +116,25 @@ def test_a_registration_is_read_as_it_was_written(
 
 
 @given(quarantines)
-def test_a_quarantine_is_read_as_it_was_written(
+def test_reading_a_quarantine_returns_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, files: tuple[Quarantined, ...]
 ) -> None:
     assert round_trip(tmp_path_factory.getbasetemp(), "quarantine.json", write_quarantine, files) == files
 
 
 @given(means)
-def test_means_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, measured: Any) -> None:
+def test_reading_means_returns_what_was_written(tmp_path_factory: pytest.TempPathFactory, measured: Any) -> None:
     assert round_trip(tmp_path_factory.getbasetemp(), "metrics.json", write_means, measured) == measured
 
 
 @given(histories)
-def test_a_history_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, entries: Any) -> None:
+def test_reading_a_history_returns_what_was_written(tmp_path_factory: pytest.TempPathFactory, entries: Any) -> None:
     folder = tmp_path_factory.getbasetemp()
     write_history(folder, entries)
     assert read_history(folder) == entries
 
 
-def test_files_of_the_version_before_are_read() -> None:
+def test_files_of_the_previous_version_can_be_read() -> None:
     verdict = read_verdict(BEFORE)
     assert (verdict.verdict, verdict.model, verdict.champion) == ("promote", "bebygan", None)
     assert verdict.reasons[-1] == "passed: there is no champion yet to be better than"
@@ -150,7 +150,7 @@ def test_files_of_the_version_before_are_read() -> None:
     assert [entry["iteration"] for entry in read_history(BEFORE)] == [10, 20, 30]
 
 
-def test_an_infinite_psnr_of_the_version_before_is_read_as_the_cap(tmp_path: Path) -> None:
+def test_an_infinite_psnr_of_the_previous_version_is_read_as_the_cap(tmp_path: Path) -> None:
     row = {"psnr_y": math.inf, "ssim_y": 1.0, "lpips": 0.0, "lr_psnr": math.inf}
     (tmp_path / "metrics.json").write_text(json.dumps({"bicubic": row, "challenger": row}))
     assert read_means(tmp_path)["challenger"] == row | {"psnr_y": 100.0, "lr_psnr": 100.0}
@@ -169,14 +169,14 @@ def refusal(name: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_truncation_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_truncated_file_raises_a_one_line_error(name: str, tmp_path: Path) -> None:
     content = (BEFORE / name).read_bytes().rstrip()
     for length in range(len(content)):
         (tmp_path / name).write_bytes(content[:length])
         assert "is damaged (line " in refusal(name, tmp_path)
 
 
-def test_a_truncated_line_of_a_history_is_refused_with_its_number(tmp_path: Path) -> None:
+def test_the_error_for_a_truncated_history_names_the_line(tmp_path: Path) -> None:
     content = (BEFORE / "history.jsonl").read_bytes()
     for length in range(len(content)):
         (tmp_path / "history.jsonl").write_bytes(content[:length])
@@ -191,13 +191,13 @@ def test_a_truncated_line_of_a_history_is_refused_with_its_number(tmp_path: Path
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("content", [b"3", b'"text"', b"null", b"[3]", b"{}", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
-def test_a_foreign_file_is_refused_in_one_line(name: str, content: bytes, tmp_path: Path) -> None:
+def test_a_file_with_other_content_raises_a_one_line_error(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     refusal(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_missing_file_is_refused_with_the_step_to_run(name: str, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_step_to_run(name: str, tmp_path: Path) -> None:
     message = f"holds no {name}: run {READERS[name][1]} first"
     assert message in refusal(name, tmp_path)
     assert message in refusal(name, tmp_path / "nowhere")
@@ -206,7 +206,7 @@ def test_a_missing_file_is_refused_with_the_step_to_run(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "key"), KEYS)
-def test_a_missing_key_is_named(name: str, key: str, tmp_path: Path) -> None:
+def test_the_error_names_a_missing_or_invalid_key(name: str, key: str, tmp_path: Path) -> None:
     content = json.loads((BEFORE / name).read_text())
     del content[key]
     (tmp_path / name).write_text(json.dumps(content))
@@ -217,7 +217,7 @@ def test_a_missing_key_is_named(name: str, key: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("schema", [SCHEMA + 1, "x" * 1000, 1.5, None])
-def test_a_newer_schema_is_refused_with_both_numbers(name: str, schema: Any, tmp_path: Path) -> None:
+def test_the_error_for_a_newer_schema_names_both_numbers(name: str, schema: Any, tmp_path: Path) -> None:
     content = json.loads((BEFORE / name).read_text())
     content = {"files": content} if isinstance(content, list) else content
     (tmp_path / name).write_text(json.dumps(content | {"schema": schema}))
@@ -236,7 +236,7 @@ def test_a_newer_schema_is_refused_with_both_numbers(name: str, schema: Any, tmp
         ({"lpips": None}, "challenger.lpips is 'None'"),
     ],
 )
-def test_a_wrong_mean_is_named(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_the_error_names_an_invalid_mean(change: dict[str, Any], told: str, tmp_path: Path) -> None:
     content = json.loads((BEFORE / "metrics.json").read_text())
     content["challenger"] |= change
     (tmp_path / "metrics.json").write_text(json.dumps(content))
@@ -247,14 +247,14 @@ def test_a_wrong_mean_is_named(change: dict[str, Any], told: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_mean_that_is_not_finite_is_not_written(value: float, tmp_path: Path) -> None:
+def test_means_that_are_not_finite_are_not_written(value: float, tmp_path: Path) -> None:
     row: Any = dict.fromkeys(get_args(Metric), 1.0)
     with pytest.raises(DataError, match=rf"metrics\.json cannot hold challenger\.lpips = {value}"):
         write_means(tmp_path, {"challenger": row | {"lpips": value}})
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_values_of_a_history_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+def test_a_history_omits_values_that_are_not_finite(tmp_path: Path) -> None:
     write_history(tmp_path, [{"iteration": 1, "psnr": math.inf, "loss": 2.0}])
     assert (tmp_path / "history.jsonl").read_text() == '{"iteration": 1, "loss": 2.0}\n'
     (tmp_path / "history.jsonl").write_text('{"iteration": 1, "psnr": Infinity, "loss": NaN}\n')
@@ -264,11 +264,11 @@ def test_values_of_a_history_that_are_not_finite_are_left_out(tmp_path: Path) ->
         read_history(tmp_path)
 
 
-def test_a_training_without_a_history_logged_nothing(tmp_path: Path) -> None:
+def test_a_missing_history_is_read_as_empty(tmp_path: Path) -> None:
     assert read_history(tmp_path) == []
 
 
-def test_the_cap_holds_for_psnr_alone() -> None:
+def test_the_cap_applies_to_psnr_only() -> None:
     assert artifacts.capped("psnr_y", math.inf) == artifacts.capped("lr_psnr", 100.5) == PSNR_CAP == 100.0
     assert artifacts.capped("lpips", 200.0) == 200.0
     assert math.isnan(artifacts.capped("psnr_y", math.nan))

@@ -44,12 +44,12 @@ def recorded(values: list[tuple[float, ...]]) -> list[dict[str, float]]:
     return [dict(zip(NAMES, entry, strict=True)) for entry in values]
 
 
-def test_the_shipped_limits_find_a_real_training_healthy() -> None:
+def test_a_real_training_is_healthy_with_the_shipped_limits() -> None:
     assert all(finding.healthy for finding in examine(recorded(TRAINED), LIMITS))
 
 
 @pytest.mark.parametrize("length", range(10, len(FROZEN) + 1))
-def test_the_shipped_limits_find_a_discriminator_that_never_learns(length: int) -> None:
+def test_the_shipped_limits_detect_a_discriminator_that_never_learns(length: int) -> None:
     loss, logits, mask = examine(recorded(FROZEN[:length]), LIMITS)
     assert "it collapsed or never learnt" in loss.text
     assert (loss.healthy, logits.healthy, mask.healthy) == (False, True, True)
@@ -72,7 +72,7 @@ def test_a_training_within_all_limits_is_healthy() -> None:
         ({"textured_share": 1.0}, "the mask hides nothing"),
     ],
 )
-def test_each_illness_is_told_alone(changed: dict[str, float], told: str) -> None:
+def test_each_problem_is_reported_alone(changed: dict[str, float], told: str) -> None:
     ill = [finding.text for finding in examine(training(**changed), LIMITS) if not finding.healthy]
     assert len(ill) == 1
     assert told in ill[0]
@@ -84,7 +84,7 @@ def test_only_the_end_of_the_training_counts() -> None:
     assert all(finding.healthy for finding in examine(history[::-1], LIMITS))
 
 
-def test_one_bad_value_among_good_ones_is_no_illness() -> None:
+def test_a_single_outlier_is_healthy() -> None:
     history = [*training(), {"iteration": 40, **GOOD, "discriminator": 50.0}]
     assert all(finding.healthy for finding in examine(history, LIMITS))
 

@@ -8,7 +8,7 @@ from PIL import Image
 from components.evaluate.pictures import embedded, most_textured, side_by_side, training_curves
 
 
-def test_the_most_textured_square_is_found() -> None:
+def test_most_textured_finds_the_textured_square() -> None:
     image = np.full((200, 300, 3), 128, np.uint8)
     image[100:140, 220:260] = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     rows, columns = most_textured(image, 48)
@@ -21,7 +21,7 @@ def test_the_most_textured_square_is_found() -> None:
     assert most_textured(image[:40, :44], 48) == (slice(0, 40), slice(0, 44))
 
 
-def test_panels_stand_side_by_side_unchanged() -> None:
+def test_side_by_side_keeps_the_pixels_of_the_panels() -> None:
     images = {name: np.full((20, 30, 3), level, np.uint8) for name, level in (("a", 10), ("b", 200))}
     picture = np.asarray(side_by_side(images))
     assert picture.shape[1] == 30 + 6 + 30
@@ -34,7 +34,7 @@ def test_without_logged_values_there_are_no_curves(history: list[dict[str, float
     assert training_curves(history) is None
 
 
-def test_curves_are_the_same_bytes_each_time_and_skip_values_that_an_iteration_lacks() -> None:
+def test_curves_are_reproducible_and_skip_missing_values() -> None:
     history = [{"iteration": 1, "l1": 0.5}, {"iteration": 2, "l1": 0.4, "psnr": 20.0}]
     curves = training_curves(history)
     assert curves == training_curves(history)
@@ -43,7 +43,7 @@ def test_curves_are_the_same_bytes_each_time_and_skip_values_that_an_iteration_l
     assert all(f">{name}</text>" in curves for name in ("l1", "psnr"))
 
 
-def test_an_embedded_picture_reads_back_unchanged() -> None:
+def test_an_embedded_picture_decodes_to_the_same_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
     prefix, content = embedded(image).split(",")
     assert prefix == "data:image/png;base64"

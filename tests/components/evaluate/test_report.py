@@ -63,7 +63,7 @@ def test_names_and_reasons_are_escaped_and_shown() -> None:
     assert "passed: lpips" not in page.text
 
 
-def test_it_says_what_was_decided_and_against_whom() -> None:
+def test_the_report_names_the_decision_and_the_opponents() -> None:
     assert "tests: challenger against bicubic and warm-up" in rendered().text
     promoted = rendered("promote", champion="7").text
     assert "tests: challenger against champion, version 7" in promoted
@@ -71,7 +71,7 @@ def test_it_says_what_was_decided_and_against_whom() -> None:
     assert "the challenger does not become champion." in rendered().text
 
 
-def test_training_is_shown_only_if_it_was_examined() -> None:
+def test_the_report_shows_health_only_if_there_are_findings() -> None:
     assert "Adversarial training" not in rendered().text
     healthy, ill = Finding(True, "mask: fine"), Finding(False, "logits: far apart")
     assert "Adversarial training looks healthy." in rendered(health=(healthy,)).text

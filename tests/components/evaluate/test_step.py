@@ -80,7 +80,7 @@ def test_every_candidate_is_measured_on_every_held_out_photograph(
             assert mean == pytest.approx(np.mean(values), rel=1e-12)
 
 
-def test_the_values_are_those_of_the_same_bytes_measured_by_hand(
+def test_the_values_agree_with_the_metrics_of_the_library(
     compared: Callable[..., str], dataset: Path, tmp_path: Path
 ) -> None:
     compared()
@@ -99,9 +99,7 @@ def test_the_values_are_those_of_the_same_bytes_measured_by_hand(
         assert float(row["lr_psnr"]) == pytest.approx(lr_psnr(sr, lr))
 
 
-def test_the_verdict_says_what_was_compared_how_and_where_it_comes_from(
-    compared: Callable[..., str], dataset: Path, tmp_path: Path
-) -> None:
+def test_the_verdict_holds_protocol_and_provenance(compared: Callable[..., str], dataset: Path, tmp_path: Path) -> None:
     settings = params(thresholds=NOTHING | {"absolute": {"psnr_y": 1.0}})
     assert compared(thresholds=NOTHING | {"absolute": {"psnr_y": 1.0}}) == "promote"
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
@@ -163,7 +161,7 @@ ADVERSARIAL = {"discriminator": 0.5, "logit_real": 1.5, "logit_fake": 0.25, "tex
 HISTORY = "".join(json.dumps({"iteration": n, "best_buddy": 1 / n} | ADVERSARIAL) + "\n" for n in range(1, 11))
 
 
-def test_the_report_stands_alone_and_shows_all(compared: Callable[..., str], dataset: Path, tmp_path: Path) -> None:
+def test_the_report_is_self_contained_and_complete(compared: Callable[..., str], dataset: Path, tmp_path: Path) -> None:
     manifest = pd.read_parquet(dataset / "manifest.parquet")
     manifest.loc[manifest["split"] == "test", "source"] = ["a & <b>.png", "c.png", "d.png"]
     manifest.to_parquet(dataset / "manifest.parquet")
@@ -184,7 +182,7 @@ def test_the_report_stands_alone_and_shows_all(compared: Callable[..., str], dat
     assert [part for part in shown if part not in text] == []
 
 
-def test_large_photographs_in_tiles_give_nearly_the_same(compared: Callable[..., str], tmp_path: Path) -> None:
+def test_tiles_change_the_values_only_slightly(compared: Callable[..., str], tmp_path: Path) -> None:
     compared(crop=None)
     whole = read_means(tmp_path / "out")
     # The generator has one block: its sight ends within the overlap.
@@ -192,9 +190,7 @@ def test_large_photographs_in_tiles_give_nearly_the_same(compared: Callable[...,
     assert read_means(tmp_path / "out")["challenger"] == pytest.approx(whole["challenger"])
 
 
-def test_the_psnr_of_a_perfect_picture_is_the_cap_in_every_file(
-    compared: Callable[..., str], dataset: Path, tmp_path: Path
-) -> None:
+def test_every_file_caps_the_psnr_of_equal_images(compared: Callable[..., str], dataset: Path, tmp_path: Path) -> None:
     for path in (dataset / "photographs").iterdir():
         Image.new("RGB", (90, 110), (90, 120, 40)).save(path)
     assert compared(thresholds=NOTHING | {"bicubic": {"psnr_y": 0}}) == "keep"
@@ -207,7 +203,7 @@ def test_the_psnr_of_a_perfect_picture_is_the_cap_in_every_file(
         assert not re.search(r"\b(inf|Infinity|nan|NaN)\b", (tmp_path / "out" / path).read_text())
 
 
-def test_a_value_that_is_not_finite_is_refused_with_photograph_and_candidate(
+def test_the_error_for_a_value_that_is_not_finite_names_photograph_and_candidate(
     compared: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("components.evaluate.step.ssim_y", lambda *_: math.nan)
@@ -216,7 +212,7 @@ def test_a_value_that_is_not_finite_is_refused_with_photograph_and_candidate(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_history_is_refused_before_anything_is_measured(compared: Callable[..., str], tmp_path: Path) -> None:
+def test_a_damaged_history_is_refused_before_the_measurement(compared: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "challenger" / "history.jsonl").write_text(HISTORY[:-9])
     with pytest.raises(DataError, match=r"history\.jsonl is damaged \(line 10 is not JSON\): run train again"):
         compared()
@@ -225,7 +221,7 @@ def test_a_damaged_history_is_refused_before_anything_is_measured(compared: Call
 @pytest.mark.parametrize(
     "trouble", ["no manifest", "nothing held out", "a photograph is missing", "a damaged photograph"]
 )
-def test_a_dataset_that_does_not_do_is_said_in_one_line(
+def test_an_unusable_dataset_raises_a_one_line_error(
     trouble: str, compared: Callable[..., str], dataset: Path, tmp_path: Path
 ) -> None:
     manifest = pd.read_parquet(dataset / "manifest.parquet")
@@ -248,7 +244,7 @@ def test_a_dataset_that_does_not_do_is_said_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_weights_of_the_challenger_are_said_in_one_line(compared: Callable[..., str], tmp_path: Path) -> None:
+def test_damaged_weights_of_the_challenger_raise_a_one_line_error(compared: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "challenger" / "generator.safetensors"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(WeightsError, match="challenger/generator"):

@@ -40,7 +40,7 @@ def failures(reasons: tuple[str, ...]) -> list[str]:
     return [reason for reason in reasons if reason.startswith("failed: ")]
 
 
-def test_a_challenger_that_passes_every_threshold_is_promoted_and_each_reason_is_said() -> None:
+def test_a_challenger_that_passes_every_threshold_is_promoted_with_all_reasons() -> None:
     found, reasons = judge(means(), USUAL)
     assert found == "promote"
     assert reasons == (
@@ -63,13 +63,13 @@ def test_a_challenger_that_passes_every_threshold_is_promoted_and_each_reason_is
         ({"psnr_y": 28.7}, "psnr_y 28.7000, champion 29.0000: gain -0.3000, required: more than -0.25"),
     ],
 )
-def test_one_threshold_missed_keeps_the_champion(changed: dict[str, float], failure: str) -> None:
+def test_one_failed_threshold_keeps_the_champion(changed: dict[str, float], failure: str) -> None:
     found, reasons = judge(means(**changed), USUAL)
     assert found == "keep"
     assert f"failed: {failure}" in reasons
 
 
-def test_a_loss_within_what_is_let_is_no_failure() -> None:
+def test_a_loss_within_a_negative_threshold_passes() -> None:
     assert verdict(means(psnr_y=28.8), USUAL) == "promote"
 
 
@@ -79,7 +79,7 @@ def test_a_tie_keeps_the_champion() -> None:
     assert failures(reasons) == ["failed: lpips 0.1000, champion 0.1000: gain +0.0000, required: more than 0"]
 
 
-def test_without_a_champion_only_the_other_thresholds_are_asked_for() -> None:
+def test_without_a_champion_only_the_other_thresholds_apply() -> None:
     found, reasons = judge(means(champion=None), USUAL)
     assert found == "promote"
     assert "passed: there is no champion to compare with" in reasons
@@ -101,7 +101,7 @@ def test_a_champion_is_never_replaced_without_a_threshold_against_it() -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_no_number_never_promotes(metric: str, value: float) -> None:
+def test_a_challenger_with_nan_is_never_promoted(metric: str, value: float) -> None:
     everywhere = dict.fromkeys(METRICS, -1e9)
     asked = thresholds(champion=everywhere)
     if math.isnan(value):
@@ -118,7 +118,7 @@ numbers = st.floats(-1000, 1000)
 
 
 @given(metric=st.sampled_from(list(METRICS)), challenger=numbers, other=numbers)
-def test_a_gain_is_counted_in_the_direction_that_is_better(metric: Any, challenger: float, other: float) -> None:
+def test_a_gain_is_positive_in_the_better_direction(metric: Any, challenger: float, other: float) -> None:
     better = challenger > other if METRICS[metric] else challenger < other
     assert (gain(metric, challenger, other) > 0) == better
     assert gain(metric, challenger, other) == -gain(metric, other, challenger)

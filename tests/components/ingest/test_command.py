@@ -20,7 +20,7 @@ def places(folder: Path) -> list[str]:
     return ["--dataset", str(folder / "dataset"), "--docs", str(folder / "docs"), "--set", "ingest.minimum_side=64"]
 
 
-def test_a_run_says_what_became_of_the_files(photographs: Path, tmp_path: Path) -> None:
+def test_the_command_reports_what_it_did_with_the_files(photographs: Path, tmp_path: Path) -> None:
     (photographs / "bad.png").write_text("This is no picture.")
     (photographs / "notes.txt").write_text("Nor is this.")
     done = run("--source", str(photographs), *places(tmp_path), "--set", "ingest.validation_share=0.3")
@@ -44,20 +44,22 @@ def test_a_run_says_what_became_of_the_files(photographs: Path, tmp_path: Path) 
         ("s3://", 2, "error: s3:// names no bucket"),
     ],
 )
-def test_a_wrong_source_ends_with_one_line_and_its_code(source: str, code: int, message: str, tmp_path: Path) -> None:
+def test_an_invalid_source_prints_one_line_and_sets_the_exit_code(
+    source: str, code: int, message: str, tmp_path: Path
+) -> None:
     done = run("--source", source, *places(tmp_path))
     assert done.returncode == code
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
 
 
-def test_a_missing_bucket_ends_with_the_service_s_code(tmp_path: Path, s3_environment: dict[str, str]) -> None:
+def test_a_missing_bucket_exits_with_the_code_of_service_errors(tmp_path: Path, s3_environment: dict[str, str]) -> None:
     done = run("--source", "s3://nowhere", *places(tmp_path), **s3_environment)
     assert done.returncode == 4
     assert done.stderr.startswith("error: there is no bucket nowhere")
 
 
-def test_a_wrong_secret_ends_with_the_service_s_code(
+def test_a_wrong_secret_exits_with_the_code_of_service_errors(
     tmp_path: Path, s3_environment: dict[str, str], bucket: str
 ) -> None:
     done = run("--source", f"s3://{bucket}", *places(tmp_path), **s3_environment | {"AWS_SECRET_ACCESS_KEY": "wrong"})
@@ -67,13 +69,13 @@ def test_a_wrong_secret_ends_with_the_service_s_code(
 
 
 @pytest.mark.parametrize("value", ["1.5", "-1", "many"])
-def test_a_parameter_out_of_range_ends_with_its_name(value: str, photographs: Path, tmp_path: Path) -> None:
+def test_the_error_names_a_parameter_that_is_out_of_range(value: str, photographs: Path, tmp_path: Path) -> None:
     done = run("--source", str(photographs), *places(tmp_path), "--set", f"ingest.test_share={value}")
     assert done.returncode == 2
     assert "ingest.test_share" in done.stderr
 
 
-def test_help_comes_at_once() -> None:
+def test_help_does_not_wait_for_slow_imports() -> None:
     start = time.monotonic()
     done = run("--help")
     assert done.returncode == 0

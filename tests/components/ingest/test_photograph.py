@@ -74,7 +74,7 @@ def stored_pixels(content: bytes, params: IngestParams) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("TIFF", "tif"), ("BMP", "bmp")]
 )
-def test_an_upright_8_bit_rgb_picture_is_stored_as_it_came(kind: str, suffix: str, picture: Picture) -> None:
+def test_an_upright_8_bit_rgb_picture_is_stored_unchanged(kind: str, suffix: str, picture: Picture) -> None:
     content = encoded(picture(0, 96, 80), kind)
     photograph, stored = examine("deep/name.xyz", content, PARAMS)
     assert stored == content
@@ -97,11 +97,11 @@ def test_an_upright_8_bit_rgb_picture_is_stored_as_it_came(kind: str, suffix: st
     }
 
 
-def test_the_perceptual_hash_is_imagehash_s(picture: Picture) -> None:
+def test_the_perceptual_hash_is_that_of_imagehash(picture: Picture) -> None:
     assert examine("x", encoded(picture(0)), PARAMS)[0].phash == str(imagehash.phash(picture(0)))
 
 
-def test_an_empty_file_is_no_image() -> None:
+def test_an_empty_file_is_refused() -> None:
     assert refusal(b"").reason == "not-an-image"
     assert "empty" in refusal(b"").detail
 
@@ -109,7 +109,7 @@ def test_an_empty_file_is_no_image() -> None:
 @pytest.mark.parametrize(
     "content", [b"This is a letter, not a picture." * 50, b"\x89PNG\r\n\x1a\n", b"%PDF-1.7 " * 9, b"\xff" * 999]
 )
-def test_what_is_no_image_says_which_formats_are_taken(content: bytes) -> None:
+def test_the_refusal_of_other_files_names_the_accepted_formats(content: bytes) -> None:
     assert refusal(content).reason == "not-an-image"
     assert "no JPEG, PNG, WebP, TIFF or BMP" in refusal(content).detail
 
@@ -121,7 +121,7 @@ def test_formats_whose_decoders_run_programs_are_never_opened() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_file_that_was_cut_off_is_never_taken_in(kind: str, share: float, picture: Picture) -> None:
+def test_a_truncated_file_is_never_accepted(kind: str, share: float, picture: Picture) -> None:
     content = encoded(picture(0), kind)
     cut = refusal(content[: int(len(content) * share)])
     assert cut.reason in {"truncated", "unreadable", "not-an-image"}
@@ -129,12 +129,12 @@ def test_a_file_that_was_cut_off_is_never_taken_in(kind: str, share: float, pict
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
-def test_a_half_file_is_called_truncated(kind: str, picture: Picture) -> None:
+def test_the_first_half_of_a_file_is_truncated(kind: str, picture: Picture) -> None:
     content = encoded(picture(0), kind)
     assert refusal(content[: len(content) // 2]).reason == "truncated"
 
 
-def test_a_damaged_png_is_called_unreadable(picture: Picture) -> None:
+def test_a_damaged_png_is_unreadable(picture: Picture) -> None:
     content = bytearray(encoded(picture(0)))
     content[len(content) // 2] ^= 0xFF
     assert refusal(bytes(content)).reason in {"unreadable", "truncated"}
@@ -143,7 +143,7 @@ def test_a_damaged_png_is_called_unreadable(picture: Picture) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"]))
-def test_damage_is_refused_or_decoded_but_never_a_crash(data: st.DataObject, kind: str) -> None:
+def test_a_damaged_file_is_refused_or_decoded_without_a_crash(data: st.DataObject, kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
     content = bytearray(encoded(Image.fromarray(pixels), kind))
     for _ in range(data.draw(st.integers(1, 6))):
@@ -155,7 +155,7 @@ def test_damage_is_refused_or_decoded_but_never_a_crash(data: st.DataObject, kin
     assert Image.open(io.BytesIO(stored)).size == (photograph.width, photograph.height)
 
 
-def test_a_decompression_bomb_is_called_huge() -> None:
+def test_a_decompression_bomb_is_huge() -> None:
     bomb = refusal(png(60_000, 60_000, 8, b""))
     assert bomb.reason == "huge"
     assert "3600000000 pixels" in bomb.detail
@@ -164,7 +164,7 @@ def test_a_decompression_bomb_is_called_huge() -> None:
 @pytest.mark.parametrize(
     ("width", "height", "fits"), [(48, 200, True), (47, 200, False), (200, 47, False), (1, 1, False)]
 )
-def test_the_shorter_side_decides_what_is_tiny(width: int, height: int, fits: bool, picture: Picture) -> None:
+def test_a_picture_is_tiny_if_its_shorter_side_is(width: int, height: int, fits: bool, picture: Picture) -> None:
     content = encoded(picture(0).resize((width, height)))
     if fits:
         examine("x", content, PARAMS)
@@ -175,7 +175,7 @@ def test_the_shorter_side_decides_what_is_tiny(width: int, height: int, fits: bo
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_a_rotated_photograph_is_refused_or_turned(orientation: int, kind: str, picture: Picture) -> None:
+def test_a_rotated_photograph_is_refused_or_made_upright(orientation: int, kind: str, picture: Picture) -> None:
     image = picture(0)
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     content = encoded(image, kind, exif=exif(orientation), **options)
@@ -199,18 +199,18 @@ def test_a_rotated_photograph_is_refused_or_turned(orientation: int, kind: str, 
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9, 65535])
-def test_an_upright_or_senseless_orientation_is_no_rotation(orientation: int, picture: Picture) -> None:
+def test_an_upright_or_invalid_orientation_is_no_rotation(orientation: int, picture: Picture) -> None:
     examine("x", encoded(picture(0), "JPEG", exif=exif(orientation)), PARAMS)
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
-def test_a_grey_picture_is_refused_or_made_rgb(mode: str, picture: Picture) -> None:
+def test_a_grey_picture_is_refused_or_converted_to_rgb(mode: str, picture: Picture) -> None:
     grey = picture(0).convert(mode)
     assert refusal(encoded(grey)).reason == "grey"
     assert np.array_equal(stored_pixels(encoded(grey), ALL), np.asarray(grey.convert("RGB")))
 
 
-def test_a_transparent_picture_is_refused_or_laid_on_white(picture: Picture) -> None:
+def test_a_transparent_picture_is_refused_or_composed_over_white(picture: Picture) -> None:
     image = picture(0).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     assert refusal(encoded(image)).reason == "transparent"
@@ -225,14 +225,14 @@ def test_a_picture_with_one_transparent_colour_is_transparent(picture: Picture) 
     assert "and is grey" in refusal(encoded(picture(0).convert("LA"))).detail
 
 
-def test_a_cmyk_picture_is_refused_or_made_rgb(picture: Picture) -> None:
+def test_a_cmyk_picture_is_refused_or_converted_to_rgb(picture: Picture) -> None:
     image = picture(0).convert("CMYK")
     for kind in ("JPEG", "TIFF"):
         assert refusal(encoded(image, kind)).reason == "cmyk"
     assert np.array_equal(stored_pixels(encoded(image, "TIFF"), ALL), np.asarray(image.convert("RGB")))
 
 
-def test_a_16_bit_rgb_picture_is_refused_or_loses_its_lower_bits(picture: Picture) -> None:
+def test_a_16_bit_rgb_picture_is_refused_or_reduced_to_its_upper_bits(picture: Picture) -> None:
     pixels = np.asarray(picture(0)).astype(np.uint16) * 256 + 99
     assert refusal(png_16_bit(pixels)).reason == "16-bit"
     photograph, _ = examine("x", png_16_bit(pixels), ALL)
@@ -241,7 +241,7 @@ def test_a_16_bit_rgb_picture_is_refused_or_loses_its_lower_bits(picture: Pictur
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_a_16_bit_grey_picture_is_both(kind: str, picture: Picture) -> None:
+def test_a_16_bit_grey_picture_has_both_reasons(kind: str, picture: Picture) -> None:
     grey = np.asarray(picture(0).convert("L"))
     content = encoded(Image.fromarray(grey.astype(np.uint16) * 256 + 7), kind)
     assert refusal(content).reason == "16-bit"
@@ -251,44 +251,46 @@ def test_a_16_bit_grey_picture_is_both(kind: str, picture: Picture) -> None:
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_of_a_kind_without_a_range_are_unsupported(mode: str, picture: Picture) -> None:
+def test_pixel_modes_without_a_range_are_unsupported(mode: str, picture: Picture) -> None:
     content = encoded(picture(0).convert("L").convert(mode), "TIFF")
     assert refusal(content, ALL).reason == "unsupported"
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_animations_and_several_pages_are_refused(kind: str, picture: Picture) -> None:
+def test_files_with_several_frames_or_pages_are_refused(kind: str, picture: Picture) -> None:
     content = encoded(picture(0), kind, save_all=True, append_images=[picture(1), picture(2)])
     assert refusal(content, ALL).reason == "animated"
     assert "3 frames or pages" in refusal(content, ALL).detail
 
 
-def test_the_hidden_second_picture_of_a_camera_s_jpeg_is_no_animation(picture: Picture) -> None:
+def test_the_second_picture_in_the_jpeg_of_a_camera_is_no_animation(picture: Picture) -> None:
     content = encoded(picture(0), "MPO", save_all=True, append_images=[picture(1)])
     assert Image.open(io.BytesIO(content)).n_frames == 2
     photograph, stored = examine("x", content, PARAMS)
     assert (photograph.format, photograph.file[-4:], stored) == ("JPEG", ".jpg", content)
 
 
-def test_a_palette_is_refused_whatever_is_converted(picture: Picture) -> None:
+def test_a_palette_is_refused_even_if_all_kinds_are_converted(picture: Picture) -> None:
     for kind in ("PNG", "GIF"):
         assert refusal(encoded(picture(0).quantize(64), kind), ALL).reason == "palette"
 
 
-def test_a_kind_is_converted_only_where_the_parameters_name_it(picture: Picture) -> None:
+def test_a_kind_is_converted_only_if_the_parameters_name_it(picture: Picture) -> None:
     content = encoded(picture(0).convert("L"), "JPEG", exif=exif(6))
     assert refusal(content, replace(PARAMS, convert=("grey",))).reason == "rotated"
     assert examine("x", content, ALL)[0].converted == "grey,rotated"
 
 
-def test_converted_pictures_carry_no_metadata(picture: Picture) -> None:
+def test_converted_pictures_have_no_metadata(picture: Picture) -> None:
     content = encoded(picture(0).convert("L"), icc_profile=b"a profile of grey", exif=exif(1), dpi=(1, 1))
     assert not Image.open(io.BytesIO(examine("x", content, ALL)[1])).info
 
 
 @settings(max_examples=20, deadline=None)
 @given(height=st.integers(6, 60), width=st.integers(6, 60), strip=st.integers(5, 70), seed=st.integers(0, 99))
-def test_texture_is_the_region_mask_s_in_strips_of_any_height(height: int, width: int, strip: int, seed: int) -> None:
+def test_texture_agrees_with_the_region_mask_for_strips_of_any_height(
+    height: int, width: int, strip: int, seed: int
+) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     pixels[:, : width // 2] //= 40
     luma = torch.from_numpy(pixels / 255) @ torch.tensor((0.2989, 0.587, 0.114), dtype=torch.float64)

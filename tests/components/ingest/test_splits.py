@@ -10,28 +10,26 @@ digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
 
 @given(sha256=digests, validation=shares, test=shares)
-def test_a_photograph_s_side_depends_on_its_own_bytes_alone(sha256: str, validation: float, test: float) -> None:
+def test_the_split_of_a_photograph_depends_on_its_bytes_alone(sha256: str, validation: float, test: float) -> None:
     side = split_of(sha256, validation, test)
     assert side in SPLITS
     assert side == split_of(sha256[:16] + "0" * 48, validation, test)
 
 
 @given(sha256=digests, validation=shares, test=shares)
-def test_a_larger_test_share_takes_photographs_in_and_gives_none_back(
-    sha256: str, validation: float, test: float
-) -> None:
+def test_a_larger_test_share_keeps_all_test_photographs(sha256: str, validation: float, test: float) -> None:
     if split_of(sha256, validation, test) == "test":
         assert split_of(sha256, validation, min(1.0, test * 1.5)) == "test"
 
 
-def test_shares_are_those_asked_for() -> None:
+def test_splits_have_the_requested_shares() -> None:
     random = np.random.default_rng(0)
     sides = [split_of(random.bytes(32).hex(), 0.1, 0.25) for _ in range(20_000)]
     for side, share in (("test", 0.25), ("validation", 0.1), ("train", 0.65)):
         assert abs(sides.count(side) / len(sides) - share) < 0.01
 
 
-def test_the_borders_of_the_sides_are_where_the_shares_say() -> None:
+def test_the_shares_define_the_bounds_of_the_splits() -> None:
     at = {fraction: f"{int(fraction * 2**64):016x}" + "f" * 48 for fraction in (0.0, 0.25, 0.5)}
     assert split_of(at[0.0], 0.25, 0.25) == "test"
     assert split_of(at[0.25], 0.25, 0.25) == "validation"
@@ -41,7 +39,7 @@ def test_the_borders_of_the_sides_are_where_the_shares_say() -> None:
 
 
 @given(some=hashes, others=hashes)
-def test_the_nearest_hash_is_that_of_a_plain_search(some: np.ndarray, others: np.ndarray) -> None:
+def test_nearest_agrees_with_a_plain_search(some: np.ndarray, others: np.ndarray) -> None:
     index, distance = nearest(some, others)
     for row, value in enumerate(some):
         bits = [(int(value) ^ int(other)).bit_count() for other in others]
@@ -50,7 +48,7 @@ def test_the_nearest_hash_is_that_of_a_plain_search(some: np.ndarray, others: np
 
 
 @given(values=hashes, data=st.data(), bits=st.integers(0, 64))
-def test_what_stays_has_no_near_duplicate_on_another_side(values: np.ndarray, data: st.DataObject, bits: int) -> None:
+def test_no_near_duplicates_remain_in_different_splits(values: np.ndarray, data: st.DataObject, bits: int) -> None:
     sides = np.array([data.draw(st.sampled_from(SPLITS)) for _ in values])
     gone = near_duplicates(values, sides, bits)
     stay = [index for index in range(len(values)) if index not in gone]
@@ -64,12 +62,12 @@ def test_what_stays_has_no_near_duplicate_on_another_side(values: np.ndarray, da
         assert (int(values[index]) ^ int(values[other])).bit_count() <= bits
 
 
-def test_one_that_gave_way_keeps_nothing_away() -> None:
+def test_a_removed_photograph_does_not_remove_others() -> None:
     values = np.array([0b0000, 0b0001, 0b0011], np.uint64)
     assert near_duplicates(values, np.array(["test", "validation", "train"]), 1) == {1: 0}
 
 
-def test_blocks_do_not_change_the_outcome(monkeypatch) -> None:
+def test_the_size_of_blocks_does_not_change_the_result(monkeypatch) -> None:
     random = np.random.default_rng(0)
     some, others = (random.integers(0, 2**64, 500, np.uint64) for _ in range(2))
     whole = nearest(some, others)

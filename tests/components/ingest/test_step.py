@@ -67,7 +67,7 @@ def first_on(wanted: str, folder: Path) -> Path:
     return next(path for path in sorted(folder.iterdir()) if side(path) == wanted)
 
 
-def test_the_sample_photographs_are_taken_in_as_they_are(tmp_path: Path) -> None:
+def test_the_sample_photographs_are_stored_unchanged(tmp_path: Path) -> None:
     params = replace(PARAMS, minimum_side=256, validation_share=0.08, test_share=0.25)
     report = ingest(str(SAMPLE), tmp_path / "dataset", tmp_path / "docs", params)
     assert (report.accepted, report.skipped, report.quarantined) == (17, 1, {})
@@ -81,7 +81,7 @@ def test_the_sample_photographs_are_taken_in_as_they_are(tmp_path: Path) -> None
     }
 
 
-def test_the_manifest_has_a_sorted_row_a_photograph(photographs: Path, tmp_path: Path) -> None:
+def test_the_manifest_has_one_row_per_photograph_in_sorted_order(photographs: Path, tmp_path: Path) -> None:
     report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
     found = rows(tmp_path / "dataset")
     assert [row["sha256"] for row in found] == sorted(row["sha256"] for row in found)
@@ -139,7 +139,7 @@ def test_each_bad_file_is_quarantined_with_its_reason(photographs: Path, tmp_pat
     assert list(found) == sorted(found)
 
 
-def test_kinds_that_are_converted_are_taken_in(photographs: Path, tmp_path: Path, picture: Picture) -> None:
+def test_photographs_of_converted_kinds_are_accepted(photographs: Path, tmp_path: Path, picture: Picture) -> None:
     picture(100).convert("L").save(photographs / "grey.jpg")
     params = replace(PARAMS, convert=("grey",))
     ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
@@ -150,7 +150,7 @@ def test_kinds_that_are_converted_are_taken_in(photographs: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("here", "there"), [("train", "test"), ("validation", "test"), ("train", "validation")])
-def test_a_near_duplicate_of_a_held_out_photograph_gives_way(
+def test_a_near_duplicate_of_a_held_out_photograph_is_quarantined(
     here: str, there: str, photographs: Path, tmp_path: Path
 ) -> None:
     original = first_on(there, photographs)
@@ -164,7 +164,7 @@ def test_a_near_duplicate_of_a_held_out_photograph_gives_way(
     assert len(stored) == 24
 
 
-def test_near_duplicates_on_one_side_may_stay(photographs: Path, tmp_path: Path) -> None:
+def test_near_duplicates_in_one_split_are_kept(photographs: Path, tmp_path: Path) -> None:
     near_duplicate(first_on("train", photographs), "train", photographs / "almost.png")
     report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
     assert (report.accepted, report.quarantined) == (25, {})
@@ -193,7 +193,7 @@ def test_a_bucket_gives_the_same_dataset_as_a_folder(photographs: Path, tmp_path
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
 
 
-def test_renamed_photographs_keep_their_sides(photographs: Path, tmp_path: Path) -> None:
+def test_renamed_photographs_keep_their_splits(photographs: Path, tmp_path: Path) -> None:
     ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
     before = {row["sha256"]: row["split"] for row in rows(tmp_path / "dataset")}
     for index, path in enumerate(sorted(photographs.iterdir(), reverse=True)):
@@ -202,7 +202,7 @@ def test_renamed_photographs_keep_their_sides(photographs: Path, tmp_path: Path)
     assert {row["sha256"]: row["split"] for row in rows(tmp_path / "dataset")} == before
 
 
-def test_a_photograph_never_changes_sides_when_others_arrive(
+def test_a_photograph_keeps_its_split_when_others_are_added(
     photographs: Path, tmp_path: Path, picture: Picture
 ) -> None:
     ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
@@ -215,13 +215,13 @@ def test_a_photograph_never_changes_sides_when_others_arrive(
     assert len(after) == 36
 
 
-def test_the_dataset_is_brought_into_a_remote(photographs: Path, tmp_path: Path) -> None:
+def test_the_dataset_is_pushed_to_a_remote(photographs: Path, tmp_path: Path) -> None:
     report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS, str(tmp_path / "remote"))
     fetch(report.data_version, str(tmp_path / "remote"), tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "dataset")
 
 
-def test_too_many_bad_files_stop_the_step_and_leave_the_reasons(photographs: Path, tmp_path: Path) -> None:
+def test_too_many_bad_files_stop_the_step_and_the_reasons_are_written(photographs: Path, tmp_path: Path) -> None:
     for index in range(9):
         (photographs / f"bad {index}.png").write_text("This is no picture.")
     params = replace(PARAMS, quarantine_tolerance=0.2)
@@ -234,14 +234,14 @@ def test_too_many_bad_files_stop_the_step_and_leave_the_reasons(photographs: Pat
     assert not (tmp_path / "dataset").exists()
 
 
-def test_the_tolerance_itself_is_tolerated(photographs: Path, tmp_path: Path) -> None:
+def test_a_share_of_bad_files_equal_to_the_tolerance_is_accepted(photographs: Path, tmp_path: Path) -> None:
     for index in range(6):
         (photographs / f"bad {index}.png").write_text("This is no picture.")
     params = replace(PARAMS, quarantine_tolerance=0.2)
     assert ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params).quarantined == {"not-an-image": 6}
 
 
-def test_too_few_photographs_for_a_side_are_refused(tmp_path: Path, picture: Picture) -> None:
+def test_too_few_photographs_for_a_split_are_refused(tmp_path: Path, picture: Picture) -> None:
     (tmp_path / "photographs").mkdir()
     picture(0).save(tmp_path / "photographs" / "only.png")
     with pytest.raises(DataError, match=r"1 photographs leave none for .* and .*: add photographs, or change"):
@@ -250,7 +250,7 @@ def test_too_few_photographs_for_a_side_are_refused(tmp_path: Path, picture: Pic
 
 
 @pytest.mark.filterwarnings("error")
-def test_bad_files_alone_are_no_dataset_whatever_is_tolerated(tmp_path: Path) -> None:
+def test_bad_files_alone_are_refused_with_any_tolerance(tmp_path: Path) -> None:
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "bad.png").write_text("This is no picture.")
     params = replace(PARAMS, quarantine_tolerance=1.0)
@@ -259,7 +259,7 @@ def test_bad_files_alone_are_no_dataset_whatever_is_tolerated(tmp_path: Path) ->
     assert list(quarantine(tmp_path / "docs")) == ["bad.png"]
 
 
-def test_a_failed_run_keeps_the_dataset_that_was_there(photographs: Path, tmp_path: Path) -> None:
+def test_a_failed_run_keeps_the_earlier_dataset(photographs: Path, tmp_path: Path) -> None:
     ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", PARAMS)
     before = contents(tmp_path / "dataset")
     for path in sorted(photographs.iterdir())[1:]:
@@ -270,7 +270,7 @@ def test_a_failed_run_keeps_the_dataset_that_was_there(photographs: Path, tmp_pa
     assert not list(tmp_path.glob(".dataset*"))
 
 
-def test_what_does_not_hold_at_the_gate_is_named(
+def test_the_error_names_an_expectation_that_does_not_hold(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("components.ingest.step.near_duplicates", lambda *_: {})
@@ -283,7 +283,7 @@ def test_what_does_not_hold_at_the_gate_is_named(
     assert not (tmp_path / "dataset").exists()
 
 
-def test_shares_that_leave_nothing_to_train_on_are_refused(photographs: Path, tmp_path: Path) -> None:
+def test_shares_without_training_photographs_are_refused(photographs: Path, tmp_path: Path) -> None:
     params = replace(PARAMS, validation_share=0.5, test_share=0.5)
     with pytest.raises(ConfigError, match=r"leave nothing to train on: their sum must be below 1"):
         ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
@@ -296,13 +296,13 @@ def test_a_dataset_inside_its_own_source_is_refused(name: str, photographs: Path
 
 
 @pytest.mark.usefixtures("s3_environment")
-def test_a_missing_bucket_leaves_nothing(tmp_path: Path) -> None:
+def test_a_missing_bucket_raises_an_error_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="no bucket nowhere"):
         ingest("s3://nowhere/photographs", tmp_path / "dataset", tmp_path / "docs", PARAMS)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bucket_that_goes_away_midway_stops_the_step(
+def test_a_bucket_that_becomes_unreachable_stops_the_step(
     photographs: Path, tmp_path: Path, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in photographs.iterdir():
@@ -317,7 +317,7 @@ def test_a_bucket_that_goes_away_midway_stops_the_step(
     assert not (tmp_path / "dataset").exists()
 
 
-def test_a_full_disk_is_named_and_nothing_half_written_is_left(
+def test_the_error_names_a_full_disk_and_no_partial_output_remains(
     photographs: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*dataset: the disk is full"):
@@ -325,7 +325,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_left(
     assert not list(small_disk.iterdir())
 
 
-def test_a_write_that_fails_midway_leaves_nothing(
+def test_no_partial_dataset_remains_after_a_failed_write(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, written = Path.write_bytes, []
@@ -342,7 +342,7 @@ def test_a_write_that_fails_midway_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"photographs"}
 
 
-def test_killed_midway_there_is_no_dataset_and_the_next_run_makes_one(photographs: Path, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_dataset_and_the_next_run_succeeds(photographs: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from tests.components.ingest.test_step import PARAMS, ingest; "
         f"ingest({str(photographs)!r}, Path('dataset'), Path('docs'), PARAMS)"
@@ -361,7 +361,7 @@ def test_killed_midway_there_is_no_dataset_and_the_next_run_makes_one(photograph
     assert report.data_version == data_version(tmp_path / "dataset")
 
 
-def test_the_step_is_imported_without_torch_and_without_the_gate() -> None:
+def test_the_step_imports_neither_torch_nor_great_expectations() -> None:
     unwanted = {"torch", "great_expectations", "boto3", "dvc"}
     code = f"import sys, components.ingest.step; sys.exit(bool({unwanted} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=SAMPLE.parents[1]).returncode == 0

@@ -78,7 +78,7 @@ lengths = st.integers(12, 60).map(lambda quarter: 4 * quarter)
 
 @given(height=lengths, width=lengths, size=st.integers(12, 20), step=st.integers(1, 25))
 @settings(deadline=None, max_examples=50)
-def test_windows_stand_on_a_grid_that_reaches_the_last_pixel(height: int, width: int, size: int, step: int) -> None:
+def test_the_grid_of_windows_covers_all_pixels(height: int, width: int, size: int, step: int) -> None:
     params = changed(size=4 * size, step=4 * step, minimum_texture=0.0)
     windows = textured_windows(flat(height, width), params)
     if min(height, width) < params.size:
@@ -104,7 +104,7 @@ def test_the_last_window_is_flush_with_the_end(length: int, starts: list[int]) -
 
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1), kernel=st.sampled_from([3, 11, 31]))
 @settings(deadline=None, max_examples=30)
-def test_a_window_stays_when_its_share_of_textured_pixels_is_enough(seed: int, share: float, kernel: int) -> None:
+def test_windows_with_enough_textured_pixels_are_kept(seed: int, share: float, kernel: int) -> None:
     random = np.random.default_rng(seed)
     image = np.where(random.random((96, 112, 1)) * np.linspace(0, 1, 112)[:, None] > 0.45, noise(seed, 96, 112), 90)
     image = image.astype(np.uint8)
@@ -119,13 +119,13 @@ def test_a_window_stays_when_its_share_of_textured_pixels_is_enough(seed: int, s
     assert textured_windows(image, params).tolist() == expected
 
 
-def test_flat_windows_are_left_out_and_textured_ones_beside_them_stay() -> None:
+def test_flat_windows_are_omitted_and_textured_neighbours_are_kept() -> None:
     image = flat(48, 192)
     image[:, :40] = noise(1, 48, 40)
     assert textured_windows(image, PARAMS).tolist() == [[0, 0], [0, 24]]
 
 
-def test_a_flat_photograph_is_not_stored_at_all(tmp_path: Path) -> None:
+def test_a_flat_photograph_is_not_stored(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [Entry(noise(1, 48, 48)), Entry(flat(480, 480))])
     assert make_patches(dataset, tmp_path / "patches", PARAMS) == {"train": 1, "validation": 0}
     assert [photograph.shape for photograph in read_patches(tmp_path / "patches", "train").hr] == [(48, 48, 3)]
@@ -152,7 +152,7 @@ def test_lr_is_the_downscale_of_the_whole_photograph(tmp_path: Path) -> None:
     assert not np.array_equal(downscale_uint8(image[24:72, 24:72], 4), whole[6:18, 6:18])
 
 
-def test_lr_is_the_official_one_up_to_matlabs_second_rounding(tmp_path: Path) -> None:
+def test_lr_agrees_with_the_official_one_up_to_matlabs_second_rounding(tmp_path: Path) -> None:
     with np.load(GOLDEN) as official:
         hr, lr = (official[name][0].transpose(1, 2, 0) for name in "xy")
     make_patches(write_dataset(tmp_path / "dataset", [Entry(np.ascontiguousarray(hr))]), tmp_path / "patches", PARAMS)
@@ -173,7 +173,7 @@ def test_odd_sides_are_cut_to_multiples_of_the_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(47, 200), (200, 44), (20, 20), (4, 300)])
-def test_a_photograph_smaller_than_a_patch_is_left_out(shape: tuple[int, int], tmp_path: Path) -> None:
+def test_a_photograph_smaller_than_a_patch_is_omitted(shape: tuple[int, int], tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [Entry(noise(1, *shape)), Entry(noise(2, 48, 48))])
     assert make_patches(dataset, tmp_path / "patches", PARAMS) == {"train": 1, "validation": 0}
 
@@ -185,7 +185,7 @@ def test_the_same_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_what_the_patches_were_made_from_is_recorded(tmp_path: Path) -> None:
+def test_patches_record_data_version_and_parameters(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [Entry(noise(1, 48, 48))])
     make_patches(dataset, tmp_path / "patches", PARAMS)
     about = json.loads((tmp_path / "patches" / "patches.json").read_text())
@@ -194,7 +194,7 @@ def test_what_the_patches_were_made_from_is_recorded(tmp_path: Path) -> None:
     assert read_patches(tmp_path / "patches", "train").made_from == about["made_from"]
 
 
-def test_a_new_data_version_replaces_the_old_patches_whole(tmp_path: Path) -> None:
+def test_a_new_data_version_replaces_all_old_patches(tmp_path: Path) -> None:
     old = write_dataset(tmp_path / "old", [Entry(noise(seed, 48, 400)) for seed in range(3)])
     new = write_dataset(tmp_path / "new", [Entry(noise(9, 48, 48))])
     make_patches(old, tmp_path / "patches", PARAMS)
@@ -211,7 +211,7 @@ def test_a_large_dataset_is_split_into_shards(tmp_path: Path) -> None:
     assert max(sizes) < 2**20 + 128
 
 
-def test_only_flat_photographs_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_flat_photographs_says_what_to_do(tmp_path: Path) -> None:
     entries = [Entry(flat(96, 96)), Entry(noise(1, 96, 96), "validation"), Entry(noise(2, 96, 96), "test")]
     dataset = write_dataset(tmp_path / "dataset", entries)
     with pytest.raises(DataError, match=r"no training patch of 48 pixels in .* lower patches\.minimum_texture"):
@@ -219,7 +219,7 @@ def test_only_flat_photographs_are_refused_with_what_to_do(tmp_path: Path) -> No
     assert {path.name for path in tmp_path.iterdir()} == {"dataset"}
 
 
-def test_a_failed_run_keeps_the_patches_that_were_there(tmp_path: Path) -> None:
+def test_a_failed_run_keeps_the_earlier_patches(tmp_path: Path) -> None:
     make_patches(write_dataset(tmp_path / "good", [Entry(noise(1, 48, 48))]), tmp_path / "patches", PARAMS)
     before = contents(tmp_path / "patches")
     with pytest.raises(DataError):
@@ -228,7 +228,7 @@ def test_a_failed_run_keeps_the_patches_that_were_there(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"good", "bad", "patches"}
 
 
-def test_a_missing_dataset_says_which_step_makes_it(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_dataset_names_the_step_to_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere holds no manifest\.parquet: run ingest first"):
         make_patches(tmp_path / "nowhere", tmp_path / "patches", PARAMS)
     assert not list(tmp_path.iterdir())
@@ -243,7 +243,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [lose, cut])
-def test_a_photograph_that_is_lost_or_damaged_is_named(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+def test_the_error_names_a_missing_or_damaged_photograph(spoil: Callable[[Path], None], tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [Entry(noise(1, 96, 96))])
     [path] = (dataset / "photographs").iterdir()
     spoil(path)
@@ -252,7 +252,7 @@ def test_a_photograph_that_is_lost_or_damaged_is_named(spoil: Callable[[Path], N
     assert not (tmp_path / "patches").exists()
 
 
-def test_a_full_disk_is_named_and_nothing_half_written_is_left(tmp_path: Path, small_disk: Path) -> None:
+def test_the_error_names_a_full_disk_and_no_partial_output_remains(tmp_path: Path, small_disk: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [Entry(noise(1, 400, 400))])
     with pytest.raises(StorageError, match=r"cannot write .*patches: the disk is full"):
         make_patches(dataset, small_disk / "patches", PARAMS)
@@ -267,7 +267,7 @@ def command(dataset: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_killed_midway_there_are_no_patches_and_the_next_run_makes_them(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_patches_and_the_next_run_succeeds(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [Entry(noise(seed, 400, 400)) for seed in range(24)])
     arguments = command(dataset, tmp_path / "patches", "--set", "patches.shard_megabytes=1")
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -284,7 +284,7 @@ def test_killed_midway_there_are_no_patches_and_the_next_run_makes_them(tmp_path
     assert contents(tmp_path / "patches") == contents(tmp_path / "undisturbed")
 
 
-def test_the_command_says_how_many_patches_there_are(tmp_path: Path) -> None:
+def test_the_command_prints_the_number_of_patches(tmp_path: Path) -> None:
     entries = [Entry(noise(seed, 48, 72), split) for seed, split in enumerate(("train", "train", "validation"))]
     dataset = write_dataset(tmp_path / "dataset", entries)
     done = subprocess.run(command(dataset, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, check=False)
@@ -301,7 +301,7 @@ def test_the_command_says_how_many_patches_there_are(tmp_path: Path) -> None:
         ("patches.minimum_texture=1.0", 3, r"error: no training patch of 48 pixels .*"),
     ],
 )
-def test_what_cannot_be_ends_with_one_line_and_its_code(setting: str, code: int, message: str, tmp_path: Path) -> None:
+def test_errors_print_one_line_and_set_the_exit_code(setting: str, code: int, message: str, tmp_path: Path) -> None:
     image = noise(1, 48, 48)
     image[:24] = 90
     dataset = write_dataset(tmp_path / "dataset", [Entry(image)])
@@ -312,7 +312,7 @@ def test_what_cannot_be_ends_with_one_line_and_its_code(setting: str, code: int,
     assert not (tmp_path / "out").exists()
 
 
-def test_the_step_is_imported_without_torch() -> None:
+def test_the_step_does_not_import_torch() -> None:
     code = "import sys, components.patches.step; sys.exit('torch' in sys.modules)"
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, env=variables).returncode == 0

@@ -17,7 +17,7 @@ from components.tracking.registry import champion
 from tests.components.registered import aliases, versions
 
 
-def test_repeating_an_old_promotion_does_not_bring_the_old_model_back(
+def test_repeating_an_old_promotion_does_not_restore_the_old_champion(
     registered: Callable[..., Registration], generator_folder: Callable[..., Path]
 ) -> None:
     one = generator_folder("one", 1)
@@ -65,7 +65,7 @@ def killed_after(survived: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("survived", range(5))
-def test_a_kill_at_any_moment_leaves_a_valid_champion_and_repeating_completes(
+def test_after_a_kill_the_champion_is_valid_and_a_repeated_call_completes(
     survived: int,
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
@@ -84,7 +84,7 @@ def moves(ledger: str) -> list[tuple[str | None, str | None, str]]:
     return [(move.previous, move.version, move.verdict) for move in entries(ledger, "tests")]
 
 
-def test_the_ledger_says_of_each_promotion_what_why_from_what_and_who(
+def test_the_ledger_records_version_reason_data_and_user_of_each_promotion(
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
     tmp_path: Path,
@@ -108,7 +108,7 @@ def test_the_ledger_says_of_each_promotion_what_why_from_what_and_who(
 
 
 @pytest.mark.parametrize("survived", range(6))
-def test_a_kill_at_any_moment_leaves_a_ledger_that_the_next_registration_completes(
+def test_the_next_registration_completes_the_ledger_after_a_kill(
     survived: int,
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
@@ -131,7 +131,7 @@ def test_a_kill_at_any_moment_leaves_a_ledger_that_the_next_registration_complet
     assert [verdict for *_, verdict in moves(ledger)] == ["promote", "promote"]
 
 
-def test_of_two_promotions_at_once_the_second_is_refused_and_not_entered(
+def test_the_second_of_two_concurrent_promotions_is_refused_and_not_recorded(
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
     tmp_path: Path,
@@ -154,7 +154,7 @@ def test_of_two_promotions_at_once_the_second_is_refused_and_not_entered(
     assert moves(ledger) == [(None, "1", "promote"), ("1", "3", "promote")]
 
 
-def test_who_moves_the_aliases_late_puts_them_back_where_the_newest_entry_says(
+def test_a_process_that_moves_the_aliases_late_restores_those_of_the_newest_entry(
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
     tmp_path: Path,
@@ -179,7 +179,7 @@ def test_who_moves_the_aliases_late_puts_them_back_where_the_newest_entry_says(
     assert moves(ledger) == [(None, "1", "promote"), ("1", "2", "promote"), ("2", "3", "promote")]
 
 
-def test_a_champion_that_a_person_chose_is_entered_and_stays(
+def test_a_champion_that_a_person_chose_is_recorded_and_kept(
     registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     ledger = str(tmp_path / "ledger")
@@ -194,7 +194,7 @@ def test_a_champion_that_a_person_chose_is_entered_and_stays(
     assert moves(ledger)[3:] == [("1", None, "by hand"), (None, "5", "promote")]
 
 
-def test_a_ledger_that_is_newer_than_a_restored_tracker_brings_no_unknown_model_to_power(
+def test_a_ledger_newer_than_a_restored_registry_promotes_no_other_model(
     registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The number of a version that the backup did not know is given again, to other weights."""

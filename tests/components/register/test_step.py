@@ -55,16 +55,14 @@ def test_a_kept_challenger_is_registered_and_moves_no_champion(
     assert aliases() == {"champion": "1", "challenger": "2", "previous": None}
 
 
-def test_promotion_by_hand_leaves_the_champion_to_a_person(
-    registered: Callable[..., Registration], challenger: Path
-) -> None:
+def test_manual_promotion_moves_no_champion(registered: Callable[..., Registration], challenger: Path) -> None:
     assert registered(challenger, "promote", promotion="manual").champion is None
     assert aliases() == {"champion": None, "challenger": "1", "previous": None}
     assert registered(challenger, "promote").champion == "1"
     assert versions() == 1
 
 
-def test_a_version_carries_its_lineage(registered: Callable[..., Registration], challenger: Path) -> None:
+def test_a_version_has_tags_of_its_lineage(registered: Callable[..., Registration], challenger: Path) -> None:
     registered(challenger, "promote")
     version = champion("tests")
     assert version is not None
@@ -101,7 +99,7 @@ def test_a_model_without_versions_has_no_champion(mlflow_store: str) -> None:  #
 
 
 @pytest.mark.parametrize("verdict", ["promote", "keep"])
-def test_registering_the_same_again_changes_nothing(
+def test_a_repeated_registration_changes_nothing(
     verdict: str, registered: Callable[..., Registration], challenger: Path
 ) -> None:
     first = registered(challenger, verdict)
@@ -148,13 +146,13 @@ def test_without_a_verdict_nothing_is_registered(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_registry_that_is_away_is_said_in_one_line(mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+def test_an_unreachable_registry_raises_a_one_line_error(mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(ServiceError, match=r"asking for the champion of tests failed .*\(Connection refused\)"):
         champion("tests")
 
 
-def test_the_model_takes_images_of_any_size(registered: Callable[..., Registration], challenger: Path) -> None:
+def test_the_model_accepts_images_of_any_size(registered: Callable[..., Registration], challenger: Path) -> None:
     import mlflow
 
     registered(challenger, "promote")
@@ -175,9 +173,7 @@ def test_the_model_takes_images_of_any_size(registered: Callable[..., Registrati
     assert np.array_equal(model.unwrap_python_model().predict(None, images[1]), answers[1])
 
 
-def test_the_model_refuses_what_is_no_batch_of_8_bit_images(
-    registered: Callable[..., Registration], challenger: Path
-) -> None:
+def test_the_model_refuses_other_types_and_shapes(registered: Callable[..., Registration], challenger: Path) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -188,7 +184,7 @@ def test_the_model_refuses_what_is_no_batch_of_8_bit_images(
             model.predict(wrong)
 
 
-def test_the_model_pins_what_it_runs_on(registered: Callable[..., Registration], challenger: Path) -> None:
+def test_the_model_pins_its_requirements(registered: Callable[..., Registration], challenger: Path) -> None:
     import mlflow
 
     registered(challenger, "promote")
@@ -202,7 +198,7 @@ def test_the_model_pins_what_it_runs_on(registered: Callable[..., Registration],
 
 
 @pytest.mark.slow
-def test_before_the_alias_moves_a_clean_process_must_give_the_same_pixels(
+def test_the_load_check_compares_the_pixels_of_a_clean_process(
     challenger: Path,
     generator_folder: Callable[..., Path],
     evaluated: Callable[..., Path],
@@ -243,7 +239,7 @@ def test_a_model_that_gives_other_pixels_never_becomes_champion(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("mlflow_store")
-def test_the_command_line_registers_and_refuses_in_one_line(
+def test_the_command_registers_and_prints_errors_in_one_line(
     challenger: Path, evaluated: Callable[..., Path], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "components.register", "--params", str(ROOT / "params.yaml")]

@@ -79,7 +79,7 @@ def stop_at(iteration: int) -> Callable[[int, Mapping[str, float]], None]:
     return track
 
 
-def test_given_weights_are_taken_as_they_are(patches: Path, weights: Path, tmp_path: Path) -> None:
+def test_given_weights_are_imported_unchanged(patches: Path, weights: Path, tmp_path: Path) -> None:
     logged: Logged = []
     params = tiny("iterations=0", f"weights={weights}")
     warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=lambda *each: logged.append(each))
@@ -90,14 +90,14 @@ def test_given_weights_are_taken_as_they_are(patches: Path, weights: Path, tmp_p
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_weights_in_a_public_naming_are_taken(patches: Path, weights: Path, tmp_path: Path) -> None:
+def test_weights_with_public_names_are_imported(patches: Path, weights: Path, tmp_path: Path) -> None:
     save_generator(load_generator(weights), tmp_path / "public.safetensors", naming="basicsr")
     params = tiny("iterations=0", f"weights={tmp_path / 'public.safetensors'}")
     warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
     assert_same(tensors(tmp_path / "out" / "generator.safetensors"), tensors(weights))
 
 
-def test_the_file_says_which_weights_it_started_from(patches: Path, weights: Path, tmp_path: Path) -> None:
+def test_the_metadata_names_the_initial_weights(patches: Path, weights: Path, tmp_path: Path) -> None:
     starts = []
     for number, given in enumerate((f"weights={weights}", "weights=null")):
         out = tmp_path / str(number)
@@ -119,13 +119,13 @@ def test_training_from_scratch_lowers_the_loss(patches: Path, tmp_path: Path) ->
     ]
 
 
-def test_the_average_and_the_last_weights_are_both_kept(undisturbed: Path) -> None:
+def test_the_averaged_and_the_last_weights_are_written(undisturbed: Path) -> None:
     average, last = (tensors(undisturbed / f"{name}.safetensors") for name in ("generator", "generator_raw"))
     assert average.keys() == last.keys()
     assert not torch.equal(average["conv_last.weight"], last["conv_last.weight"])
 
 
-def test_training_goes_on_from_given_weights(patches: Path, weights: Path, tmp_path: Path) -> None:
+def test_training_starts_from_given_weights(patches: Path, weights: Path, tmp_path: Path) -> None:
     params = tiny(f"weights={weights}", "iterations=1", "ema_decay=0.0", "schedule.peak=1e-6")
     warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
     given, trained = tensors(weights), tensors(tmp_path / "out" / "generator.safetensors")
@@ -133,9 +133,7 @@ def test_training_goes_on_from_given_weights(patches: Path, weights: Path, tmp_p
     assert 0 < moved < 1e-5
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    patches: Path, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_the_bytes_depend_on_the_seed(patches: Path, undisturbed: Path, tmp_path: Path) -> None:
     for name, change in (("again", "seed=1"), ("other", "seed=2")):
         warm_up(patches, tmp_path / name, tmp_path / f"checkpoints {name}", params=tiny(change), track=ignore)
     assert contents(tmp_path / "again") == contents(undisturbed)
@@ -143,7 +141,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
 
 
 @pytest.mark.parametrize("stopped_after", [1, 4])
-def test_a_stopped_warm_up_goes_on_and_ends_as_one_that_was_never_stopped(
+def test_a_resumed_warm_up_gives_the_result_of_an_uninterrupted_one(
     stopped_after: int, patches: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out, checkpoints = tmp_path / "out", tmp_path / "checkpoints"
@@ -164,7 +162,7 @@ def test_a_finished_warm_up_is_not_trained_again(patches: Path, tmp_path: Path) 
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_other_parameters_and_other_patches_begin_anew(patches: Path, tmp_path: Path) -> None:
+def test_other_parameters_or_patches_start_a_new_training(patches: Path, tmp_path: Path) -> None:
     warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny(), track=ignore)
     other = shutil.copytree(patches, tmp_path / "other patches")
     about = json.loads((other / "patches.json").read_text())
@@ -182,7 +180,7 @@ def test_other_parameters_and_other_patches_begin_anew(patches: Path, tmp_path: 
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3
 
 
-def test_weights_of_another_shape_are_refused_with_both_shapes(patches: Path, tmp_path: Path) -> None:
+def test_the_error_for_weights_of_another_shape_names_both_shapes(patches: Path, tmp_path: Path) -> None:
     path = tmp_path / "large.safetensors"
     save_generator(Generator(GeneratorShape(blocks=2, features=8, growth=4)), path)
     with pytest.raises(WeightsError) as error:
@@ -201,7 +199,7 @@ def test_weights_of_another_shape_are_refused_with_both_shapes(patches: Path, tm
         (b"This is no file of weights.", "given.* cannot be read as weights"),
     ],
 )
-def test_weights_that_are_missing_or_damaged_are_named(
+def test_the_error_names_missing_or_damaged_weights(
     content: bytes | None, message: str, patches: Path, weights: Path, tmp_path: Path
 ) -> None:
     params = tiny(f"weights={weights}")
@@ -214,7 +212,7 @@ def test_weights_that_are_missing_or_damaged_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_patches_say_which_step_makes_them(tmp_path: Path) -> None:
+def test_the_error_for_missing_patches_names_the_step_to_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere holds no patches\.json: run patches first"):
         warm_up(tmp_path / "nowhere", tmp_path / "out", tmp_path / "checkpoints", params=tiny(), track=ignore)
     assert not list(tmp_path.iterdir())
@@ -236,14 +234,16 @@ def test_damaged_patches_are_refused(patches: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_named_and_nothing_half_written_is_left(patches: Path, tmp_path: Path, small_disk: Path) -> None:
+def test_the_error_names_a_full_disk_and_no_partial_output_remains(
+    patches: Path, tmp_path: Path, small_disk: Path
+) -> None:
     params = tiny("generator={blocks: 1, features: 24, growth: 12}")
     with pytest.raises(StorageError, match=r"cannot write .*: the disk is full"):
         warm_up(patches, small_disk / "out", tmp_path / "checkpoints", params=params, track=ignore)
     assert not list(small_disk.iterdir())
 
 
-def test_what_stood_at_the_output_is_replaced_whole(patches: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_the_output_folder_is_replaced_as_a_whole(patches: Path, undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "left over").write_text("old")
     with pytest.raises(DataError):
@@ -254,7 +254,7 @@ def test_what_stood_at_the_output_is_replaced_whole(patches: Path, undisturbed: 
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_the_command_is_tracked_with_its_data_version_and_ends_with_the_code_of_the_fault(
+def test_the_command_tracks_its_data_version_and_sets_the_exit_code(
     patches: Path, weights: Path, tmp_path: Path
 ) -> None:
     save_generator(Generator(GeneratorShape(blocks=2, features=8, growth=4)), tmp_path / "large.safetensors")
