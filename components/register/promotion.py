@@ -86,7 +86,7 @@ def settle(ledger: str, model: str, run: StepRun) -> int:
 
 
 def may_promote(version: ModelVersion, judged_against: str | None) -> bool:
-    """Return False if the challenger is already champion, True if it is the version that it was judged against.
+    """Return whether the champion is the version that the challenger was judged against, not the challenger itself.
 
     Raises:
         DataError: another version is champion.
