@@ -1,8 +1,8 @@
-"""Makes what a new team server lacks: the buckets, and accounts of the tracking server. Again, it changes nothing.
+"""Creates missing buckets of a team server, and accounts of its tracking server.
 
-`setup.py` makes the buckets BUCKETS and the account `retrain`, whose password is PIPELINE_PASSWORD from then on.
-`setup.py --account NAME` makes one more account, which may read all runs and models, or gives an account a new
-password; the password is read from standard input.
+`setup.py` creates the buckets BUCKETS and the account `retrain`, and sets its password to PIPELINE_PASSWORD.
+`setup.py --account NAME` creates an account that may read all runs and models, or changes the password of an existing
+account. It reads the password from standard input.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 
 def make_bucket(name: str) -> None:
-    """Make a bucket unless it is there."""
+    """Create a bucket if it does not exist."""
     s3 = Session().client("s3")
     try:
         s3.create_bucket(Bucket=name)
@@ -28,7 +28,7 @@ def make_bucket(name: str) -> None:
 
 
 def _ask(method: str, what: str, name: str, password: str) -> str:
-    """Ask the tracking server for something about an account; return what it said against it, or nothing."""
+    """Send a request about an account to the tracking server; return its error, or an empty text."""
     login = f"{os.environ['MLFLOW_TRACKING_USERNAME']}:{os.environ['MLFLOW_TRACKING_PASSWORD']}"
     request = urllib.request.Request(  # noqa: S310 - the address is the administrator's
         f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/users/{what}",
@@ -44,20 +44,20 @@ def _ask(method: str, what: str, name: str, password: str) -> str:
 
 
 def make_account(name: str, password: str) -> bool:
-    """Make an account of the tracking server, or give it this password; whether it was made."""
+    """Create an account of the tracking server, or change its password; return whether it was created."""
     refused = _ask("POST", "create", name, password)
     made = not refused
     if "RESOURCE_ALREADY_EXISTS" in refused:
         refused = _ask("PATCH", "update-password", name, password)
     if refused:
-        sys.exit(f"setup: the tracking server refuses the account {name}: {refused}")
+        sys.exit(f"setup: the tracking server rejects the account {name}: {refused}")
     return made
 
 
 def main() -> None:
-    """Make what is missing."""
+    """Create buckets and accounts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--account", metavar="NAME", help="make one more account; password from standard input")
+    parser.add_argument("--account", metavar="NAME", help="create this account; password from standard input")
     account = parser.parse_args().account
     try:
         if account:
@@ -69,7 +69,7 @@ def main() -> None:
         if make_account("retrain", os.environ["PIPELINE_PASSWORD"]):
             print("account retrain: made")
     except (BotoCoreError, ClientError, OSError) as error:
-        sys.exit(f"setup: {error}; see that the servers run and that the passwords are those of their first start")
+        sys.exit(f"setup: {error}; check that the servers run and that the passwords are those of their first start")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The API of Kubeflow Pipelines, as far as schedules and submitted runs need it.
+"""Client of the Kubeflow Pipelines API for schedules and runs.
 
-KFP_HOST names the server (else KF_PIPELINES_ENDPOINT, else its address inside a cluster). The token is KFP_TOKEN, or is
-read from the file that KF_PIPELINES_SA_TOKEN_PATH names, where Kubernetes renews it. KFP_NAMESPACE is your profile on a
-server with several users (a pod of that namespace knows it). SSL_CERT_FILE is the server's certificate authority if it
-is your own.
+KFP_HOST names the server (else KF_PIPELINES_ENDPOINT, else its address in a cluster). The token is KFP_TOKEN, or the
+content of the file that KF_PIPELINES_SA_TOKEN_PATH names, which Kubernetes renews. KFP_NAMESPACE is your profile on a
+server with several users; a pod reads it from its own namespace. SSL_CERT_FILE is the server's certificate authority if
+it is your own.
 
-This uses `kfp_server_api`, the generated client below kfp's: kfp's own client sets no time limit for a request.
+This uses `kfp_server_api`, the generated client below kfp's, because kfp's own client sets no time limit for a request.
 """
 
 import json
@@ -14,7 +14,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -30,19 +29,19 @@ from pipelines.kubeflow.requests import CompiledPipeline, DeclaredSchedule, RunR
 
 INSIDE_A_CLUSTER = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-"""Where a pod finds the name of its namespace."""
+"""File with the name of a pod's own namespace."""
 RUN_LABEL = "pipeline/runid"
-"""Label of every pod of a run; Kubeflow sets it."""
+"""Label with which Kubeflow marks every pod of a run."""
 TASK_LABEL = "bebygan/task"
-"""Label of every pod that does a task's work: the task's name."""
+"""Label of the pod that does a task's work; its value is the task's name."""
 _TOKEN_FILE = Path("/var/run/secrets/kubeflow/pipelines/token")
 _ALIVE = ("RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "CANCELING", "PAUSED")
 _PAGE = 200
 """The largest page that a server returns."""
 _ADVICE = {
     400: "correct what it names",
-    401: "the token is missing, unknown or expired: renew KFP_TOKEN or what KF_PIPELINES_SA_TOKEN_PATH names",
-    403: "let this account do that in this namespace, or choose another one by KFP_NAMESPACE",
+    401: "the token is missing, unknown or expired: renew KFP_TOKEN or the file in KF_PIPELINES_SA_TOKEN_PATH",
+    403: "allow this account to do that in this namespace, or choose another namespace by KFP_NAMESPACE",
     404: "it does not exist (any more); check the names, KFP_HOST and KFP_NAMESPACE",
     409: "the name is taken; choose another name",
     429: "the server is busy; try again later",
@@ -51,28 +50,28 @@ _ADVICE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long a server may take, in seconds."""
+    """Time limits and intervals, in seconds."""
 
     request: float = 58.0
-    """For one request with all its attempts."""
+    """Limit of one request with all its attempts."""
     pause: float = 1.0
-    """Between the first two of five attempts when the server is busy; doubles from attempt to attempt."""
-    looks: float = 10.0
-    """Between two looks at a run."""
-    absence: float = 600.0
-    """For which the server may be unreachable while a run is watched: an upgrade, or a move to another node."""
+    """From the first to the second of five attempts if the server is busy; doubles with each attempt."""
+    poll: float = 10.0
+    """Interval at which a run is watched."""
+    outage: float = 600.0
+    """Limit of an outage while a run is watched, as when the server is upgraded or moves to another node."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecurringRun:
-    """A recurring run on the server. It cannot be changed, only enabled, disabled and deleted."""
+    """A recurring run on the server. It can only be enabled, disabled and deleted."""
 
     id: str
     name: str
     description: str
     enabled: bool
     created_at: datetime
-    """In whole seconds: two recurring runs can have the same time."""
+    """In whole seconds, so two recurring runs can have the same time."""
     trigger: str
     """Cron expression, or "every N s"."""
     parameters: Mapping[str, Any]
@@ -80,7 +79,7 @@ class RecurringRun:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a run, or a node that Kubeflow adds for its own work."""
+    """A task of a run, or a node that Kubeflow adds."""
 
     name: str
     state: str
@@ -117,7 +116,7 @@ def _message(error: api.ApiException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the operating system's reason for a failed connection, if there is one behind the error."""
+    """Return the operating system's reason for a failed connection, else the error's message."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, TimeoutError):
@@ -130,22 +129,14 @@ def reason_of(error: BaseException) -> str:
     return _one_line(error)
 
 
-@contextmanager
-def _errors(doing: str, host: str) -> Iterator[None]:
-    try:
-        yield
-    except api.ApiException as error:
-        cause = f"{error.status} {_message(error)}"
+def _cause_and_advice(error: Exception) -> str:
+    if isinstance(error, api.ApiException):
         advice = _ADVICE.get(error.status, "see the log of its deployment ml-pipeline and try again")
-        raise ServiceError(f"{doing} failed at Kubeflow's {host} ({cause}): {advice}") from error
-    except (HTTPError, OSError) as error:
-        cause = reason_of(error)
-        advice = (
-            "its certificate is not trusted: name its authority by SSL_CERT_FILE"
-            if "certificate" in cause.lower()
-            else "check that it runs and is reachable, or correct KFP_HOST"
-        )
-        raise ServiceError(f"{doing} failed at Kubeflow's {host} ({cause}): {advice}") from error
+        return f"({error.status} {_message(error)}): {advice}"
+    cause = reason_of(error)
+    if "certificate" in cause.lower():
+        return f"({cause}): its certificate is not trusted: name its authority by SSL_CERT_FILE"
+    return f"({cause}): check that it runs and is reachable, or correct KFP_HOST"
 
 
 def status_of(error: BaseException) -> int:
@@ -154,12 +145,13 @@ def status_of(error: BaseException) -> int:
 
 
 def _filter(**equals: str | tuple[str, ...]) -> str:
-    """Write a filter in the API's language; a tuple stands for any of its members."""
-    predicates: list[dict[str, Any]] = []
-    for key, value in equals.items():
-        condition = {"string_values": {"values": value}} if isinstance(value, tuple) else {"string_value": value}
-        operation = "IN" if isinstance(value, tuple) else "EQUALS"
-        predicates.append({"operation": operation, "key": key, **condition})
+    """Return a filter in the API's language; a tuple matches any of its members."""
+    predicates = [
+        {"operation": "IN", "key": key, "string_values": {"values": value}}
+        if isinstance(value, tuple)
+        else {"operation": "EQUALS", "key": key, "string_value": value}
+        for key, value in equals.items()
+    ]
     return json.dumps({"predicates": predicates}) if predicates else ""
 
 
@@ -195,7 +187,7 @@ def _parse_run(found: Any) -> Run:
 
 
 class Kubeflow:
-    """A server of Kubeflow Pipelines, and one namespace of it. Every method raises ServiceError, in one line."""
+    """A namespace on a server of Kubeflow Pipelines. Every method raises ServiceError with a message of one line."""
 
     def __init__(self, connection: api.ApiClient, patience: Patience) -> None:
         self.host: str = connection.configuration.host
@@ -217,12 +209,12 @@ class Kubeflow:
         raise ConfigError(f"Kubeflow's {self.host} has several users: set KFP_NAMESPACE to your profile")
 
     def _ask(self, doing: str, call: Callable[..., Any], *arguments: Any, repeatable: bool = True, **named: Any) -> Any:
-        """Call the API. A request that is not repeatable is repeated only if the server did not accept it."""
+        """Call the API, again if the server is busy. Repeat a request that is not repeatable only after status 429."""
         busy = (429, 500, 502, 503, 504) if repeatable else (429,)
         started = time.monotonic()
 
         def attempt() -> Any:
-            # urllib3 tries four times to connect, and a request that is repeatable four times in all.
+            # urllib3 makes four attempts to connect, and four attempts at a repeatable request.
             left = max(self.patience.request - (time.monotonic() - started), 1.0)
             timeout = (left / 16, left * (3 / 16 if repeatable else 3 / 4))
             return call(*arguments, _request_timeout=timeout, **named)
@@ -233,12 +225,14 @@ class Kubeflow:
             stop=stop_after_attempt(5) | stop_before_delay(self.patience.request),
             reraise=True,
         )
-        with _errors(doing, self.host):
+        try:
             answer = retrying(attempt)
+        except (api.ApiException, HTTPError, OSError) as error:
+            raise ServiceError(f"{doing} failed at Kubeflow's {self.host} {_cause_and_advice(error)}") from error
         if "json" not in self._connection.last_response.getheader("Content-Type", ""):
             raise ServiceError(
-                f"{doing} failed at Kubeflow's {self.host} (the answer is not one of Kubeflow Pipelines, perhaps a "
-                "login page): correct KFP_HOST, or give a token by KFP_TOKEN"
+                f"{doing} failed at Kubeflow's {self.host} (the answer is not from Kubeflow Pipelines, perhaps a "
+                "login page): correct KFP_HOST, or set KFP_TOKEN"
             )
         return answer
 
@@ -252,7 +246,7 @@ class Kubeflow:
                 return
 
     def _ensure(self, kind: str, name: str, find: Callable[..., Any], create: Callable[..., Any]) -> str:
-        """Return the id of what has this name, created if it does not exist. Somebody else may create it meanwhile."""
+        """Return the id of the object with this name. Create it if neither we nor another client has."""
         text, id_ = kind.replace("_", " "), f"{kind}_id"
 
         def found() -> str | None:
@@ -263,7 +257,7 @@ class Kubeflow:
             try:
                 return str(getattr(self._ask(f"creating the {text} {name}", create, repeatable=False), id_))
             except ServiceError as error:
-                # An upload under a name that is taken gets 500.
+                # The server answers 500 to an upload whose name is taken.
                 if status_of(error) in (409, 500) and (existing := found()):
                     return existing
                 raise
@@ -273,14 +267,14 @@ class Kubeflow:
         return self._ids[kind, name]
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, created if it does not exist."""
+        """Return the id of an experiment; create it if it does not exist."""
         service = api.ExperimentServiceApi(self._connection)
         body = api.V2beta1Experiment(display_name=name, namespace=self.namespace or None)
         find = partial(service.experiment_service_list_experiments, namespace=self.namespace)
         return self._ensure("experiment", name, find, partial(service.experiment_service_create_experiment, body))
 
     def upload(self, pipeline: CompiledPipeline) -> tuple[str, str]:
-        """Return the ids of a pipeline and of its version, created if they do not exist."""
+        """Return the ids of a pipeline and of its version; create them if they do not exist."""
         service, name = api.PipelineServiceApi(self._connection), pipeline.name
         body = api.V2beta1Pipeline(name=name, display_name=name, namespace=self.namespace or None)
         find = partial(service.pipeline_service_list_pipelines, namespace=self.namespace)
@@ -294,7 +288,7 @@ class Kubeflow:
             return pipeline_id, self._ensure("pipeline_version", pipeline.version, find, create)
 
     def _fields(self, request: RunRequest, description: str) -> dict[str, Any]:
-        """Return what the API's models of a run and of a recurring run have in common."""
+        """Return the fields that runs and recurring runs have in common."""
         pipeline_id, version_id = self.upload(request.pipeline)
         return {
             "display_name": request.name,
@@ -343,9 +337,9 @@ class Kubeflow:
         return self._create_recurring_run(body)
 
     def change(self, kind: Literal["enable", "disable", "delete"], recurring_run: str) -> None:
-        """Enable, disable or delete a recurring run; runs under way continue. One that no longer exists is no error.
+        """Enable, disable or delete a recurring run if it exists; its active runs continue.
 
-        An older server kills the runs of a recurring run that is deleted: make sure that none is alive.
+        An older server kills the active runs of a recurring run when it deletes it: check `alive_runs` first.
         """
         call = getattr(self._schedules, f"recurring_run_service_{kind}_recurring_run")
         options = {"propagation_policy": "ORPHAN"} if kind == "delete" else {}
@@ -356,13 +350,13 @@ class Kubeflow:
                 raise
 
     def runs(self, **equals: str | tuple[str, ...]) -> Iterator[Run]:
-        """Yield the runs of the namespace whose fields have these values, or one of a tuple's; newest first."""
+        """Yield the namespace's runs whose fields have these values, or one value of a tuple; newest first."""
         call = self._run_service.run_service_list_runs
         named = {"namespace": self.namespace, "sort_by": "created_at desc", "filter": _filter(**equals)}
         return map(_parse_run, self._pages("listing the runs", call, "runs", **named))
 
     def alive_runs(self, recurring_run: str) -> list[Run]:
-        """Return the runs of a recurring run that have not ended."""
+        """Return the active runs of a recurring run."""
         return list(self.runs(recurring_run_id=recurring_run, state=_ALIVE))
 
     def create_run(self, request: RunRequest, description: str) -> str:
@@ -376,7 +370,7 @@ class Kubeflow:
         return _parse_run(self._ask(f"reading the run {run}", self._run_service.run_service_get_run, run))
 
     def page(self, run: str) -> str:
-        """Return the address of a run's page, below BEBYGAN_CONSOLE if that is set."""
+        """Return the address of a run's web page, below BEBYGAN_CONSOLE if that is set."""
         return f"{os.environ.get('BEBYGAN_CONSOLE') or self.host}/#/runs/details/{run}"
 
 
@@ -384,8 +378,8 @@ def connect(patience: Patience = Patience()) -> Kubeflow:
     """Connect to the server that the environment names.
 
     Raises:
-        ConfigError: the server has several users and KFP_NAMESPACE is not set, or a file that is named does not exist.
-        ServiceError: the server is unreachable or refuses.
+        ConfigError: KFP_NAMESPACE is not set and the server has several users, or a file in a variable does not exist.
+        ServiceError: the server is unreachable or rejects the request.
     """
     host = os.environ.get("KFP_HOST") or os.environ.get("KF_PIPELINES_ENDPOINT") or INSIDE_A_CLUSTER
     token, authority = os.environ.get("KFP_TOKEN"), os.environ.get("SSL_CERT_FILE")
@@ -394,7 +388,7 @@ def connect(patience: Patience = Patience()) -> Kubeflow:
         raise ConfigError(f"there is no token in {file}, which KF_PIPELINES_SA_TOKEN_PATH names")
     if authority and not Path(authority).is_file():
         raise ConfigError(f"there is no certificate in {authority}, which SSL_CERT_FILE names")
-    # It warns of each attempt; our message comes after the last one.
+    # urllib3 warns about each failed attempt; we report only the last one.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     settings = api.Configuration(host=(host if "://" in host else f"https://{host}").rstrip("/"))
     settings.ssl_ca_cert = authority
@@ -405,6 +399,6 @@ def connect(patience: Patience = Patience()) -> Kubeflow:
 
         renew(settings)
         settings.api_key_prefix["authorization"] = "Bearer"
-        # Called before each request.
+        # The client calls this before each request.
         settings.refresh_api_key_hook = renew
     return Kubeflow(api.ApiClient(settings), patience)

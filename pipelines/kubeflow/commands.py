@@ -1,4 +1,4 @@
-"""The commands of `bebygan` that compile the pipeline or start it on a cluster: compile, submit, schedule."""
+"""The commands compile, submit and schedule of `bebygan`."""
 
 import argparse
 import time
@@ -13,7 +13,7 @@ from pipelines.kubeflow.compilation import compiled_retrain, retrain_manifests, 
 from pipelines.kubeflow.requests import RunRequest
 from pipelines.kubeflow.resources import TASKS, load_cluster
 from pipelines.kubeflow.runs import age, wait
-from pipelines.kubeflow.schedule_file import PLACES, declared_schedules, load_schedules, place, storable
+from pipelines.kubeflow.schedule_file import PLACES, ScheduleFile, declared_schedules, load_schedules, place, storable
 from pipelines.kubeflow.schedules import Action, apply, existing, forecast, pause, resume
 
 
@@ -21,7 +21,7 @@ def compile_pipeline(options: argparse.Namespace) -> None:
     """Write the pipeline for Kubeflow."""
     cluster = load_cluster(options.cluster)
     if not cluster.images.pinned:
-        say(f"warning: {options.cluster} names an image without digest: caches and runs do not see when it changes")
+        say(f"warning: {options.cluster} names an image without digest: caches and runs do not notice if it changes")
     content = (
         retrain_manifests(cluster, options.params, options.namespace)
         if options.manifests
@@ -32,9 +32,10 @@ def compile_pipeline(options: argparse.Namespace) -> None:
 
 
 def submit(options: argparse.Namespace) -> None:
-    """Start a run of the pipeline, uploaded if this version does not exist on the server."""
+    """Start a run of the pipeline; upload this version if it does not exist on the server."""
     places = {name: getattr(options, name) for name in PLACES}
-    for name, check in dict.fromkeys(PLACES, place).items() | {"reason": storable, "experiment": storable}.items():
+    for name in (*PLACES, "reason", "experiment"):
+        check = place if name in PLACES else storable
         try:
             check(getattr(options, name))
         except ValueError as error:
@@ -64,31 +65,32 @@ def schedule_plan(options: argparse.Namespace) -> None:
     actions = forecast(connect(), file.owner, declared)
     for action in actions:
         print(action)
-    _print_unchanged({schedule.name for schedule in declared}, {action.name for action in actions})
+    _print_unchanged(file, actions)
 
 
 def schedule_apply(options: argparse.Namespace) -> None:
-    """Make the schedules on the server those of the file."""
+    """Apply the schedules of the file to the server."""
     file = load_schedules(options.file)
     declared = declared_schedules(file)
-    changed = set()
+    actions = list[Action]()
 
     def report(action: Action) -> None:
-        changed.add(action.name)
+        actions.append(action)
         print(action, flush=True)
 
     waiting = apply(connect(), file.owner, declared, report)
-    _print_unchanged({schedule.name for schedule in declared}, changed)
+    _print_unchanged(file, actions)
     if waiting:
-        print(f"a run of an old version continues, a later apply removes it: {', '.join(waiting)}")
+        print(f"old versions still have active runs, a later apply removes them: {', '.join(waiting)}")
 
 
-def _print_unchanged(declared: set[str], changed: set[str]) -> None:
-    print(f"unchanged: {len(declared - changed)} of {len(declared)}")
+def _print_unchanged(file: ScheduleFile, actions: list[Action]) -> None:
+    unchanged = {schedule.name for schedule in file.schedules} - {action.name for action in actions}
+    print(f"unchanged: {len(unchanged)} of {len(file.schedules)}")
 
 
 def schedule_list(options: argparse.Namespace) -> None:
-    """Print the owner's schedules on the server."""
+    """Print the schedules of the file's owner on the server."""
     owner = load_schedules(options.file).owner
     rows = [
         (each.name, each.run.trigger, each.state, age(each.run.created_at), each.run.id)

@@ -1,8 +1,8 @@
-"""Cron expressions as Kubeflow's schedules read them: six fields, the first one seconds.
+"""Validation of cron expressions in the syntax of Kubeflow's schedules: six fields, the first one seconds.
 
-The syntax is that of robfig/cron 1.2, whose parser the API server and the controller of schedules use. It accepts five
-fields too, but reads minutes as seconds: "0 2 * * *" would start a run every hour. So five fields are rejected here.
-Times are in the controller's time zone: UTC, unless its CRON_SCHEDULE_TIMEZONE is set.
+Kubeflow's API server and its controller of schedules use the parser robfig/cron 1.2. That parser also accepts five
+fields, but reads minutes as seconds: "0 2 * * *" would start a run every hour. This module rejects five fields. Times
+are in the controller's time zone: UTC, unless its CRON_SCHEDULE_TIMEZONE is set.
 """
 
 import re
@@ -30,25 +30,21 @@ def _number(text: str, names: dict[str, int], field: str) -> int:
 
 
 def _values(text: str, field: str, lowest: int, highest: int, names: dict[str, int]) -> set[int]:
-    """Return the values that a field stands for.
-
-    Raises:
-        ValueError: a part has the wrong syntax or range.
-    """
+    """Return the values that a field matches; a ValueError names the wrong part."""
     found: set[int] = set()
     for part in text.split(","):
         match = _PART.fullmatch(part)
         if not match or bool(match["all"]) == bool(match["low"]):
             raise ValueError(f"{field}: {part!r} is none of *, 5, 1-5, */5, 1-30/5, or several with commas between")
         low = lowest if match["all"] else _number(match["low"], names, field)
-        # A single value with a step goes on to the end.
+        # A single value with a step is a range up to the highest value.
         to_the_end = match["all"] or (match["step"] and not match["high"])
         high = highest if to_the_end else _number(match["high"] or match["low"], names, field)
         step = int(match["step"] or 1)
         if low < lowest or high > highest:
             raise ValueError(f"{field}: {part!r} is not within {lowest}-{highest}")
         if low > high:
-            raise ValueError(f"{field}: {part!r} begins after it ends")
+            raise ValueError(f"{field}: {part!r} starts after it ends")
         if step < 1:
             raise ValueError(f"{field}: the step of {part!r} must be at least 1")
         found.update(range(low, high + 1, step))
@@ -59,7 +55,7 @@ def checked(expression: str) -> str:
     """Return a cron expression, its fields separated by one space.
 
     Raises:
-        ValueError: there are not six fields, one is wrong (it is named), or no month has the day.
+        ValueError: there are not six fields, a field is invalid, or no month has the day; names the field.
     """
     fields = expression.split()
     if len(fields) != len(_FIELDS):
@@ -72,7 +68,7 @@ def checked(expression: str) -> str:
         _values(text, field, lowest, highest, names)
         for text, (field, lowest, highest, names) in zip(fields, _FIELDS, strict=True)
     )
-    # With a day of the week given too, either of the two is enough.
+    # If the day of the week is given too, cron starts a run on either of the two.
     if fields[5][0] in "*?" and all(day > _LONGEST[month - 1] for day in days for month in months):
         raise ValueError(f"day of the month: no month of {fields[4]!r} has a day {fields[3]}, so it would never start")
     return " ".join(fields)

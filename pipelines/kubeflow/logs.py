@@ -1,4 +1,4 @@
-"""Logs of a run's tasks, read from their pods through Kubernetes' own API."""
+"""Logs of a run's tasks, read from their pods through the Kubernetes API."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from urllib3.exceptions import HTTPError, LocationValueError
 from bebygan.errors import ConfigError, ServiceError
 from pipelines.kubeflow import client as kfp
 from pipelines.kubeflow.client import RUN_LABEL, TASK_LABEL, Kubeflow, Run, connect, status_of
-from pipelines.kubeflow.runs import through_absence, watch
+from pipelines.kubeflow.runs import retrying_outages, watch
 
 
 @dataclass
@@ -37,15 +37,15 @@ class _Pods:
         raise ServiceError(f"{doing} failed at Kubernetes' {self.host}, namespace {self.namespace} ({text})") from cause
 
     def list(self) -> list[client.V1Pod]:
-        """Return the pods of the run's tasks, oldest first; if none has the label of a task, all pods of the run."""
+        """Return the pods with a task's label, or all pods of the run if no pod has one; oldest first."""
         call = self.core.list_namespaced_pod
         pods = self._ask("listing pods", call, label_selector=f"{RUN_LABEL}={self.run_id}").items
         pods = [pod for pod in pods if TASK_LABEL in pod.metadata.labels] or pods
         return sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
 
     def log(self, pod: str) -> str:
-        """Return what a pod has printed; nothing if it has not started, or does not exist any more."""
-        # The text as it is: the client would parse a log that happens to be JSON.
+        """Return a pod's log; empty if the pod has not started or no longer exists."""
+        # Without this option the client parses a log that is JSON.
         raw = {"container": "main", "_preload_content": False}
         try:
             answer = self._ask(f"reading the log of {pod}", self.core.read_namespaced_pod_log, name=pod, **raw)
@@ -57,10 +57,10 @@ class _Pods:
 
 
 def _pods(kubeflow: Kubeflow, run_id: str) -> _Pods:
-    """Find the cluster of the kubeconfig, else of the pod in which this runs.
+    """Connect to the cluster of the kubeconfig, else to that of the pod in which this runs.
 
     Raises:
-        ServiceError: there is neither.
+        ServiceError: there is neither a kubeconfig nor a pod's account.
     """
     settings, kubeconfig = client.Configuration(), os.environ.get("KUBECONFIG")
     own = None
@@ -72,7 +72,7 @@ def _pods(kubeflow: Kubeflow, run_id: str) -> _Pods:
             config.load_incluster_config(settings)
             own = kfp.NAMESPACE_FILE.read_text().strip()
     except (config.ConfigException, OSError, ValueError, LocationValueError) as error:
-        raise ServiceError("the pods cannot be asked for their logs: there is no usable kubeconfig") from error
+        raise ServiceError("the logs of the pods cannot be read: there is no usable kubeconfig") from error
     settings.retries = False
     namespace = kubeflow.namespace or os.environ.get("KFP_NAMESPACE") or own or "kubeflow"
     return _Pods(client.CoreV1Api(client.ApiClient(settings)), settings.host, namespace, run_id)
@@ -82,9 +82,9 @@ def _show(
     pods: _Pods, runs: Iterator[Run], ask: Callable[..., Any], only: str | None, *, follow: bool
 ) -> Iterator[str]:
     read: Counter[str] = Counter()
-    """Characters of each pod's log."""
+    """Characters that were read of each pod's log."""
     complete: set[str] = set()
-    """Pods that print no more."""
+    """Pods that have ended and were read."""
     headings: dict[str, str] = {}
     """Last heading of each task."""
     current, known = "", set()
@@ -99,7 +99,7 @@ def _show(
             ended = pod.status.phase in ("Succeeded", "Failed") or not run.alive
             text = "" if id_ in complete else ask(pods.log, name)[read[id_] :]
             if follow and not ended:
-                # The rest of the last line is yet to come.
+                # The last line is incomplete.
                 text = text[: text.rfind("\n") + 1]
             read[id_] += len(text)
             if ended:
@@ -119,17 +119,17 @@ def _show(
 
 
 def logs(kubeflow: Kubeflow, run_id: str, only: str | None = None, *, follow: bool = False) -> Iterator[str]:
-    """Yield the logs of a run's tasks, below lines that name the task and its state.
+    """Yield the logs of a run's tasks below headings with a task's name and state.
 
     Args:
         kubeflow: the server.
         run_id: the run.
-        only: name of the one task to show; None shows all.
-        follow: continue with what is printed until the run ends, line by line.
+        only: name of the only task to show; None shows all tasks.
+        follow: yield new lines until the run ends.
 
     Raises:
-        ConfigError: there is no such task.
-        ServiceError: a server is unreachable or refuses, or there is no log (any more); says where else to look.
+        ConfigError: the run has no such task.
+        ServiceError: a server is unreachable or rejects the request, or there is no log; names other ways to find it.
     """
     run = kubeflow.run(run_id)
     runs = watch(kubeflow, run_id) if follow else iter([run])
@@ -137,7 +137,7 @@ def logs(kubeflow: Kubeflow, run_id: str, only: str | None = None, *, follow: bo
     try:
         pods = _pods(kubeflow, run_id)
         namespace = pods.namespace
-        ask = through_absence(kubeflow.patience) if follow else lambda call, *arguments: call(*arguments)
+        ask = retrying_outages(kubeflow.patience) if follow else lambda call, *arguments: call(*arguments)
         yield from _show(pods, runs, ask, only, follow=follow)
     except ServiceError as error:
         labels = f"{RUN_LABEL}={run_id}" + (f",{TASK_LABEL}={only}" if only else "")
@@ -154,5 +154,5 @@ def show(options: argparse.Namespace) -> None:
         for text in logs(connect(), options.run_id, options.task, follow=options.follow):
             print(text, flush=True)
     except BrokenPipeError:
-        # The reader, such as `| head`, has ended. The interpreter's last flush must not fail either.
+        # The reader, such as `| head`, has ended, and the interpreter's last flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Build the manifests of infra/kubernetes with kubectl, and reject images that are not named by digest."""
+"""Build the manifests of infra/kubernetes with kubectl, and reject images without digest."""
 
 import argparse
 import re
@@ -26,11 +26,11 @@ def build(overlay: Path) -> str:
     """Return the YAML of a kustomization.
 
     Raises:
-        ConfigError: kubectl is missing, or the kustomization does not build; the message is kubectl's.
+        ConfigError: kubectl is missing, or the kustomization does not build; contains kubectl's message.
     """
     built = subprocess.run([_kubectl(), "kustomize", str(overlay)], capture_output=True, text=True, check=False)
     if built.returncode:
-        # kubectl logs some errors in a format with time and source, in which the reason is quoted.
+        # kubectl logs some errors with time and source, and the reason in quotes.
         logged = re.search(r' err="(.*)"', built.stderr, re.DOTALL)
         reason = " ".join((logged[1] if logged else built.stderr).split()).removeprefix("error: ")
         raise ConfigError(f"{overlay} cannot be built: {reason}")
@@ -51,10 +51,10 @@ def containers(manifest: object) -> Iterator[dict[str, Any]]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print the YAML of a kustomization in which every image is named by digest.
+    """Print the YAML of a kustomization.
 
     Raises:
-        ConfigError: it does not build, or an image is named by a tag, which can be moved to another image.
+        ConfigError: it does not build, or an image has no digest: a tag can be moved to another image.
     """
     text = build(options.overlay)
     images = {each["image"] for each in containers(list(yaml.safe_load_all(text))) if "image" in each}

@@ -1,4 +1,4 @@
-"""What a server of Kubeflow Pipelines is asked to run."""
+"""Requests to Kubeflow Pipelines: a compiled pipeline with its inputs, once or on a schedule."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ SERVICE_ACCOUNT = "bebygan-retrain"
 
 @dataclass(frozen=True)
 class CompiledPipeline:
-    """A pipeline as Kubeflow reads it."""
+    """A pipeline compiled for Kubeflow."""
 
     name: str
     content: bytes
@@ -20,16 +20,16 @@ class CompiledPipeline:
 
     @cached_property
     def version(self) -> str:
-        """Name of this version, at most 63 characters: the same for the same content, another one for other content."""
+        """Name of this version, at most 63 characters, with a hash of the content."""
         return f"{self.name}-{hashlib.sha256(self.content).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a run is to do."""
+    """A run to start."""
 
     name: str
-    """Shown to people; need not be unique."""
+    """Display name; need not be unique."""
     pipeline: CompiledPipeline
     """Uploaded if this version does not exist on the server."""
     parameters: Mapping[str, str]
@@ -41,7 +41,7 @@ class RunRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DeclaredSchedule(RunRequest):
-    """What a recurring run is to do."""
+    """A schedule to create as a recurring run."""
 
     paused: bool
     cron: str | None
@@ -49,13 +49,13 @@ class DeclaredSchedule(RunRequest):
     interval: int | None
     """Seconds from one run to the next; None if `cron` is given."""
     concurrency: int
-    """How many runs can be under way at once, 1 to 10."""
+    """Number of runs that can be active at once, 1 to 10."""
     catchup: bool
-    """Whether runs that were missed are made up for."""
+    """Whether missed runs are started later."""
 
     @cached_property
     def specification(self) -> str:
-        """SHA-256 over all of it but the name and `paused`, which can be changed in place."""
+        """SHA-256 of all fields except the name and `paused`, which does not need a new recurring run."""
         content = vars(self) | {"pipeline": self.pipeline.version, "name": None, "paused": None}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
 

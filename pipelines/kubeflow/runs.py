@@ -1,4 +1,4 @@
-"""Runs on a cluster: watch one until it ends, list them."""
+"""Watch and list runs on a cluster."""
 
 import argparse
 import logging
@@ -25,40 +25,40 @@ def _warn_once(state: RetryCallState) -> None:
         _log.warning("warning: %s; trying again", state.outcome.exception())
 
 
-def through_absence(patience: Patience) -> Retrying:
-    """Return the policy of calls while a run is watched: they are repeated while a server is unreachable."""
+def retrying_outages(patience: Patience) -> Retrying:
+    """Return a policy that repeats a call while the server is unreachable."""
     return Retrying(
         retry=retry_if_exception(_may_pass),
-        wait=wait_fixed(patience.looks),
-        stop=stop_after_delay(patience.absence),
+        wait=wait_fixed(patience.poll),
+        stop=stop_after_delay(patience.outage),
         before_sleep=_warn_once,
         reraise=True,
     )
 
 
 def watch(kubeflow: Kubeflow, run_id: str) -> Iterator[Run]:
-    """Yield the state of a run at intervals, until it has ended.
+    """Yield a run at intervals, until it has ended.
 
     Raises:
-        ServiceError: the server refuses, or stays unreachable.
+        ServiceError: the server rejects the request, or stays unreachable.
     """
     yield (run := kubeflow.run(run_id))
     while run.alive:
-        time.sleep(kubeflow.patience.looks)
-        yield (run := through_absence(kubeflow.patience)(kubeflow.run, run_id))
+        time.sleep(kubeflow.patience.poll)
+        yield (run := retrying_outages(kubeflow.patience)(kubeflow.run, run_id))
 
 
 def wait(kubeflow: Kubeflow, run_id: str, tasks: Collection[str], report: Callable[[str], None]) -> None:
-    """Wait until a run ends, and report when a task changes its state.
+    """Wait until a run ends, and report one line whenever a task changes its state.
 
     Args:
         kubeflow: the server.
         run_id: the run.
-        tasks: names of the pipeline's tasks; Kubeflow lists nodes of its own among them.
-        report: called with one line of text.
+        tasks: names of the pipeline's tasks, which Kubeflow lists among its own nodes.
+        report: called with each line.
 
     Raises:
-        ServiceError: the server stays unreachable, or the run does not succeed; names the tasks that failed.
+        ServiceError: the server stays unreachable, or the run does not succeed; names the failed tasks.
     """
     states: dict[str, str] = {}
     for run in watch(kubeflow, run_id):
@@ -71,12 +71,12 @@ def wait(kubeflow: Kubeflow, run_id: str, tasks: Collection[str], report: Callab
         reasons = "; ".join(f"{task.name}: {task.error}" if task.error else task.name for task in failed)
         raise ServiceError(
             f"the run {run_id} ended {run.state.lower()} ({reasons or run.error or 'no task failed'}): "
-            f"`bebygan logs {run_id}` shows what it printed"
+            f"`bebygan logs {run_id}` shows its logs"
         )
 
 
 def age(moment: datetime) -> str:
-    """Return how long ago something was, such as "3 h"."""
+    """Return the time since a moment in its largest unit, such as "3 h"."""
     seconds = max(int((datetime.now(UTC) - moment).total_seconds()), 0)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:

@@ -1,4 +1,4 @@
-"""Read infra/schedules.yaml, compile the pipeline that its schedules start, and collect the inputs of each."""
+"""Read infra/schedules.yaml, and compile the pipeline and collect the inputs for its schedules."""
 
 import re
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 def storable(text: str) -> str:
     """Return a text that Kubeflow's database can store.
 
-    Its columns hold 255 characters, and MySQL's default character set refuses what is not Latin.
+    Its columns are 255 characters wide, and MySQL's default character set rejects characters that are not Latin.
 
     Raises:
-        ValueError: the text is too long, or has other characters than printable ASCII.
+        ValueError: the text is longer, or contains other characters than printable ASCII.
     """
     if len(text) > 255 or not (text.isascii() and text.isprintable()):
         raise ValueError(
@@ -56,7 +56,7 @@ def _interval(text: str) -> str:
 
 
 def interval_seconds(every: str | None) -> int | None:
-    """Return an interval in seconds."""
+    """Return the seconds of an interval that `Schedule.every` accepts."""
     if every is None:
         return None
     number, unit = every.split()
@@ -73,15 +73,15 @@ class Schedule(Settings):
     name: Annotated[str, Constraint(pattern=r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")]
     """Its name in this file and on the server."""
     cron: Annotated[str, AfterValidator(checked)] | None = None
-    """When: second, minute, hour, day of the month, month, day of the week; see pipelines/kubeflow/cron.py."""
+    """Trigger: second, minute, hour, day of the month, month, day of the week; see pipelines/kubeflow/cron.py."""
     every: Annotated[str, AfterValidator(_interval)] | None = None
-    """Or how often: a number and s, min, h or d."""
+    """Interval instead of `cron`: a number and s, min, h or d."""
     params: Path = PARAMS_FILE
-    """Parameters: params.yaml or a profile."""
+    """File of parameters: params.yaml or a profile."""
     set: tuple[str, ...] = ()
-    """Single parameters, name=value."""
+    """Changes of single parameters, name=value."""
     source: Annotated[str, AfterValidator(place), Constraint(pattern=".+")]
-    """Folder or s3:// prefix of photographs, as a task sees it."""
+    """Folder in the tasks' containers, or s3:// prefix, of the photographs."""
     remote: Place = ""
     """DVC remote for data versions; empty for none."""
     checkpoints: Place = f"{VOLUME}/checkpoints"
@@ -91,13 +91,13 @@ class Schedule(Settings):
     experiment: Annotated[str, AfterValidator(storable)] = "bebygan"
     """Kubeflow's experiment, under which the runs are listed."""
     concurrency: Annotated[int, Constraint(at_least=1, at_most=10)] = 1
-    """How many runs of it can be under way at once."""
+    """Number of its runs that can be active at once."""
     catchup: bool = False
-    """Whether runs that were missed, while it was paused or the cluster was down, are made up for."""
+    """Whether to start runs later that were missed while the schedule was paused or the cluster was down."""
     paused: bool = False
-    """Whether it starts nothing."""
+    """Whether the schedule is disabled."""
     cluster: Path | None = None
-    """Images and machines, if they differ from those of the other schedules."""
+    """Images and resources of its tasks, if they differ from those of the other schedules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +105,11 @@ class ScheduleFile(Settings):
     """All schedules of an owner."""
 
     owner: Annotated[str, Constraint(pattern=r"[a-z0-9][a-z0-9.-]{0,49}")]
-    """Schedules of other owners in the same namespace are left alone."""
+    """Owner of the schedules. Schedules of other owners in the same namespace are not changed."""
     cluster: Path
-    """What tasks get on the cluster: images, resources, secrets."""
+    """File of the tasks' images, resources and secrets."""
     require_digests: bool = False
-    """Whether images must be named by digest."""
+    """Whether to reject images without a digest."""
     schedules: tuple[Schedule, ...]
 
 
@@ -121,7 +121,7 @@ def _entries(path: Path) -> tuple[dict[str, Any], list[Any]]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not isinstance(values.get("schedules"), list):
-        raise ConfigError(f"{path} must name owner, cluster and schedules, the last one a list")
+        raise ConfigError(f"{path} must contain owner, cluster and schedules, the last one a list")
     return values, values["schedules"]
 
 
@@ -129,8 +129,8 @@ def load_schedules(path: Path) -> ScheduleFile:
     """Read the schedules that a file declares.
 
     Raises:
-        ConfigError: the file cannot be read, or something in it is unknown, missing, wrong or declared twice; names
-            the schedule.
+        ConfigError: the file cannot be read, or an entry is unknown, missing, invalid or declared twice; names the
+            schedule.
     """
     values, entries = _entries(path)
     schedules: list[Schedule] = []
@@ -149,7 +149,7 @@ def load_schedules(path: Path) -> ScheduleFile:
         if bool(schedule.cron) == bool(schedule.every):
             raise ConfigError(f"{where}: give one of cron and every")
         if any(schedule.name == earlier.name for earlier in schedules):
-            raise ConfigError(f"{where}: there are two of this name; rename one")
+            raise ConfigError(f"{where}: two schedules have this name; rename one")
         schedules.append(schedule)
     try:
         outer = from_yaml(ScheduleFile, yaml.safe_dump(values | {"schedules": []}))
@@ -158,33 +158,29 @@ def load_schedules(path: Path) -> ScheduleFile:
     return replace(outer, schedules=tuple(schedules))
 
 
-def _require_digests(path: Path, cluster: Cluster) -> None:
-    if not cluster.images.pinned:
-        raise ConfigError(
-            f"{path} names an image without a digest ({cluster.images.version}), so another image can take its place: "
-            "name it as name@sha256:..., or set require_digests to false"
-        )
-
-
 def declared_schedules(file: ScheduleFile) -> list[DeclaredSchedule]:
-    """Compile the pipeline for each cluster that is named, and collect the inputs of each schedule.
+    """Compile the pipeline for each cluster, and collect the inputs of each schedule.
 
     Raises:
-        ConfigError: parameters or the cluster's settings are wrong, or an image has no digest and must have one; names
-            the schedule.
+        ConfigError: parameters or the cluster's settings are invalid, or an image lacks a required digest; names the
+            schedule.
     """
     clusters: dict[Path, Cluster] = {}
     inputs = {}
     for schedule in file.schedules:
         path = schedule.cluster or file.cluster
         try:
-            clusters.setdefault(path, load_cluster(path))
-            if file.require_digests:
-                _require_digests(path, clusters[path])
+            clusters[path] = cluster = load_cluster(path)
             params = inputs_of(load_params(schedule.params, schedule.set))
         except ConfigError as error:
             raise ConfigError(f"schedule {schedule.name}: {error}") from error
+        if file.require_digests and not cluster.images.pinned:
+            raise ConfigError(
+                f"schedule {schedule.name}: {path} names an image without a digest ({cluster.images.version}), so its "
+                "content can change: name it as name@sha256:..., or set require_digests to false"
+            )
         inputs[schedule.name] = {name: getattr(schedule, name) for name in PLACES} | params
+    # Compiling takes a second, so it comes after all checks.
     compiled = {path: compiled_retrain(cluster) for path, cluster in clusters.items()}
     return [
         DeclaredSchedule(

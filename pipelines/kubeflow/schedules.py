@@ -1,10 +1,10 @@
-"""Make the schedules on a server of Kubeflow Pipelines those that a file declares.
+"""Apply declared schedules to a server of Kubeflow Pipelines.
 
-A recurring run cannot be changed, so each carries a hash of its whole specification: the compiled pipeline, its inputs,
-and when it starts. A recurring run without the hash of a declared schedule is disabled, and deleted once none of its
-runs is alive. `plan` compares what is declared with what exists. `apply` does the first stage of the plan and compares
-again, until nothing is left to do. So it does not matter where an earlier apply stopped, or who else applies: of two
-equal recurring runs the older one stays, whoever created it.
+A recurring run cannot be changed, so its description contains a hash of its whole specification: the compiled pipeline,
+its inputs and its trigger. A recurring run that matches no declared schedule is disabled, and deleted when it has no
+active run. `apply` plans all changes, makes those of the first stage, and plans again, until no change is left. It can
+therefore continue after an interrupted apply, or run beside another one: of two equal recurring runs, the older one
+stays.
 """
 
 import re
@@ -21,25 +21,25 @@ from pipelines.kubeflow.client import Kubeflow, RecurringRun
 from pipelines.kubeflow.requests import DeclaredSchedule
 
 _ROUNDS = 10
-"""Comparisons before giving up because somebody else keeps changing the schedules; four are enough alone."""
+"""Plans that `apply` makes before it fails. Without another client, four are enough."""
 _MARK = re.compile(r"bebygan schedule (?P<owner>[\w.-]+)/(?P<name>[\w.-]+) (?P<hash>[0-9a-f]{64})(?P<held> paused)?")
 _STAGES = {"create": 0, "disable": 1, "enable": 1, "delete": 2}
-"""Old recurring runs stay as they are until all new ones exist."""
+"""Old recurring runs stay unchanged until all new ones exist."""
 
 
 @dataclass(frozen=True)
 class ServerSchedule:
-    """A recurring run on the server that stands for a schedule of the owner."""
+    """A recurring run on the server that belongs to a schedule of the owner."""
 
     name: str
     specification: str
     held: bool
-    """Paused by hand. It stays so when the schedule changes, until it is resumed by hand."""
+    """Paused by hand. It stays paused if the schedule changes, until it is resumed by hand."""
     run: RecurringRun
 
     @property
     def state(self) -> str:
-        """Whether it starts runs, for people."""
+        """Whether it starts runs, as text."""
         return "paused by hand" if self.held else "enabled" if self.run.enabled else "disabled"
 
 
@@ -63,7 +63,7 @@ def _description(owner: str, name: str, specification: str, *, held: bool) -> st
 
 
 def existing(recurring_runs: Iterable[RecurringRun], owner: str) -> list[ServerSchedule]:
-    """Return the owner's schedules among all recurring runs of a server, sorted by name, the oldest of a name first."""
+    """Return the owner's schedules among all recurring runs of a server, sorted by name and age, the oldest first."""
     marks = ((_MARK.fullmatch(each.description), each) for each in recurring_runs)
     found = [
         ServerSchedule(mark["name"], mark["hash"], bool(mark["held"]), each)
@@ -74,7 +74,7 @@ def existing(recurring_runs: Iterable[RecurringRun], owner: str) -> list[ServerS
 
 
 def _parameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return inputs with the YAML texts of parameters flattened."""
+    """Return inputs with flattened parameters; older versions have one input for each group of parameters."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if name == "params" or name.endswith("_params"):
@@ -85,8 +85,7 @@ def _parameters(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def difference(declared: DeclaredSchedule, there: RecurringRun) -> str:
-    """Return how a declared schedule differs from a recurring run."""
+def _difference(declared: DeclaredSchedule, there: RecurringRun) -> str:
     now, before = _parameters(declared.parameters), _parameters(there.parameters)
     changes = [f"{there.trigger} -> {declared.trigger}"] if there.trigger != declared.trigger else []
     return ", ".join(changes + differences(before, now)) or "code, images or resources"
@@ -101,7 +100,7 @@ def _plan_one(name: str, declared: DeclaredSchedule | None, there: Sequence[Serv
     others = [each for each in there if each is not chosen]
     actions = []
     if declared and not chosen:
-        why = difference(declared, there[-1].run) if there else f"{declared.pipeline.name}, {declared.trigger}"
+        why = _difference(declared, there[-1].run) if there else f"{declared.pipeline.name}, {declared.trigger}"
         actions.append(Action("create", name, why, held=held))
     why = "replaced" if declared else "no longer declared"
     actions += [Action("disable", name, why, each.run.id) for each in others if each.run.enabled]
@@ -113,23 +112,18 @@ def _plan_one(name: str, declared: DeclaredSchedule | None, there: Sequence[Serv
     return actions + [Action("delete", name, why, each.run.id) for each in others]
 
 
-def plan(declared: Iterable[DeclaredSchedule], there: Sequence[ServerSchedule]) -> list[Action]:
-    """Return all changes that make the server's schedules those that are declared, in their order.
-
-    Args:
-        declared: schedules with different names.
-        there: the owner's schedules on the server, as `existing` sorts them.
-    """
-    by_name = {schedule.name: schedule for schedule in declared}
+def _plan(kubeflow: Kubeflow, owner: str, declared: Mapping[str, DeclaredSchedule]) -> list[Action]:
+    """Return all changes that the server needs, sorted by stage."""
+    there = existing(kubeflow.recurring_runs(), owner)
     actions = []
-    for name in sorted({*by_name, *(each.name for each in there)}):
-        actions += _plan_one(name, by_name.get(name), [each for each in there if each.name == name])
+    for name in sorted({*declared, *(each.name for each in there)}):
+        actions += _plan_one(name, declared.get(name), [each for each in there if each.name == name])
     return sorted(actions, key=lambda action: _STAGES[action.kind])
 
 
 def forecast(kubeflow: Kubeflow, owner: str, declared: Iterable[DeclaredSchedule]) -> list[Action]:
-    """Return what `apply` would do, without doing it."""
-    actions = plan(declared, existing(kubeflow.recurring_runs(), owner))
+    """Return the changes that `apply` would make."""
+    actions = _plan(kubeflow, owner, {schedule.name: schedule for schedule in declared})
     return [action for action in actions if action.kind != "delete" or not kubeflow.alive_runs(action.id)]
 
 
@@ -139,26 +133,26 @@ def apply(
     declared: Sequence[DeclaredSchedule],
     report: Callable[[Action], None] = lambda _: None,
 ) -> list[str]:
-    """Make the server's schedules those that are declared.
+    """Create, replace, enable, disable and delete an owner's schedules until the server has the declared ones.
 
     Args:
         kubeflow: the server.
-        owner: whose schedules; others' are left alone.
-        declared: all of the owner's schedules.
+        owner: owner of the schedules; schedules of other owners are not changed.
+        declared: all of the owner's schedules, with different names.
         report: called after each change.
 
     Returns:
-        Names of schedules of which an old, disabled recurring run remains because a run of it is alive. A later apply
-        deletes it.
+        Names of schedules that still have an old, disabled recurring run, because one of its runs is active. A later
+        apply deletes it.
 
     Raises:
-        ServiceError: the server is unreachable or refuses, or somebody else keeps changing the schedules. Apply again:
-            it continues where this one stopped.
+        ServiceError: the server is unreachable or rejects a request, or another client keeps changing the schedules.
+            The next apply continues.
     """
     by_name = {schedule.name: schedule for schedule in declared}
     busy: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        actions = plan(declared, existing(kubeflow.recurring_runs(), owner))
+        actions = _plan(kubeflow, owner, by_name)
         actions = [action for action in actions if action.kind != "delete" or action.id not in busy]
         if not actions:
             return sorted(set(busy.values()))
@@ -175,7 +169,7 @@ def apply(
             else:
                 kubeflow.change(action.kind, action.id)
             report(action)
-    raise ServiceError(f"somebody else keeps changing the schedules of {owner}: find out who, and apply again")
+    raise ServiceError(f"another client keeps changing the schedules of {owner}: find it, and apply again")
 
 
 def _named(kubeflow: Kubeflow, owner: str, name: str) -> list[ServerSchedule]:
@@ -184,18 +178,18 @@ def _named(kubeflow: Kubeflow, owner: str, name: str) -> list[ServerSchedule]:
     found = [each for each in ours if each.name == name]
     if not found:
         known = ", ".join(sorted({each.name for each in ours})) or "none"
-        raise ConfigError(f"there is no schedule {name} of {owner} on the server; known are {known}")
+        raise ConfigError(f"{owner} has no schedule {name} on the server; it has {known}")
     return found
 
 
 def pause(kubeflow: Kubeflow, owner: str, name: str) -> None:
-    """Let a schedule start nothing more, whatever is applied, until it is resumed. Runs under way continue.
+    """Stop a schedule from starting runs until it is resumed, whatever is applied. Active runs continue.
 
-    What the server has is copied with a mark, so that no other change of the file is applied.
+    This marks a copy of the recurring run on the server, and so applies no other change of the file.
 
     Raises:
         ConfigError: there is no such schedule.
-        ServiceError: the server is unreachable or refuses.
+        ServiceError: the server is unreachable or rejects a request.
     """
     found = _named(kubeflow, owner, name)
     for each in found:
@@ -207,20 +201,20 @@ def pause(kubeflow: Kubeflow, owner: str, name: str) -> None:
 
 
 def resume(kubeflow: Kubeflow, owner: str, name: str) -> None:
-    """Let a schedule that was paused by hand start runs again.
+    """Resume a schedule that was paused by hand.
 
     Raises:
         ConfigError: there is no such schedule, or it was not paused by hand.
-        ServiceError: the server is unreachable or refuses. Resume again: it continues where this one stopped.
+        ServiceError: the server is unreachable or rejects a request. The next call continues.
     """
     found = _named(kubeflow, owner, name)
     held = [each for each in found if each.held]
     if not held:
-        raise ConfigError(f"the schedule {name} is not paused by hand; perhaps the file pauses it")
+        raise ConfigError(f"the schedule {name} is not paused by hand; the file may pause it")
     specification = held[-1].specification
     free = [each.run.id for each in found if not each.held and each.specification == specification]
     text = _description(owner, name, specification, held=False)
     kubeflow.change("enable", free[0] if free else kubeflow.copy_recurring_run(held[-1].run.id, text))
     for each in held:
-        # It never was enabled, so it has no runs.
+        # A held recurring run was never enabled, so it has no runs.
         kubeflow.change("delete", each.run.id)

@@ -317,7 +317,7 @@ def test_dumps_beyond_those_to_keep_are_removed(described: Described, store: str
 def test_an_empty_backup_and_a_missing_bucket_are_named(described: Described, store: str, tmp_path: Path) -> None:
     nothing = restore(described, store, tmp_path, TARGET="photographs", **RESTORER)
     assert nothing.returncode == 1
-    assert nothing.stderr.startswith("backup: s3://photographs/database/ holds no dump")
+    assert nothing.stderr.startswith("backup: s3://photographs/database/ contains no dump")
     (tmp_path / "mlflow.dump").write_bytes(b"database")
     missing = back_up(described, store, tmp_path, TARGET="nowhere")
     assert missing.returncode == 1

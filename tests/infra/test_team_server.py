@@ -236,9 +236,9 @@ def test_a_saved_bucket_comes_back_byte_for_byte_and_each_content_is_kept_once(
     assert buckets("save", "2").stdout == "7 objects saved, 1 of them fetched\n"
     assert contents(tmp_path) == 6
     before = emptied(s3, bucket)
-    assert buckets("restore", "1").stdout == "6 objects put back\n"
+    assert buckets("restore", "1").stdout == "6 objects restored\n"
     assert emptied(s3, bucket) == {key: value for key, value in before.items() if key != "new"}
-    assert buckets("restore", "2").stdout == "7 objects put back\n"
+    assert buckets("restore", "2").stdout == "7 objects restored\n"
     assert emptied(s3, bucket) == before
 
 
@@ -255,7 +255,7 @@ def test_a_bucket_that_holds_something_else_is_not_restored_into(
         s3.put_object(Bucket=bucket, Key=key, Body=body)
         refused = buckets("restore", "1")
         assert refused.returncode == 1
-        expected = f"restore: {bucket}/{key} is not of this backup: empty or remove the bucket first\n"
+        expected = f"restore: {bucket}/{key} is not part of this backup: empty or delete the bucket first\n"
         assert refused.stderr == expected
         s3.delete_object(Bucket=bucket, Key=key)
 
@@ -276,9 +276,9 @@ def test_a_damaged_backup_is_not_passed_off_as_whole_and_a_broken_restore_can_be
         path.write_bytes(content.replace(b"b/a", b"b/c", 1))
     refused = buckets("restore", "1")
     assert refused.returncode == 1
-    assert refused.stderr == f"restore: {path} is {damage}: {bucket}/b/a cannot be put back\n"
+    assert refused.stderr == f"restore: {path} is {damage}: {bucket}/b/a cannot be restored\n"
     path.write_bytes(content)
-    assert buckets("restore", "1").stdout == "6 objects put back\n"
+    assert buckets("restore", "1").stdout == "6 objects restored\n"
     assert emptied(s3, bucket) == before
 
 
@@ -295,7 +295,7 @@ def test_contents_that_no_backup_names_any_more_go_with_the_next_backup(
     listing.write_bytes(whole[:-9])
     warned = buckets("save", "3")
     assert (warned.returncode, contents(tmp_path)) == (0, 6)
-    assert re.fullmatch(rf"save: {listing} is damaged .*; nothing is removed while it is there\n", warned.stderr)
+    assert re.fullmatch(rf"save: {listing} is damaged .*; no contents are deleted until then\n", warned.stderr)
     listing.write_bytes(whole)
     assert buckets("save", "4").stdout == "5 objects saved, 0 of them fetched\n"
     assert contents(tmp_path) == 5

@@ -36,7 +36,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from pipelines.kubeflow import client, commands, logs, runs
 
 Object = dict[str, Any]
-QUICK = client.Patience(pause=0.005, looks=0.05)
+QUICK = client.Patience(pause=0.005, poll=0.05)
 connect = partial(client.connect, QUICK)
 """Connects to the server, asked again soon if it is busy."""
 ALIVE = {"PENDING", "RUNNING", "CANCELING", "PAUSED"}

@@ -162,7 +162,7 @@ def test_tasks_have_states_and_errors(server: Standin, job: DeclaredSchedule) ->
     [
         (400, "correct what it names"),
         (401, "expired: renew KFP_TOKEN"),
-        (403, "let this account do that"),
+        (403, "allow this account to do that"),
         (404, "it does not exist"),
         (409, "choose another name"),
         (429, "try again later"),

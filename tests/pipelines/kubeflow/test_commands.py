@@ -136,7 +136,7 @@ def test_a_plan_names_what_changed_and_apply_does_it(
     ]  # fmt: skip
     assert capsys.readouterr().out.splitlines() == steps
     assert cli.main(["schedule", "apply", "--file", changed]) == 0
-    waiting = "a run of an old version continues, a later apply removes it: weekly"
+    waiting = "old versions still have active runs, a later apply removes them: weekly"
     assert capsys.readouterr().out.splitlines() == [*steps, waiting]
     server.finish(server.runs("PENDING")[0]["run_id"])
     assert cli.main(["schedule", "plan", "--file", file(schedules=[])]) == 0
@@ -158,7 +158,7 @@ def test_a_plan_names_what_changed_and_apply_does_it(
             {"weekly": {"pipeline": "detect"}},
             "schedule weekly: remove the line `pipeline: detect`: every",
         ),
-        ({"weekly": {"name": "often"}}, "schedule often: there are two of this name"),
+        ({"weekly": {"name": "often"}}, "schedule often: two schedules have this name"),
         ({"weekly": {"cluster": "infra/nowhere.yaml"}}, "schedule weekly: cannot read the cluster's settings"),
         ({"require_digests": True}, "schedule often: infra/cluster.yaml names an image without a digest"),
     ],

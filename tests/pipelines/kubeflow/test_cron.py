@@ -37,7 +37,7 @@ def test_blanks_are_made_one() -> None:
         ("0 0 2 0 * *", "day of the month: '0' is not within 1-31"),
         ("0 0 2 * 13 *", "month: '13' is not within 1-12"),
         ("0 0 2 * * 7", "day of the week: '7' is not within 0-6"),
-        ("0 0 2 * * 5-1", "day of the week: '5-1' begins after it ends"),
+        ("0 0 2 * * 5-1", "day of the week: '5-1' starts after it ends"),
         ("0 */0 2 * * *", "minute: the step of '*/0' must be at least 1"),
         ("0 0 two * * *", "hour: 'two' is not a number"),
         ("0 0 2 * * someday", "day of the week: 'someday' is not a number or one of sun, mon"),

@@ -96,7 +96,7 @@ def test_without_a_log_the_page_and_the_kubectl_line_are_printed(
 
 def no_kubeconfig(_: ApiServer) -> str:
     os.environ["KUBECONFIG"] = "/nowhere/kubeconfig"
-    return "the pods cannot be asked for their logs: there is no usable kubeconfig; see http"
+    return "the logs of the pods cannot be read: there is no usable kubeconfig; see http"
 
 
 def forbidden(cluster: ApiServer) -> str:

@@ -41,7 +41,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("    every:", "    pipeline: retrain\n    every:", "schedule often: remove the line `pipeline: retrain`"),
         ("    cron:", "    corn:", "there is no parameter corn; did you mean cron?"),
         ("    every: 15min\n", "", "schedule often: give one of cron and every"),
-        ("name: often", "name: weekly", "schedule weekly: there are two of this name"),
+        ("name: often", "name: weekly", "schedule weekly: two schedules have this name"),
         ("name: often", "name: Often!", "parameter name"),
         ("    source: s3://photographs/new\n    set", "    set", "parameter source is missing"),
         ("set: [train.seed=2]", "concurrency: 11", "parameter concurrency"),

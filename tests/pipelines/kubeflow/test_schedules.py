@@ -200,7 +200,7 @@ def test_pausing_and_resuming_at_once_leaves_it_as_it_was(
     assert state(server) == {"daily": [("0 0 2 * * *", "ENABLE")]}
     with pytest.raises(ConfigError, match="is not paused by hand"):
         resume(connect(), "us", "daily")
-    with pytest.raises(ConfigError, match="no schedule dialy of us on the server; known are daily"):
+    with pytest.raises(ConfigError, match="us has no schedule dialy on the server; it has daily"):
         pause(connect(), "us", "dialy")
     assert server.killed == []
 

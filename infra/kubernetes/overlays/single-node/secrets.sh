@@ -8,74 +8,33 @@ random() {
     head -c 512 /dev/urandom | LC_ALL=C tr -dc 'A-Za-z0-9' | head -c 32
 }
 
+# secret NAME [KEY VALUE]...
+secret() {
+    printf -- '---\napiVersion: v1\nkind: Secret\nmetadata:\n  name: %s\nstringData:\n' "$1"
+    shift
+    [ $# -eq 0 ] || printf '  %s: %s\n' "$@"
+}
+
 steps_id=$(random) steps_key=$(random)
 tracker_id=$(random) tracker_key=$(random)
 backup_id=$(random) backup_key=$(random)
 photographer_id=$(random) photographer_key=$(random)
 
-cat <<EOF
 # Steps: read photographs; read and write data versions, the ledger and preflight's test objects.
-apiVersion: v1
-kind: Secret
-metadata:
-  name: bebygan-s3
-stringData:
-  AWS_ACCESS_KEY_ID: $steps_id
-  AWS_SECRET_ACCESS_KEY: $steps_key
----
+secret bebygan-s3 AWS_ACCESS_KEY_ID "$steps_id" AWS_SECRET_ACCESS_KEY "$steps_key"
 # Steps' account at the tracking server; docs/cluster.md describes how to create it there.
-apiVersion: v1
-kind: Secret
-metadata:
-  name: bebygan-mlflow
-stringData:
-  MLFLOW_TRACKING_USERNAME: retrain
-  MLFLOW_TRACKING_PASSWORD: $(random)
----
+secret bebygan-mlflow MLFLOW_TRACKING_USERNAME retrain MLFLOW_TRACKING_PASSWORD "$(random)"
 # The tracking server itself.
-apiVersion: v1
-kind: Secret
-metadata:
-  name: mlflow-server
-stringData:
-  POSTGRES_PASSWORD: $(random)
-  MLFLOW_FLASK_SERVER_SECRET_KEY: $(random)
-  MLFLOW_AUTH_ADMIN_PASSWORD: $(random)
-  AWS_ACCESS_KEY_ID: $tracker_id
-  AWS_SECRET_ACCESS_KEY: $tracker_key
----
-apiVersion: v1
-kind: Secret
-metadata:
-  name: backup
-stringData:
-  AWS_ACCESS_KEY_ID: $backup_id
-  AWS_SECRET_ACCESS_KEY: $backup_key
----
+secret mlflow-server POSTGRES_PASSWORD "$(random)" MLFLOW_FLASK_SERVER_SECRET_KEY "$(random)" \
+    MLFLOW_AUTH_ADMIN_PASSWORD "$(random)" AWS_ACCESS_KEY_ID "$tracker_id" AWS_SECRET_ACCESS_KEY "$tracker_key"
+secret backup AWS_ACCESS_KEY_ID "$backup_id" AWS_SECRET_ACCESS_KEY "$backup_key"
 # Prometheus' account at the tracking server.
-apiVersion: v1
-kind: Secret
-metadata:
-  name: mlflow-metrics
-stringData:
-  username: prometheus
-  password: $(random)
----
+secret mlflow-metrics username prometheus password "$(random)"
 # For people who upload photographs; no pod uses it.
-apiVersion: v1
-kind: Secret
-metadata:
-  name: photographer
-stringData:
-  AWS_ACCESS_KEY_ID: $photographer_id
-  AWS_SECRET_ACCESS_KEY: $photographer_key
----
+secret photographer AWS_ACCESS_KEY_ID "$photographer_id" AWS_SECRET_ACCESS_KEY "$photographer_key"
 # Permissions of the keys in the S3 store.
-apiVersion: v1
-kind: Secret
-metadata:
-  name: seaweedfs
-stringData:
+secret seaweedfs
+cat <<END
   s3.json: |
     {"identities": [
       {"name": "steps", "credentials": [{"accessKey": "$steps_id", "secretKey": "$steps_key"}],
@@ -88,4 +47,4 @@ stringData:
       {"name": "backup", "credentials": [{"accessKey": "$backup_id", "secretKey": "$backup_key"}],
        "actions": ["Read", "List", "Write:backup", "Tagging:backup"]}
     ]}
-EOF
+END
