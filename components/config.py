@@ -319,7 +319,8 @@ def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Para
     """Read all parameters.
 
     Args:
-        path: params.yaml, or a profile that is laid over the params.yaml of the folder above it.
+        path: params.yaml, or a profile that is laid over the params.yaml of the folder above it; if there is none, over
+            the params.yaml of the current folder.
         overrides: `group.name=value`, the value in YAML; later ones win.
 
     Raises:
@@ -328,7 +329,8 @@ def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Para
     """
     values = _read(path)
     if path.name != PARAMS_FILE.name:
-        values = _merged(_read(path.resolve().parent.parent / PARAMS_FILE.name), values)
+        above = path.resolve().parent.parent / PARAMS_FILE
+        values = _merged(_read(above if above.exists() else PARAMS_FILE), values)
     for assignment in overrides:
         values = _override(values, assignment)
     return _validated(Params, values)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -26,6 +27,14 @@ def edited(tmp_path: Path, change: dict[str, object], name: str = "params.yaml")
 @pytest.mark.parametrize("profile", ["params.yaml", "params/paper.yaml", "params/official.yaml"])
 def test_every_profile_is_valid(profile: str) -> None:
     assert load_params(ROOT / profile).train.iterations > 0
+
+
+def test_a_profile_outside_the_project_is_laid_over_the_params_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ours.yaml").write_text("train: {seed: 7}\n")
+    monkeypatch.chdir(ROOT)
+    assert load_params(tmp_path / "ours.yaml").train == replace(load_params().train, seed=7)
 
 
 def test_a_profile_changes_only_what_it_names() -> None:
