@@ -20,9 +20,9 @@ from components.config import PARAMS_FILE, Params, load_params
 from components.progress import printable, say
 
 FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
-"""Environment variable: file with the step of a running task, and with the message and exit code of one that failed.
+"""Environment variable: file with the step of a running task, or the message and exit code of a failed one.
 
-KFP's local runner drops both. A task removes the file unless it ends with an error of ours or is killed.
+KFP's local runner reports neither. A task removes the file unless it raises a `BebyganError` or is killed.
 """
 EXIT_CODES = """exit codes:
   0 done    1 a bug (traceback)    2 parameters or usage    3 photographs, manifest or patches
@@ -31,14 +31,14 @@ EXIT_CODES = """exit codes:
 
 
 def step_parser(step: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser for `python -m components.<step>` that knows --params and --set."""
+    """Return a parser for `python -m components.<step>` with --params and --set."""
     parser = argparse.ArgumentParser(prog=f"python -m components.{step}", **_help(description, EXIT_CODES))
     add_params_arguments(parser)
     return parser
 
 
 def add_command(commands: Any, name: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
-    """Add a command to an argparse's subparsers; `text` describes it in the list of commands and in its own help."""
+    """Add a command to the subparsers of argparse; its help and the list of commands show `text`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, **_help(f"{text[0].upper()}{text[1:]}.", epilog)
     )
@@ -59,7 +59,7 @@ def add_params_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """Add --patches, --output and --checkpoints; `output` names what is written."""
+    """Add --patches, --output and --checkpoints; `output` is the name of the output."""
     parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
     parser.add_argument("--output", type=Path, required=True, help=f"folder for the {output}")
     parser.add_argument(
@@ -68,7 +68,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None
 
 
 def _prepare_output() -> None:
-    """Send warnings to stderr, and escape what the encoding of stdout lacks: a message must not fail finished work."""
+    """Send warnings to stderr, and escape characters that stdout cannot encode: a message must not fail a step."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -77,13 +77,13 @@ def _prepare_output() -> None:
 
 
 def end_quickly() -> None:
-    """Skip the last garbage collection of a process that is about to end: with torch and mlflow it takes a second."""
+    """Skip the garbage collection at the end of the process: with torch and mlflow it takes a second."""
     gc.freeze()
 
 
 @contextmanager
 def _failure_file(step: str) -> Iterator[None]:
-    """Keep the file that FAILURE_FILE names, if any, and treat Ctrl-C in the terminal as a request to stop."""
+    """Write the file that FAILURE_FILE names, if any, and treat Ctrl-C as a stop request."""
     if not (path := os.environ.get(FAILURE_FILE)):
         yield
         return
@@ -105,10 +105,7 @@ def _failure_file(step: str) -> Iterator[None]:
 
 @contextmanager
 def task(step: str) -> Iterator[None]:
-    """Frame the work of a KFP task, including its imports: report its start and its duration.
-
-    A `BebyganError` ends the process with one line and the error's exit code.
-    """
+    """Report start and duration of a KFP task, and exit with one line and its exit code on a `BebyganError`."""
     _prepare_output()
     started = time.monotonic()
     say(f"{step} ...")
@@ -124,7 +121,7 @@ def task(step: str) -> Iterator[None]:
 
 @contextmanager
 def stoppable(message: str) -> Iterator[None]:
-    """Let SIGTERM end the body at once with `Preempted(message)`; do nothing outside the main thread."""
+    """Raise `Preempted(message)` in the body on SIGTERM; do nothing outside the main thread."""
 
     def stop(*_: object) -> None:
         raise Preempted(message)
@@ -140,7 +137,7 @@ def stoppable(message: str) -> Iterator[None]:
 
 
 def report_errors(run: Callable[[], None]) -> int:
-    """Call `run` and return the exit code; print a `BebyganError` as one line on stderr."""
+    """Call `run` and return the exit code; print a `BebyganError` in one line on stderr."""
     _prepare_output()
     try:
         run()

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, else a plain line now and then."""
+"""Progress: a bar on a terminal, otherwise a line every 15 seconds."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from typing import TextIO, TypeVar
 from tqdm import tqdm
 
 WATCHER = "BEBYGAN_WATCHER"
-"""Environment variable: file or terminal that a person watches while a task's own output goes into a log."""
+"""Environment variable: file or terminal for messages to the user while the output of a task goes to a log."""
 _SECONDS_BETWEEN_PLAIN_LINES = 15.0
 T = TypeVar("T")
 
@@ -28,19 +28,19 @@ def _watcher() -> TextIO:
 
 
 def printable(text: str) -> str:
-    """Escape control characters and line breaks: a file's name must not forge lines or steer a terminal."""
+    """Escape control characters and line breaks, which file names may contain."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def say(text: str) -> None:
-    """Print one line to the person who watches."""
-    # In one piece: others may print at the same moment.
+    """Print one line to the user."""
+    # In one write: other processes may print at the same time.
     print(f"{printable(text)}\n", end="", file=_watcher(), flush=True)
 
 
 @contextmanager
 def progress_bar(what: str, unit: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    """Yield a function that takes how many more units are done."""
+    """Yield a function to call with the number of further units that are done."""
     if _watcher().isatty():
         with tqdm(desc=what, unit=f" {unit}", total=total, file=_watcher(), mininterval=0.2) as bar:
             yield bar.update
@@ -51,7 +51,7 @@ def progress_bar(what: str, unit: str, total: int | None) -> Iterator[Callable[[
     def advance(units: int) -> None:
         nonlocal done, done_before, shown
         if units > 1 and not done:
-            # What an earlier process did does not predict the time that is left.
+            # The work of an earlier process does not predict the remaining time.
             done_before = units
         done += units
         now = time.monotonic()

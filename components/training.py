@@ -1,4 +1,4 @@
-"""What warm-up and GAN training share around the training loop: job identity, history, progress."""
+"""The common part of warm-up and GAN training around the training loop: job identity, history, progress."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ from components.tracking.provenance import code_hash
 from components.tracking.runs import step_run
 
 Track = Callable[[int, Mapping[str, float | Image]], None]
-"""Takes an iteration's number and its values and pictures."""
+"""Called with the number of an iteration and its values and pictures."""
 _PICTURED = 3
 """Patches in a picture of training."""
 
@@ -36,8 +36,8 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
     Args:
         step: name of the step.
         params: of the step.
-        patches: folder whose patches.json holds the checksums of all pixels.
-        start: identity of the weights that training starts from.
+        patches: folder whose patches.json has the checksums of all pixels.
+        start: identity of the initial weights.
 
     Raises:
         DataError: there are no patches, or patches.json is damaged.
@@ -54,19 +54,14 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
 
 @contextmanager
 def tracked_training(step: str, params: Optimisation, data_version: str) -> Iterator[Track]:
-    """Join the processes that torchrun started, if it did, and track the first one's step in MLflow.
-
-    Args:
-        step: name of the step.
-        params: of the step.
-        data_version: of the photographs.
+    """Join the processes of torchrun, if any, and track the step of the first one in MLflow.
 
     Raises:
         ConfigError, ServiceError: see `bebygan.distributed.joined` and `step_run`.
-        Preempted: SIGTERM came, or another process was lost.
+        Preempted: the process received SIGTERM, or lost another process.
     """
-    # `joined` first: Python runs no signal handler while processes wait for each other. Within the loop `fit` has its
-    # own handler, which first finishes an iteration and saves.
+    # `joined` first: Python runs no signal handler while processes wait for each other. In the loop, the handler of
+    # `fit` first finishes an iteration and saves.
     with joined(), stoppable("stopped on request; run again to continue from the last checkpoint"):
         if rank() == 0:
             with step_run(step, params, data_version, machine=True) as track:
@@ -92,15 +87,15 @@ def train_generator(
         patches: folder that the patches step wrote.
         optimisation: how long and how fast.
         step: one iteration.
-        checkpoints: folder or s3:// prefix under which each job has its own place; see `open_checkpoints`.
+        checkpoints: see `open_checkpoints`.
         job: see `job_of`.
-        track: takes the logged values and pictures.
+        track: receives the logged values and pictures.
 
     Raises:
         Preempted, StorageError, DataError, ConfigError: see `bebygan.training.loop.fit`.
         ServiceError: the bucket for the checkpoints is unreachable, unknown or refuses.
     """
-    # Both splits are in the same files: one comparison with the checksums is enough.
+    # Both splits are in the same files, so verifying them once is enough.
     train, validation = (read_patches(patches, split, verify=split == "train") for split in PATCH_SPLITS)
     device = next(state.generator.parameters()).device
     done = 0
@@ -138,7 +133,7 @@ def write_generator(folder: Path, state: TrainState, params: Optimisation, job: 
         folder: exists; gets generator.safetensors (the average), generator_raw.safetensors and history.jsonl.
         state: after training.
         params: of the step; the metadata of the weights contain their hash and the seed.
-        job: see `job_of`; the metadata of the weights contain all but the single parameters.
+        job: see `job_of`; the metadata of the weights contain all of it except the single parameters.
     """
     metadata = {name: text for name, text in job.items() if not name.startswith("params.")}
     metadata |= {"params": hashlib.sha256(to_yaml(params).encode()).hexdigest(), "seed": str(params.seed)}

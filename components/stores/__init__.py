@@ -42,7 +42,7 @@ def open_store(address: str, *, patient: bool = True) -> Store:
         ConfigError: the address is empty, has another scheme, or names no bucket.
     """
     if not address:
-        # A script with an unset variable names this. As a path it would be the current folder.
+        # A script may pass an unset variable. As a path it would be the current folder.
         raise ConfigError("the address is empty: name a folder or s3://bucket/prefix")
     if folder := folder_of(address):
         return FolderStore(folder)

@@ -46,14 +46,14 @@ def folder_name(job: RunIdentity) -> str:
     return f"{job['step']}-{digest[:16]}"
 
 
-def _checkpoints(files: Iterable[StoredFile]) -> dict[int, StoredFile]:
-    """Return the checkpoints among files by iteration."""
-    found = {iteration_of(file.name): file for file in files}
+def _checkpoints(files: Iterable[StoredFile], folder: str = "") -> dict[int, StoredFile]:
+    """Return the checkpoints among files of a folder by iteration."""
+    found = {iteration_of(file.name.removeprefix(folder)): file for file in files}
     return {number: file for number, file in found.items() if number is not None}
 
 
 class _Copies:
-    """Copies checkpoints to a store in a thread. If the store is unreachable, the newest one is tried again later."""
+    """Copies checkpoints to a store in a thread. If the store is unreachable, it retries the newest one later."""
 
     def __init__(self, store: Store, retries: Retrying = IN_BACKGROUND) -> None:
         self._store = store
@@ -73,7 +73,7 @@ class _Copies:
         self._changed.set()
 
     def close(self, seconds: float) -> None:
-        """Copy what has not been copied yet, for at most so many seconds."""
+        """Copy what has not been copied yet, for at most `seconds`."""
         self._closing = True
         self._changed.set()
         self._thread.join(seconds)
@@ -81,23 +81,22 @@ class _Copies:
             _log.warning("warning: %s did not take the last checkpoint within %.0f s", self._store.address, seconds)
 
     def _pause(self, seconds: float | None = None) -> None:
-        """Wait until there is a newer checkpoint or no more."""
+        """Wait for a newer checkpoint or the end."""
         self._changed.wait(seconds)
         self._changed.clear()
 
     def _warn(self, state: RetryCallState) -> None:
         if not self._warned and state.outcome and self._newest:
-            path = self._newest[0]
-            error = state.outcome.exception()
             _log.warning(
-                "warning: %s is only on this machine: %s. Training continues; the copy is retried", path, error
+                "warning: %s is only on this machine: %s. Training continues; the copy is retried",
+                *(self._newest[0], state.outcome.exception()),
             )
         self._warned = True
 
     def _run(self) -> None:
         done = False
         while not done:
-            # Read before copying: a checkpoint that is written meanwhile, before the end, is copied too.
+            # Read before copying: a checkpoint written during the copy is copied in the next round.
             done = self._closing
             if self._newest is not self._copied and not self._retries(self._copy_newest):
                 return
@@ -106,17 +105,18 @@ class _Copies:
 
     def _copy_newest(self) -> bool:
         newest = self._newest
-        # It may have been deleted before its turn. Then there is a newer one.
+        # Training may delete it before it is copied. Then there is a newer one.
         with suppress(FileNotFoundError):
             if newest:
                 self._copy(*newest)
         if self._warned:
             _log.info("%s has all checkpoints again", self._store.address)
-        self._warned, self._copied = False, newest
+            self._warned = False
+        self._copied = newest
         return True
 
     def _copy(self, path: Path, keep: Keep) -> None:
-        """Copy a checkpoint and earlier ones that the store lacks, and delete those that are no longer kept."""
+        """Copy a checkpoint and earlier ones that are missing in the store; delete those that `keep` drops."""
         here = checkpoints_in(path.parent)
         there = _checkpoints(self._store.files("iteration-"))
         stay = keep(here.keys() | there.keys())
@@ -162,29 +162,33 @@ class _JobFolder:
             _log.warning("warning: cannot read which job was trained in %s: %s", self.address, error)
             return None
 
-    def has_ended(self) -> bool:
-        """Whether the job was trained to its end and its checkpoints only served to resume it."""
+    def delete_if_ended(self) -> None:
+        """Delete the folder if the job was trained to its end and its checkpoints only served to resume it."""
         job = self.job() or {}
         wanted = {"params.iterations": str(self.iterations), "params.keep.every": "0", "params.keep.best": "None"}
-        return all(job.get(name) == value for name, value in wanted.items())
-
-    def delete(self) -> None:
-        # The newest last: without it an interrupted deletion would look like a job that has not ended.
-        for file in sorted(self.files, key=lambda file: (file == self.newest, file.name)):
-            self.root.delete(file.name)
+        if any(job.get(name) != value for name, value in wanted.items()):
+            return
+        try:
+            # The newest last: without it an interrupted deletion would look like a job that has not ended.
+            for file in sorted(self.files, key=lambda file: (file == self.newest, file.name)):
+                self.root.delete(file.name)
+        except (ServiceError, OSError) as error:
+            _log.warning("warning: cannot delete %s, whose training ended long ago: %s", self.address, error)
+        else:
+            _log.info("%s is deleted: its training ended long ago", self.address)
 
 
 def _other_jobs(root: Store, job: RunIdentity) -> list[_JobFolder]:
-    """Return the folders of other jobs of the same step, the one that was written last first."""
+    """Return the folders of other jobs of the same step, newest first."""
     by_folder: dict[str, list[StoredFile]] = {}
     for file in root.files(f"{job['step']}-"):
         by_folder.setdefault(file.name.partition("/")[0], []).append(file)
     found = []
     for name, files in by_folder.items():
-        numbers = {iteration_of(file.name.removeprefix(f"{name}/")): file for file in files}
-        iterations = max((number for number in numbers if number is not None), default=None)
-        if iterations is not None and name != folder_name(job):
-            found.append(_JobFolder(root, name, files, iterations, numbers[iterations]))
+        checkpoints = _checkpoints(files, f"{name}/")
+        if checkpoints and name != folder_name(job):
+            newest = max(checkpoints)
+            found.append(_JobFolder(root, name, files, newest, checkpoints[newest]))
     return sorted(found, key=lambda folder: folder.newest.written, reverse=True)
 
 
@@ -199,13 +203,8 @@ def _clean_up(root: Store, job: RunIdentity, *, resumes: bool) -> None:
             )
             break
     for folder in others:
-        if time.time() - folder.newest.written > _SECONDS_AFTER_THE_END and folder.has_ended():
-            try:
-                folder.delete()
-            except (ServiceError, OSError) as error:
-                _log.warning("warning: cannot delete %s, whose training ended long ago: %s", folder.address, error)
-            else:
-                _log.info("%s is deleted: its training ended long ago", folder.address)
+        if time.time() - folder.newest.written > _SECONDS_AFTER_THE_END:
+            folder.delete_if_ended()
 
 
 @contextmanager
@@ -240,13 +239,13 @@ def open_checkpoints(address: str, job: RunIdentity, *, first: bool) -> Iterator
     store = root.below(folder_name(job))
     local = Path(tempfile.gettempdir()) / f"bebygan-{os.getuid()}" / "checkpoints"
     if root.folder is None and not first:
-        # Every process that diverges keeps its files, and only the first one contacts the bucket before.
+        # Only the first process contacts the bucket, but any process that diverges copies its files.
         folder = local / folder_name(job)
         with _faults_kept(store, folder):
             yield folder, None
         return
     if _checkpoints(root.files("iteration-")):
-        # The address is that of one job. If it is another job's, `Checkpoints` reports the differences.
+        # The address is that of one job. If it is another job, `fit` reports the differences.
         store = root
     elif first:
         _clean_up(root, job, resumes=bool(_checkpoints(store.files("iteration-"))))

@@ -1,8 +1,7 @@
-"""The identity of a dataset, which is DVC's, and its way into and out of a DVC remote.
+"""Data versions: the identity that DVC gives to a dataset, and transfer to and from a DVC remote, without DVC.
 
-A version is the MD5 of a folder's listing followed by `.dir`, as in a `.dvc` file or dvc.lock. A remote holds each
-file, and the listing itself, under `files/md5/` by its MD5 (DVC 3). Nothing here needs DVC, which reads what is pushed
-here and writes what is fetched here.
+A version is the MD5 of a folder's listing followed by `.dir`, as in a `.dvc` file or dvc.lock. A remote stores each
+file, and the listing itself, under `files/md5/` by its MD5 (DVC 3).
 """
 
 import hashlib
@@ -11,6 +10,7 @@ import json
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from bebygan.errors import ConfigError, DataError, ServiceError
@@ -22,13 +22,8 @@ _log = logging.getLogger(__name__)
 _VERSION = re.compile(r"[0-9a-f]{32}\.dir")
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _file_md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def _md5(file: io.BufferedReader | io.BytesIO) -> str:
+    return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _object(digest: str) -> str:
@@ -36,20 +31,19 @@ def _object(digest: str) -> str:
     return f"files/md5/{digest[:2]}/{digest[2:]}"
 
 
-def _entries(folder: Path) -> list[dict[str, str]]:
-    """Return the MD5 and relative name of each file of a folder, as DVC lists them."""
+def _listing(folder: Path) -> tuple[str, bytes, dict[str, Path]]:
+    """Return the version of a folder, its listing as DVC writes it, and its files by object name."""
     files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
     if not files:
         raise DataError(f"{folder} holds no files and therefore has no version: check the path")
-    return [
-        {"md5": _file_md5(path), "relpath": name} for name, path in progress(files, "data version", "files", len(files))
-    ]
-
-
-def _listing(entries: list[dict[str, str]]) -> tuple[bytes, str]:
-    """Return the listing as DVC writes it, and its version."""
+    entries, objects = [], {}
+    for name, path in progress(files, "data version", "files", len(files)):
+        with path.open("rb") as file:
+            digest = _md5(file)
+        entries.append({"md5": digest, "relpath": name})
+        objects[_object(digest)] = path
     listing = json.dumps(entries, sort_keys=True).encode()
-    return listing, f"{_md5(listing)}.dir"
+    return f"{_md5(io.BytesIO(listing))}.dir", listing, objects
 
 
 def data_version(folder: Path) -> str:
@@ -58,13 +52,11 @@ def data_version(folder: Path) -> str:
     Raises:
         DataError: the folder is missing or empty.
     """
-    return _listing(_entries(folder))[1]
+    return _listing(folder)[0]
 
 
 def push(folder: Path, remote: str) -> str:
-    """Copy a folder into a DVC remote, where `dvc pull` and `fetch` find it by its version.
-
-    Files that the remote has are not sent again.
+    """Copy a folder to a DVC remote, for `dvc pull` and `fetch`. Files that the remote has are not sent again.
 
     Args:
         folder: with at least one file.
@@ -80,9 +72,7 @@ def push(folder: Path, remote: str) -> str:
     """
     store = open_store(remote)
     there = {file.name: file.size for file in store.files("files")}
-    entries = _entries(folder)
-    listing, version = _listing(entries)
-    paths = {_object(entry["md5"]): folder / entry["relpath"] for entry in entries}
+    version, listing, paths = _listing(folder)
     missing = [name for name, path in paths.items() if there.get(name) != path.stat().st_size]
 
     def put(name: str) -> None:
@@ -114,22 +104,15 @@ def _verified(store: Store, digest: str) -> bytes:
         ) from error
     except OSError as error:
         raise ServiceError(f"cannot read {_object(digest)} in {store.address}: {error.strerror}") from error
-    if _md5(content) != digest.removesuffix(".dir"):
+    if _md5(io.BytesIO(content)) != digest.removesuffix(".dir"):
         raise DataError(
             f"{_object(digest)} in {store.address} is damaged: delete it there and push the data version again"
         )
     return content
 
 
-def _inside(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"the data version names a file outside its folder, {name}: it was not written by DVC")
-    return name
-
-
 def fetch(version: str, remote: str, folder: Path) -> None:
-    """Copy a data version out of a DVC remote, without DVC; a folder that already holds this version is not changed.
+    """Copy a data version from a DVC remote. A folder that already has this version is not changed.
 
     Args:
         version: as `data_version` and `push` return it.
@@ -154,7 +137,10 @@ def fetch(version: str, remote: str, folder: Path) -> None:
     with whole_folder(folder) as whole:
 
         def get(entry: dict[str, str]) -> None:
-            path = whole / _inside(entry["relpath"])
+            name = PurePosixPath(entry["relpath"])
+            if name.is_absolute() or ".." in name.parts:
+                raise DataError(f"the data version names a file outside its folder, {name}: it was not written by DVC")
+            path = whole / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_verified(store, entry["md5"]))
 

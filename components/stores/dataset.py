@@ -12,7 +12,7 @@ from bebygan.imaging import Image
 
 
 def photographs_of(dataset: Path, splits: Collection[str]) -> pd.DataFrame:
-    """Return the manifest's rows of some sides of the split.
+    """Return the rows of the manifest in the given splits.
 
     Raises:
         DataError: there is no dataset.

@@ -47,7 +47,7 @@ class FolderStore:
             pass
 
     def _paths(self, start: str) -> Iterator[Path]:
-        """Yield all files, also behind symbolic links; each real folder once, so that circular links end."""
+        """Yield all files, including those behind symbolic links; visit each real folder once, as links may loop."""
         seen: set[str] = set()
         for root, folders, names in os.walk(self.folder, followlinks=True, onerror=_raise_unless_missing):
             top = Path(root) == self.folder

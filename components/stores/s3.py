@@ -32,7 +32,7 @@ _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
 
 def _client(*, patient: bool) -> Any:
     """Return a boto3 client; a patient one retries for minutes, the other fails within seconds."""
-    # At INFO it logs where it found credentials and endpoint, for every client.
+    # At INFO, botocore logs where it found credentials and endpoint, for every client.
     logging.getLogger("botocore").setLevel(logging.WARNING)
     config = Config(
         connect_timeout=10 if patient else 5,
@@ -56,7 +56,7 @@ def _code(error: exceptions.ClientError) -> str:
 
 @contextmanager
 def _service_errors(address: str, client: Any) -> Iterator[None]:
-    """Turn what boto3 raises into one line that says what to do."""
+    """Translate errors of boto3 into a ServiceError that says what to do."""
     endpoint = client.meta.endpoint_url
     try:
         yield
@@ -93,13 +93,13 @@ def _service_errors(address: str, client: Any) -> Iterator[None]:
 
 
 def _parts(address: str) -> tuple[str, str]:
-    """Return bucket and prefix of an address, without the slashes between and behind them."""
+    """Return bucket and prefix of an address, without slashes around them."""
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     return bucket, prefix.strip("/")
 
 
 def _connected(address: str, *, patient: bool) -> Any:
-    """Return a client after a first request that fails within seconds, however patient the client is."""
+    """Return a client after a first request, which fails within seconds even if the client is patient."""
     bucket, prefix = _parts(address)
     client = _client(patient=False)
     with _service_errors(address, client):
@@ -114,7 +114,7 @@ class S3Store:
     address: str
     _bucket: str
     _prefix: str
-    """Empty, or with a slash at its end: s3://b/photos does not include s3://b/photos-old/1.png."""
+    """Empty or ending with a slash: s3://b/photos does not include s3://b/photos-old/1.png."""
     _connect: Callable[[], Any] = field(repr=False, compare=False)
     folder: None = None
     parallel_reads: int = _CONNECTIONS
@@ -159,7 +159,7 @@ class S3Store:
             if first is not None:
                 part = client.get_object(Bucket=self._bucket, Key=self._prefix + name, Range=f"bytes=0-{first - 1}")
                 return bytes(part["Body"].read())
-            # Unlike the body of get_object, this is retried when the connection breaks midway.
+            # Unlike reading the body of get_object, boto3 retries this if the connection breaks.
             client.download_fileobj(self._bucket, self._prefix + name, content, Config=_ONE_THREAD)
         return content.getvalue()
 
@@ -179,7 +179,7 @@ class S3Store:
         try:
             return self.read(name) == content
         except FileNotFoundError:
-            # Amazon refuses a write while another one of the same name is unfinished: neither has won yet.
+            # Amazon refuses a write while another write of the same name is in progress.
             return self.write_if_absent(name, content)
 
     def delete(self, name: str) -> None:

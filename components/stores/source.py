@@ -1,16 +1,16 @@
-"""Where photographs come from: any store, listed without the files that are clearly not pictures."""
+"""The source of photographs: a store, listed without files that are clearly not pictures."""
 
-import dataclasses
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from bebygan.errors import DataError
 from components.progress import progress
 from components.stores import Store, StoredFile, open_store
 
-# Any other file is opened, so that an unsupported format or an archive with photographs in it is reported.
+# Ingest opens any other file, and so reports unsupported formats and archives.
 _NOT_PICTURES = frozenset(
     (
         ".aae", ".cfg", ".csv", ".db", ".dvc", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".parquet",
@@ -20,15 +20,10 @@ _NOT_PICTURES = frozenset(
 
 
 def is_not_picture(name: str) -> bool:
-    """Whether a relative name is clearly not that of a picture: hidden, left behind by a system, or a document."""
+    """Return whether the file of a relative name is clearly not a picture: a hidden or system file, or a document."""
     path = PurePosixPath(name)
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
     return hidden or path.suffix.lower() in _NOT_PICTURES
-
-
-def _as_text(name: str) -> str:
-    """Return a file name as valid Unicode, also if its bytes are not UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def open_source(source: str) -> Store:
@@ -54,15 +49,14 @@ def open_source(source: str) -> Store:
 def list_source(source: str) -> tuple[list[StoredFile], int]:
     """List the files that may be photographs, ordered by name, and count the others.
 
-    Args:
-        source: a folder, or s3://bucket/prefix.
-
     Raises:
         DataError: there is no file that may be a photograph; also see `open_source`.
         ConfigError, ServiceError: see `open_source`.
     """
-    files = [dataclasses.replace(file, name=_as_text(file.name)) for file in open_source(source).files()]
-    pictures = [file for file in files if not is_not_picture(file.name)]
+    files = open_source(source).files()
+    # The bytes of a file name may not be UTF-8.
+    names = [os.fsencode(file.name).decode("utf-8", "backslashreplace") for file in files]
+    pictures = [replace(file, name=name) for file, name in zip(files, names, strict=True) if not is_not_picture(name)]
     if not pictures:
         others = f"only {len(files)} files that are not pictures" if files else "no files"
         raise DataError(f"the source {source} holds {others}: put photographs there, or correct the path")
@@ -70,18 +64,9 @@ def list_source(source: str) -> tuple[list[StoredFile], int]:
 
 
 def source_version(source: str) -> str:
-    """Return a hash that changes with the names and the content of the files that may be photographs.
+    """Return a hash, 64 hexadecimal digits, of the names and contents of the files that may be photographs.
 
-    Of a bucket only the listing is read; the files of a folder are read completely.
-
-    Args:
-        source: a folder, or s3://bucket/prefix.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        ConfigError, DataError, ServiceError: as `list_source`.
+    It reads only the listing of a bucket, but all files of a folder. Raises as `list_source`.
     """
     files, _ = list_source(source)
     marks = [(file.name, file.identity()) for file in progress(files, "source", "files", len(files))]

@@ -1,4 +1,4 @@
-"""What every store of files can do, whether a folder or a bucket is behind it."""
+"""The interface of a store of files, implemented by folders and by buckets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class Store(Protocol):
         """Fail within seconds unless the store exists and can be listed."""
 
     def files(self, start: str = "") -> list[StoredFile]:
-        """List the files, also in nested folders, ordered by name; a folder that does not exist has none.
+        """List the files, including those in nested folders, ordered by name. A missing folder has none.
 
         Args:
             start: first characters of the names to list, without a /.
@@ -57,7 +57,7 @@ class Store(Protocol):
         """
 
     def read(self, name: str, first: int | None = None) -> bytes:
-        """Return the bytes of a file, or at most the `first` ones of a file that is not empty.
+        """Return the bytes of a file, or at most the `first` bytes of a file that is not empty.
 
         Raises:
             FileNotFoundError: there is no file of this name.
@@ -70,15 +70,14 @@ class Store(Protocol):
         """Write a file unless there is one of this name. Of several concurrent writers, one succeeds.
 
         Returns:
-            Whether the file now holds these bytes. This is also true if the store took them earlier and its answer
-            was lost.
+            Whether the file now has these bytes. A repeated call whose first answer was lost also returns True.
 
         Raises:
             StorageError: the file system of the folder has no hard links.
         """
 
     def delete(self, name: str) -> None:
-        """Delete a file if there is one of this name, and the folders below the store that this leaves empty."""
+        """Delete a file if it exists, and folders below the store that become empty."""
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file of the store to `path`, completely or not at all; raises as `read`."""

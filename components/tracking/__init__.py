@@ -1,6 +1,6 @@
 """MLflow: runs and their values, the model registry, provenance, and the ledger of promotions.
 
-Importing any module of this package sets MLflow's environment first: MLflow reads part of it when it is imported. Other
+This package sets MLflow's environment before it imports mlflow, which reads part of it during its import. Other
 packages therefore import mlflow from `components.tracking.client`. `address`, `ledger` and `provenance` do not import
 mlflow, which takes seconds and is not installed in the data image.
 """
@@ -12,9 +12,9 @@ for _name, _value in {
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # MLflow's own 7 retries of 2 minutes each hide for a quarter of an hour that the server is unreachable.
+    # MLflow's default, 7 retries of 2 minutes each, reports an unreachable server after a quarter of an hour.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    # For questions; `client.uploading` gives files more.
+    # For small requests; `client.uploading` raises it for files.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }.items():

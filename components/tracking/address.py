@@ -1,4 +1,4 @@
-"""Where runs are kept: MLFLOW_TRACKING_URI, checked, or an SQLite database in the workspace."""
+"""Address of the tracking server: MLFLOW_TRACKING_URI, or an SQLite database in the workspace."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def without_password(text: str) -> str:
 
 
 def _is_known(uri: str) -> bool:
-    """Whether MLflow has a store for an address; the folders of its older versions do not count."""
+    """Return whether MLflow has a store for an address, except folders, which older versions used."""
     scheme, mark, rest = uri.partition("://")
     if scheme in ("http", "https"):
         try:
@@ -43,10 +43,10 @@ def database_file(uri: str) -> Path | None:
 
 
 def tracking_uri(workspace: Path = WORKSPACE) -> str:
-    """Return where runs are kept: MLFLOW_TRACKING_URI, else mlflow.db in the workspace, whose folder is made.
+    """Return MLFLOW_TRACKING_URI, or the address of mlflow.db in the workspace, whose folder is created.
 
-    A relative path of an SQLite database is made absolute, also in the environment: child processes that work in
-    another folder must open the same database.
+    A relative path of an SQLite database becomes absolute, also in the environment: child processes with another
+    working folder must open the same database.
 
     Raises:
         ConfigError: MLFLOW_TRACKING_URI is not an address that MLflow knows.

@@ -27,7 +27,7 @@ _ADVICE = (
     ("CERTIFICATE_VERIFY_FAILED", "", "name the certificate of its authority in MLFLOW_TRACKING_SERVER_CERT_PATH"),
     (r"UNAUTH|\b401\b", "it asks for a login", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
     (r"PERMISSION_DENIED|\b403\b", "permission is denied", "ask its administrator, or log in as another user"),
-    ("timed out|timeout exception", "it did not answer in time", f"see whether it is overloaded, or raise {_LIMIT}"),
+    ("timed out|timeout exception", "it did not answer in time", f"check whether it is overloaded, or raise {_LIMIT}"),
     (
         "out-of-date database schema|Can't locate revision",
         "the database was written by another version of MLflow",
@@ -37,7 +37,7 @@ _ADVICE = (
     (
         "file is not a database|disk image is malformed",
         "the file is damaged or not an SQLite database",
-        "restore it from a backup, or move it away to begin with an empty one",
+        "restore it from a backup, or move it elsewhere to start with an empty one",
     ),
     ("'active' state", "the experiment was deleted", "`mlflow experiments restore` it, or set MLFLOW_EXPERIMENT_NAME"),
     (
@@ -51,7 +51,7 @@ _ADVICE = (
         "restore it, or promote another version",
     ),
 )
-"""Pattern of errors' codes and texts; what is wrong ("": the error says it well); what to do."""
+"""Pattern of error codes and messages; reason ("" for the message itself); what to do."""
 _opening = threading.Lock()
 _opened: set[str] = set()
 _changing_limit = threading.Lock()
@@ -68,7 +68,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explained(error: BaseException) -> tuple[str, str]:
-    """Return what is wrong and what to do, each in one line."""
+    """Return the reason and what to do, each in one line."""
     reasons = [each.strerror for each in _chain(error) if isinstance(each, OSError) and each.strerror]
     raw = reasons[0] if reasons else without_password(" ".join(str(error).split()))[:300]
     text = " ".join(f"{getattr(each, 'error_code', '')} {each}" for each in _chain(error))
@@ -76,20 +76,20 @@ def _explained(error: BaseException) -> tuple[str, str]:
         if re.search(pattern, text):
             return reason or raw, cure
     if isinstance(error, (Boto3Error, BotoCoreError, ClientError)):
-        return raw, "see that the bucket of its artifacts is reachable, and that AWS_* variables give access"
-    return raw, "see that it runs and lets you in"
+        return raw, "check that the bucket of its artifacts is reachable, and that the AWS_* variables give access"
+    return raw, "check that it runs and that you have access"
 
 
 @contextmanager
 def service_errors(doing: str) -> Iterator[None]:
-    """Turn what mlflow raises into one line.
+    """Translate errors of mlflow.
 
     Raises:
         ServiceError: the server, or the bucket of its artifacts, is unreachable or refuses.
     """
     try:
         yield
-    # Where a server has clients bring their files to its bucket themselves, boto3's own errors come through.
+    # boto3's errors: clients of some servers upload files to the bucket themselves.
     except (MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError) as error:
         reason, cure = _explained(error)
         raise ServiceError(
@@ -99,7 +99,7 @@ def service_errors(doing: str) -> Iterator[None]:
 
 
 def _open_database(uri: str) -> None:
-    """Make the tables of an embedded database, one process at a time: MLflow does not serialise this itself."""
+    """Create the tables of an embedded database, one process at a time: MLflow does not lock this itself."""
     file = database_file(uri)
     if file is None or uri in _opened:
         return
@@ -120,7 +120,7 @@ def mlflow_client() -> MlflowClient:
     Raises:
         ConfigError: MLFLOW_TRACKING_URI is not an address that MLflow knows, or its database has no driver here.
         ServiceError: the database cannot be opened.
-        StorageError: the folder of the database cannot be made.
+        StorageError: the folder of the database cannot be created.
     """
     uri = tracking_uri()
     with service_errors("opening the tracker"), _opening:
@@ -145,7 +145,7 @@ def tracker(doing: str) -> Iterator[MlflowClient]:
 
 @contextmanager
 def uploading() -> Iterator[None]:
-    """Give MLflow's requests the time that files take: a slow server answers only when it has stored them.
+    """Raise the time limit of MLflow's requests for files; the server answers only after it has stored them.
 
     MLflow reads the limit before each request. Several threads may upload at the same time.
     """

@@ -1,12 +1,11 @@
-"""Delivery of values and pictures to MLflow by a thread: late if the server is unreachable, never blocking the step.
+"""Delivery of values and pictures to MLflow by a thread, which never blocks the step and retries an unreachable server.
 
-What the server does not take is kept in memory and in a file, one JSON object a line (the spool), in case the process
-ends before the server is back; pictures wait as files in a folder beside it. A later process sends what earlier ones
-left in the same folder. The server ignores a value that it has already, so that sending twice does no harm.
+Values that the server did not receive stay in memory and in a file with one JSON object per line (the spool), in case
+the process ends before the server is back; pictures stay in a folder beside it. A later process sends what earlier
+ones left in the same folder. The server ignores a value that it already has, so values may be sent twice.
 
-Kept ours: MLflow's own asynchronous logging drops what it cannot send. The spool also holds what a training's
-history.jsonl and its checkpoints hold: a process killed between two checkpoints has its values nowhere else, and
-system metrics, pictures and the way that a run ended are in neither.
+MLflow's asynchronous logging is not used, because it drops what it cannot send. The history of a training is no
+replacement for the spool: it lacks values after the last checkpoint, system metrics, pictures and the final status.
 """
 
 import fcntl
@@ -17,7 +16,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,7 +31,7 @@ from components.stores.retries import IN_BACKGROUND
 from components.tracking.client import service_errors, uploading
 
 _MOST_AT_ONCE = 1000
-"""Values that the server takes in one request."""
+"""Values that the server accepts in one request."""
 _log = logging.getLogger(__name__)
 
 
@@ -42,20 +40,14 @@ def _chunks(metrics: list[Metric]) -> list[list[Metric]]:
 
 
 def _pictures_of(spool: Path) -> Path:
-    """Return the folder in which the pictures of a spool wait."""
+    """Return the folder of the pictures that belong to a spool."""
     return spool.with_suffix(".pictures")
 
 
 def _remove(spool: Path) -> None:
-    """Remove a spool, and its pictures first: without the spool no later process looks for them."""
+    """Remove the pictures, then the spool: without the spool, no later process finds the pictures."""
     shutil.rmtree(_pictures_of(spool), ignore_errors=True)
     spool.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    name: str
-    image: Image
 
 
 def _send_picture(client: MlflowClient, run_id: str, path: Path) -> None:
@@ -65,31 +57,31 @@ def _send_picture(client: MlflowClient, run_id: str, path: Path) -> None:
 
 
 class Delivery:
-    """Sends the values and pictures of one run, and at the end how it ended.
+    """Sends the values and pictures of one run, and finally its status.
 
     Args:
         client: of the server.
         run_id: of the run.
-        spools: folder for what is not sent yet.
-        retrying: when to try again while the server is unreachable.
+        spools: folder for the spools of all runs.
+        retrying: when to retry while the server is unreachable.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, spools: Path, retrying: Retrying = IN_BACKGROUND) -> None:
         self._client = client
         self._run_id = run_id
-        # No other process uses this file, nor an earlier one of the same run.
+        # Unique also among the processes of one run.
         self._spool = spools / f"{run_id}.{time.time_ns()}.jsonl"
-        # While it waits for the next try, the thread writes new values to the spool.
+        # Between two attempts the thread writes new values to the spool.
         self._retrying = retrying.copy(
             sleep=self._collect,
             stop=lambda _: self._closing or self._given_up,
             after=self._warn,
             retry_error_callback=lambda _: None,
         )
-        self._new: queue.SimpleQueue[list[Metric] | _Picture | None] = queue.SimpleQueue()
+        self._new: queue.SimpleQueue[list[Metric] | tuple[str, Image] | None] = queue.SimpleQueue()
         self._unsent: list[Metric] = []
         self._in_file = 0
-        """How many of the unsent are in the spool."""
+        """Number of unsent values that are in the spool."""
         self._file: TextIO | None = None
         self._pictures: list[Path] = []
         self._status: str | None = None
@@ -98,7 +90,7 @@ class Delivery:
         self._ended = False
         self._warned = False
         self._changing = threading.Lock()
-        """Held while the unsent or the spool change: `close` takes them over from a thread that hangs."""
+        """Held while unsent values or the spool change: `close` may take over from a thread that hangs."""
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -108,10 +100,10 @@ class Delivery:
 
     def put_picture(self, name: str, image: Image) -> None:
         """Send a picture (H, W, 3) soon, as an artifact below `pictures`; returns at once."""
-        self._new.put(_Picture(name, image))
+        self._new.put((name, image))
 
     def close(self, status: str, seconds: float) -> None:
-        """Send what is unsent and end the run, within so many seconds; the spool keeps what is left."""
+        """Send all and end the run, within `seconds`; the spool keeps what could not be sent."""
         self._status = status
         self._new.put(None)
         self._thread.join(seconds)
@@ -135,31 +127,29 @@ class Delivery:
             self._collect(None)
             self._retrying(self._send)
 
-    def _take(self, new: list[Metric] | _Picture | None) -> None:
-        """Take values over, or write a picture to the disk."""
+    def _take(self, new: list[Metric] | tuple[str, Image] | None) -> None:
+        """Keep values in memory and pictures on disk."""
         if new is None:
             self._closing = True
-        elif isinstance(new, _Picture):
-            self._take_picture(new)
+        elif isinstance(new, tuple):
+            self._take_picture(*new)
         else:
             self._unsent += new
 
-    def _take_picture(self, new: _Picture) -> None:
+    def _take_picture(self, name: str, image: Image) -> None:
         folder = _pictures_of(self._spool)
         try:
-            # The spool first: its lock protects the folder, too.
+            # The spool first: its lock also protects the folder.
             self._opened()
             folder.mkdir(exist_ok=True)
-            # A reader must not find half a picture.
-            PillowImage.fromarray(new.image).save(folder / "part", "PNG")
-            (folder / "part").rename(folder / new.name)
+            # A later process must not send an incomplete picture.
+            PillowImage.fromarray(image).save(folder / "part", "PNG")
+            self._pictures.append((folder / "part").rename(folder / name))
         except OSError as error:
-            _log.warning("warning: the picture %s cannot be kept in %s: %s", new.name, folder, error.strerror)
-        else:
-            self._pictures.append(folder / new.name)
+            _log.warning("warning: the picture %s cannot be kept in %s: %s", name, folder, error.strerror)
 
     def _collect(self, seconds: float | None) -> None:
-        """Take what comes, for so many seconds, until the end, or (None) until the queue is empty again."""
+        """Take new values and pictures for `seconds`, or if None, until the queue is empty after the first."""
         end = None if seconds is None else time.monotonic() + seconds
         first = True
         while not (self._closing or self._given_up):
@@ -175,7 +165,7 @@ class Delivery:
                     self._keep()
 
     def _send(self) -> None:
-        """Send all that is unsent, oldest first; then remove the spool and, when closing, end the run."""
+        """Send all values and pictures, oldest first; then remove the spool and, when closing, end the run."""
         for chunk in _chunks(self._unsent):
             with service_errors("logging values"):
                 self._client.log_batch(self._run_id, metrics=chunk)
@@ -189,7 +179,7 @@ class Delivery:
             del self._pictures[0]
         if self._warned:
             _log.info("MLflow has all values again")
-        self._warned = False
+            self._warned = False
         with self._changing:
             if self._given_up:
                 return
@@ -203,17 +193,17 @@ class Delivery:
             self._ended = True
 
     def _warn(self, state: RetryCallState) -> None:
-        """Keep what a failed try could not send; warn of the first of several."""
-        error = state.outcome.exception() if state.outcome else None
-        if not self._warned:
-            _log.warning("warning: %s. The step goes on; values are kept in %s", error, self._spool)
+        """Keep what a failed attempt could not send; warn after the first one."""
+        if not self._warned and state.outcome:
+            error = state.outcome.exception()
+            _log.warning("warning: %s. The step continues; values are kept in %s", error, self._spool)
         self._warned = True
         with self._changing:
             if not self._given_up:
                 self._keep()
 
     def _keep(self) -> None:
-        """Write what is unsent to the spool."""
+        """Write unsent values to the spool."""
         if new := self._unsent[self._in_file :]:
             self._write(
                 {"name": each.key, "value": each.value, "step": each.step, "time": each.timestamp} for each in new
@@ -224,7 +214,7 @@ class Delivery:
         if self._file is None:
             self._spool.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._spool.open("a")
-            # Held while this process lives, so that no other takes the spool for a leftover.
+            # Held while this process runs: other processes do not send the spool.
             lock(self._file)
         return self._file
 
@@ -237,7 +227,7 @@ class Delivery:
             _log.warning("warning: values cannot be kept in %s: %s", self._spool, error.strerror)
 
     def _send_leftovers(self) -> None:
-        """Send the spools of processes that ended: those that live hold a lock."""
+        """Send the spools of processes that ended; running processes hold a lock."""
         for path in sorted(self._spool.parent.glob("*.jsonl")):
             try:
                 # NFS locks only files that are open for writing.
@@ -246,7 +236,7 @@ class Delivery:
                     if path.exists():
                         self._send_leftover(path, file.read())
             except (BlockingIOError, FileNotFoundError):
-                # Its process lives, or another run that begins here was quicker.
+                # Its process is running, or another process has sent it.
                 continue
             except (ServiceError, OSError) as error:
                 _log.warning("warning: %s. It stays in %s", error, path)
@@ -270,7 +260,7 @@ class Delivery:
 
 
 def _parsed(content: bytes) -> tuple[dict[str, list[Metric]], list[tuple[str, str, int]], int]:
-    """Return the values in a spool by run; run, status and time of runs that ended; and how many lines are damaged."""
+    """Return the values in a spool by run; run, status and time of runs that ended; and the number of damaged lines."""
     values: dict[str, list[Metric]] = {}
     ends: list[tuple[str, str, int]] = []
     damaged = 0
@@ -285,6 +275,6 @@ def _parsed(content: bytes) -> tuple[dict[str, list[Metric]], list[tuple[str, st
                 metric = Metric(str(entry["name"]), float(entry["value"]), when, int(entry["step"]))
                 values.setdefault(run_id, []).append(metric)
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
-            # A process that is killed while it writes leaves its last line unfinished.
+            # A killed process may leave an incomplete last line.
             damaged += line != cut
     return values, ends, damaged

@@ -1,8 +1,7 @@
 """The ledger: a record of every move of a model's alias champion. Entries are never overwritten.
 
-It has one JSON file for each move, `<ledger>/<model>/<NNNNNN>.json`, in a folder or below s3://bucket/prefix. The first
-writer of a number gets it, so that one of two concurrent promotions wins. MLflow's aliases have neither a history nor
-conditional updates, and are compared with the ledger.
+It has one JSON file per move, `<ledger>/<model>/<NNNNNN>.json`, in a folder or below s3://bucket/prefix. Only the first
+writer of a number succeeds, so one of two concurrent promotions wins: MLflow's aliases have no conditional updates.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ class Move:
     weights_sha256: str | None
     """Of `version`. A restored backup may give the same version number to another model; its weights differ."""
     verdict: str
-    """`promote`, or `by hand` for a move that was made outside the pipeline and detected later."""
+    """`promote`, or `by hand` for a move outside the pipeline that was detected later."""
     reason: str
     run: str
     """MLflow run of the step that wrote this."""
@@ -75,10 +74,6 @@ def _move(file: StoredFile, ledger: str, model: str) -> Move:
 
 def entries(ledger: str, model: str) -> list[Move]:
     """Return all moves of a model's champion, oldest first.
-
-    Args:
-        ledger: a folder, or s3://bucket/prefix.
-        model: name of the registered model.
 
     Raises:
         DataError: an entry is damaged.

@@ -21,7 +21,7 @@ _PACKAGES = ("bebygan", "components", "pipelines")
 
 @cache
 def code_hash() -> str:
-    """Return the SHA-256 over paths and contents of all sources: the same code has it, with git or without."""
+    """Return the SHA-256 over paths and contents of all sources, which does not depend on git."""
     digest = hashlib.sha256()
     folders = (_ROOT / package for package in _PACKAGES)
     sources = sorted(path for folder in folders for suffix in ("py", "html") for path in folder.rglob(f"*.{suffix}"))
@@ -67,11 +67,11 @@ def _seed(params: object) -> str:
 
 
 def provenance(params: object, data_version: str | None = None) -> dict[str, str]:
-    """Return the facts of a run of this process, each as text; "unknown" if it cannot be determined.
+    """Return the facts of a run of this process, each as text, or "unknown".
 
     Args:
-        params: the parameters that the step was given, a group or all of them.
-        data_version: of the photographs; None if the caller does not know it.
+        params: of the step, a group or all of them.
+        data_version: of the photographs, if known.
 
     Returns:
         git_sha, git_dirty, code_hash, data_version, params_hash, image_digest (environment BEBYGAN_IMAGE), kfp_run_id

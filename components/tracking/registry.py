@@ -29,7 +29,7 @@ class ModelVersion:
 
     @property
     def uri(self) -> str:
-        """Address by which MLflow loads it."""
+        """Return the address from which MLflow loads it."""
         return f"models:/{self.model}/{self.version}"
 
 
@@ -51,7 +51,7 @@ def _exists(client: MlflowClient, model: str) -> bool:
 
 
 def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
-    """Return the version that holds an alias, or None when no version does.
+    """Return the version that has an alias, or None.
 
     Raises:
         ServiceError: the registry is unreachable or refuses.
@@ -60,29 +60,25 @@ def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
         try:
             return as_version(client.get_model_version_by_alias(model, alias))
         except MlflowException as error:
-            # MLflow calls an alias that a model does not have an invalid parameter.
+            # MLflow reports an alias that a model does not have as an invalid parameter.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
-            # With a login it denies permission for a model that does not exist.
+            # A server with a login denies permission for a model that does not exist.
             if error.error_code == "PERMISSION_DENIED" and not _exists(client, model):
                 return None
             raise
 
 
 def champion(model: str) -> ModelVersion | None:
-    """Return the version that holds the alias champion, or None when there is none yet.
-
-    Raises:
-        ServiceError: the registry is unreachable or refuses.
-    """
+    """Return the version that has the alias champion, or None; see `version_with_alias`."""
     return version_with_alias(model, "champion")
 
 
 def check_rights(model: str) -> None:
-    """Check that this user may make versions of a model and move its aliases; leave nothing behind.
+    """Check that this user may create versions of a model and move its aliases; leave nothing behind.
 
-    MLflow's login demands the same right for a tag of the model, which is tried. If there is no model yet, one of
-    another name is created and deleted.
+    Setting a tag of the model needs the same permission. If there is no model yet, one of another name is created and
+    deleted.
 
     Raises:
         ServiceError: the registry is unreachable or refuses.

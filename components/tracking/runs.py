@@ -1,10 +1,10 @@
 """Runs in MLflow: one for each step, linked to the run of the pipeline, with parameters, provenance and values.
 
-`components.tracking.address` says where runs are kept. Beside an SQLite database their artifacts are in mlartifacts.
-A run that MLFLOW_RUN_ID names is adopted (Kubeflow Pipelines with its MLflow plugin makes one for each task). Else a
-new one is created in the experiment that MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME names, as a child of
-BEBYGAN_PARENT_RUN, or of the run that the first task of the same Kubeflow run (KFP_RUN_ID) opened.
-What the server does not take waits in the folder BEBYGAN_UNTRACKED, else in workspace/untracked.
+See `components.tracking.address` for the store. The artifacts of an SQLite database are in mlartifacts beside it.
+A step uses the run that MLFLOW_RUN_ID names (Kubeflow's MLflow plugin creates one for each task). Otherwise it creates
+one in the experiment of MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME, as a child of BEBYGAN_PARENT_RUN, or of the run
+that the first task of the same Kubeflow run (KFP_RUN_ID) opened. Values that the server does not receive stay in the
+folder BEBYGAN_UNTRACKED, by default workspace/untracked.
 """
 
 import logging
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 def _machine(run_id: str) -> Callable[[], dict[str, float]]:
     """Return a function that reads the machine's load, memory and GPUs since the last reading."""
-    # Not started: its own thread stops for good when the server is unreachable once.
+    # Not started: its own thread stops forever if the server is unreachable once.
     monitor: Any = SystemMetricsMonitor(run_id)  # type: ignore[no-untyped-call]
 
     def read() -> dict[str, float]:
@@ -59,15 +59,15 @@ def _machine(run_id: str) -> Callable[[], dict[str, float]]:
             each.clear_metrics()
         return found
 
-    # The first reading only begins the period of the next one.
+    # A reading covers the time since the one before.
     read()
     return read
 
 
 class StepRun:
-    """A run under way. Call it with an iteration and its values or pictures; a thread of its own sends them.
+    """A running run. Call it with an iteration and its values or pictures; a thread sends them.
 
-    A server that becomes unreachable later never stops the step: see `Delivery`.
+    A server that becomes unreachable never stops the step: see `Delivery`.
 
     Args:
         client: of the server.
@@ -88,7 +88,7 @@ class StepRun:
         self._machine_read = -math.inf
 
     def __call__(self, iteration: int, values: Mapping[str, float | Image]) -> None:
-        """Log values, and pictures (H, W, 3), of an iteration; returns at once."""
+        """Log values and pictures (H, W, 3) of an iteration; returns at once."""
         now = time.time_ns() // 1_000_000
         numbers = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
         due = time.monotonic() - self._machine_read >= _SECONDS_BETWEEN_MACHINE_READINGS
@@ -101,16 +101,16 @@ class StepRun:
                 self._delivery.put_picture(f"{name}-{iteration:08d}.png", value)
 
     def artifacts(self, folder: Path, under: str) -> None:
-        """Store the files of a folder with the run, below `under`; if the server does not take them, warn."""
+        """Store the files of a folder with the run, below `under`; warn if the server fails."""
         try:
             with service_errors("storing files"), uploading():
                 self.client.log_artifacts(self.run_id, str(folder), under)
         except ServiceError as error:
-            _log.warning("warning: %s. The step goes on without them", error)
+            _log.warning("warning: %s. The step continues without them", error)
 
 
 def _experiment(client: MlflowClient) -> str:
-    """Return the id of the experiment, and make it if it is missing."""
+    """Return the id of the experiment; create it if it is missing."""
     if chosen := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return chosen
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
@@ -121,18 +121,18 @@ def _experiment(client: MlflowClient) -> str:
     try:
         return str(client.create_experiment(name, artifact_location=artifacts))
     except MlflowException:
-        # Another step has just made it.
+        # Another step may have created it since.
         if experiment := client.get_experiment_by_name(name):
             return str(experiment.experiment_id)
         raise
 
 
 def _pipeline_run(client: MlflowClient) -> str | None:
-    """Return the id of the run of the whole pipeline that this process works for, or None when there is none yet."""
+    """Return the id of the run of the whole pipeline that this process belongs to, or None if there is none yet."""
     if parent := os.environ.get("BEBYGAN_PARENT_RUN"):
         return parent
     if own := os.environ.get("MLFLOW_RUN_ID"):
-        # Kubeflow's plugin nests the runs of tasks in one that it made for the pipeline.
+        # Kubeflow's plugin creates a run for the pipeline, with a child for each task.
         found = client.get_run(own).data.tags.get(PARENT)
         return str(found) if found else None
     if kubeflow := os.environ.get("KFP_RUN_ID"):
@@ -143,7 +143,7 @@ def _pipeline_run(client: MlflowClient) -> str | None:
 
 
 def _begin(client: MlflowClient, run_id: str | None, step: str, params: object, facts: Mapping[str, str]) -> str:
-    """Begin the run with this id, or (None) a new one; tag it, log its parameters, and return its id."""
+    """Start the run with this id, or a new one if None; tag it, log its parameters, and return its id."""
     if not run_id:
         run_id = str(client.create_run(_experiment(client), run_name=step).info.run_id)
     client.update_run(run_id, "RUNNING")
@@ -154,10 +154,7 @@ def _begin(client: MlflowClient, run_id: str | None, step: str, params: object, 
 
 
 def check_tracker() -> str:
-    """Check that the tracking server answers, has our experiment, and takes files for it: it stores them elsewhere.
-
-    Returns:
-        Its address without a password.
+    """Check that the tracking server answers, has our experiment and stores files; return its address without password.
 
     Raises:
         ServiceError: the server or its store of files is unreachable or refuses.
@@ -167,23 +164,20 @@ def check_tracker() -> str:
     with service_errors("storing a file"), tempfile.TemporaryDirectory() as scratch, uploading():
         file = Path(scratch) / "preflight"
         file.touch()
-        # The same name each time: a user who may write may not always delete.
+        # Always the same name: the user may lack the permission to delete files.
         store: Any = get_artifact_repository(experiment.artifact_location)
         store.log_artifact(str(file))
     return without_password(tracking_uri())
 
 
 def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:
-    """Open the run of the whole pipeline, which its tasks find by KFP_RUN_ID, or describe the one that is there.
+    """Open the run of the whole pipeline, or update it if this task was retried, and return its id.
 
-    A task that is retried finds the run that it opened before.
+    The tasks of the pipeline find it by KFP_RUN_ID. `close_pipeline_run` ends it.
 
     Args:
         params: of the pipeline; logged, and hashed into the provenance.
         tags: more facts.
-
-    Returns:
-        Its id. `close_pipeline_run` ends it.
 
     Raises:
         ServiceError: the server is unreachable or refuses.
@@ -193,10 +187,9 @@ def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:
 
 
 def tag_pipeline_run(tags: Mapping[str, str]) -> str | None:
-    """Tag the run of the whole pipeline.
+    """Tag the run of the whole pipeline and return its id.
 
-    Returns:
-        Its id; None if none was opened because there was nothing to do.
+    Return None if the pipeline had nothing to do and opened no run.
 
     Raises:
         ServiceError: the server is unreachable or refuses.
@@ -229,18 +222,18 @@ def step_run(
     machine: bool = False,
     retrying: Retrying = IN_BACKGROUND,
 ) -> Iterator[StepRun]:
-    """Track a step: its run ends FINISHED, FAILED, or KILLED if it was asked to stop.
+    """Track a step: its run ends as FINISHED, FAILED, or, after a stop request, KILLED.
 
     Args:
         step: name of the step, and of a new run.
-        params: what the step was given; logged, and hashed into the provenance.
+        params: of the step; logged, and hashed into the provenance.
         data_version: of the photographs.
         tags: more facts.
         machine: see `StepRun`.
         retrying: see `Delivery`.
 
     Raises:
-        ServiceError: at the start, if the server is unreachable or refuses. Later it never stops the step.
+        ServiceError: at the start, if the server is unreachable or refuses.
     """
     with tracker("starting a run") as client:
         parent, adopted = _pipeline_run(client), os.environ.get("MLFLOW_RUN_ID")
@@ -265,12 +258,12 @@ def step_run(
 def ended_runs(
     tags: Mapping[str, str], status: Literal["FINISHED", "FAILED"], also_in: Collection[str] = ()
 ) -> list[str]:
-    """Return the ids of runs with these tags that ended so, the newest first, at most ten.
+    """Return the ids of the ten newest runs that have all of these tags and this status, newest first.
 
     Args:
-        tags: all of which a run must have.
-        status: how they ended.
-        also_in: ids of experiments to look in, beside our own.
+        tags: of the runs.
+        status: of the runs.
+        also_in: ids of more experiments to search.
 
     Raises:
         ServiceError: the server is unreachable or refuses.

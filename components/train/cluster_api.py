@@ -1,7 +1,7 @@
-"""Requests to the Kubernetes API server about one TrainJob and its pods.
+"""Requests to the Kubernetes API server about one TrainJob and its pods, repeated while it is unreachable or busy.
 
-Requests are repeated while the server is unreachable or busy. After a start, the server answers 403 until it has loaded
-its RBAC rules: a request that was allowed before is repeated for `Patience.refusal` seconds.
+After a start, the server answers 403 until it has loaded its RBAC rules: a request that was allowed before is repeated
+for `Patience.refusal` seconds.
 
 Required permissions, all in one namespace: create, get, watch and delete trainjobs.trainer.kubeflow.org, list and get
 pods, get pods/log.
@@ -33,17 +33,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for what, in seconds."""
+    """How long to wait, in seconds."""
 
     first_answer: float = 30.0
-    """For the first answer: a wrong address fails soon."""
+    """Until the first answer: a wrong address fails soon."""
     absence: float = 1800.0
     """For a server that has answered before and is unreachable."""
     refusal: float = 60.0
     """For a server that answers 403 to a request that it has allowed before."""
     between_looks: float = 2.0
     first_pod: float = 120.0
-    """For the first pod, before a hint is printed."""
+    """Before a hint about a missing first pod."""
     watching: int = 240
     """Duration of one watch."""
     silence: float = 60.0
@@ -54,7 +54,7 @@ PATIENCE = Patience()
 
 
 class _Unreachable(Exception):  # noqa: N818 - the reason for a retry
-    """The server cannot be reached, is busy, or still loads its rules."""
+    """The server is unreachable, is busy, or is loading its rules."""
 
 
 def one_line(text: object) -> str:
@@ -77,7 +77,7 @@ def _by_rbac(error: ApiException) -> bool:
 
 @dataclass(frozen=True)
 class ClusterApi:
-    """The API server, seen from one namespace."""
+    """The API server, for one namespace."""
 
     namespace: str
     host: str
@@ -86,7 +86,7 @@ class ClusterApi:
     _allowed: set[str] = field(default_factory=set)
     """Kinds of requests that have succeeded."""
     _refused: dict[str, float] = field(default_factory=dict)
-    """When the server began to refuse a kind of request."""
+    """Since when the server refuses a kind of request."""
 
     def ask(self, kind: str, call: Callable[[], T]) -> T:
         """Return the result of `call`, repeated while the server is unreachable.
@@ -114,7 +114,7 @@ class ClusterApi:
             except (HTTPError, OSError) as error:
                 raise _Unreachable(one_line(error)) from error
             if isinstance(answer, str):
-                raise ServiceError(self._no_kubernetes("a page"))
+                raise self._no_kubernetes("a page")
             self.allow(kind)
             return answer
 
@@ -149,8 +149,10 @@ class ClusterApi:
         since = self._refused.setdefault(kind, time.monotonic())
         return kind in self._allowed and time.monotonic() - since < self.patience.refusal
 
-    def _no_kubernetes(self, answer: str) -> str:
-        return f"{self.host} is no Kubernetes API server (it answers {answer}): correct its address in the kubeconfig"
+    def _no_kubernetes(self, answer: str) -> ServiceError:
+        return ServiceError(
+            f"{self.host} is no Kubernetes API server (it answers {answer}): correct its address in the kubeconfig"
+        )
 
     def _fault(self, kind: str, error: ApiException) -> Exception:
         """Return the error that explains an answer."""
@@ -169,10 +171,10 @@ class ClusterApi:
             )
         if error.status in (400, 403, 422):
             return ConfigError(f"{self.host} refuses to {kind.partition(' ')[0]} the TrainJob: {message}")
-        return ServiceError(self._no_kubernetes(f"{error.status} {message}"))
+        return self._no_kubernetes(f"{error.status} {message}")
 
     def _trainjob(self, verb: str, *arguments: object, none_for: set[int], **options: object) -> dict[str, Any] | None:
-        """Return the TrainJob in the answer, or None if its status is one of `none_for`."""
+        """Return the TrainJob of the answer, or None for a status in `none_for`."""
         method = getattr(client.CustomObjectsApi(self.connection), f"{verb}_namespaced_custom_object")
         place = (GROUP, VERSION, self.namespace, PLURAL)
         try:
@@ -207,7 +209,7 @@ class ClusterApi:
             time.sleep(self.patience.between_looks)
 
     def states(self, name: str) -> Iterator[dict[str, Any] | None]:
-        """Yield the TrainJob now and after each change, without end; None if there is none."""
+        """Yield the TrainJob, or None if there is none, now and after each change, without end."""
         while True:
             found = self.get(name)
             yield found
@@ -219,7 +221,7 @@ class ClusterApi:
         """Yield the TrainJob and its changes until the watch ends; `states` finds what this misses."""
         kind = f"watch {RESOURCE}"
         try:
-            # Without a resource version, which the server may have forgotten: the watch begins with the present state.
+            # Without a resource version, which may be too old for the server, the watch starts with the current state.
             for event in watch.Watch().stream(
                 client.CustomObjectsApi(self.connection).list_namespaced_custom_object,
                 *(GROUP, VERSION, self.namespace, PLURAL),
@@ -246,13 +248,13 @@ class ClusterApi:
         return sorted(found.items, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
 
     def log(self, pod: str, since: datetime | None, *, follow: bool, last: int | None = None) -> Iterator[str]:
-        """Yield the lines of a pod's log, each after its time, until the log ends or the connection breaks.
+        """Yield the lines of a pod's log, each with its time in front, until the log ends or the connection breaks.
 
         Args:
             pod: its name.
             since: skip older lines.
             follow: wait for new lines.
-            last: yield only so many lines at the end.
+            last: yield only this number of lines at the end.
 
         Raises:
             ApiException: the pod is gone, or has not started.
@@ -261,7 +263,7 @@ class ClusterApi:
         """
         query = [("container", CONTAINER), ("timestamps", "true"), ("follow", str(follow).lower())]
         if since is not None:
-            # The generated method takes only an age in seconds, which depends on the node's clock.
+            # The generated method accepts only an age in seconds, which depends on the clock of the node.
             query.append(("sinceTime", since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")))
         if last is not None:
             query.append(("tailLines", str(last)))
@@ -284,6 +286,6 @@ class ClusterApi:
                     yield line.decode(errors="replace")
         finally:
             answer.close()
-        # A followed log that ends in the middle of a line is requested again.
+        # The caller requests a followed log again if it ends in the middle of a line.
         if rest and not follow:
             yield rest.decode(errors="replace")

@@ -27,11 +27,5 @@ def train(
 
         group = from_yaml(GanSettings, params)
         with tracked_training("train", group, data_version) as track:
-            run(
-                Path(patches.path),
-                Path(warmup.path),
-                Path(challenger.path),
-                checkpoints,
-                params=group,
-                track=track,
-            )
+            folders = (Path(patches.path), Path(warmup.path), Path(challenger.path))
+            run(*folders, checkpoints, params=group, track=track)

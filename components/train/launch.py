@@ -2,7 +2,7 @@
 
 `python -m components.train.launch` needs no torch. It copies patches and warm-up weights to the volume, runs
 `components.train` under torchrun, shows the log, and copies the challenger to the output. Run again, it attaches to the
-running training, or takes the finished challenger.
+running training, or copies the finished challenger.
 
 Folders on the volume, each written atomically:
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from bebygan.errors import ConfigError, DataError, StorageError, WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.settings import GanSettings
-from components.cli import run_step, step_parser
+from components.cli import add_training_arguments, run_step, step_parser
 from components.config import Params, from_yaml, one_line_yaml, to_yaml
 from components.progress import say
 from components.stores import folder_of
@@ -35,20 +35,14 @@ from components.train.trainjob_run import run_trainjob
 
 VOLUME = Path("/volume")
 """Mount path of the volume, in this task and in the training pods."""
-LINEAGE = (
-    "BEBYGAN_PARENT_RUN",
-    "KFP_RUN_ID",
-    "MLFLOW_EXPERIMENT_ID",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_RUN_ID",
-)
-"""Environment variables that identify this run; the training is tracked as a part of it."""
+LINEAGE = ("BEBYGAN_PARENT_RUN", "KFP_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
+"""Environment variables that identify this run, which tracks the training as a part of it."""
 _SECONDS_UNTIL_SEEN = 120.0
 """A shared file system may show a new folder to other machines with a delay."""
 
 
 def _share(source: Path, target: Path) -> None:
-    """Copy a folder to the volume, unless it is there already."""
+    """Copy a folder to the volume, unless it exists there."""
     if target.exists():
         return
     # Another launcher may copy the same folder; a folder that others read must not be replaced.
@@ -60,11 +54,10 @@ def _share(source: Path, target: Path) -> None:
 
 def _command(home: Path, shards: Path, checkpoints: str, params: GanSettings) -> tuple[str, ...]:
     """Return the command of the training pods."""
-    group = one_line_yaml(params)
-    places = {"patches": shards, "warmup": home / "warmup", "output": home / "challenger", "checkpoints": checkpoints}
     return (
-        *("python", "-m", "components.train.torchrun", "-m", "components.train", "--set", f"train={group}"),
-        *(word for name, place in places.items() for word in (f"--{name}", str(place))),
+        *("python", "-m", "components.train.torchrun", "-m", "components.train"),
+        *("--set", f"train={one_line_yaml(params)}", "--patches", str(shards), "--warmup", str(home / "warmup")),
+        *("--output", str(home / "challenger"), "--checkpoints", checkpoints),
     )
 
 
@@ -97,7 +90,7 @@ def launch(
         patches: folder that the patches step wrote.
         warmup: folder that the warm-up step wrote.
         output: folder, written atomically.
-        checkpoints: folder on the volume, or s3://bucket/prefix, for the checkpoints of this and other runs.
+        checkpoints: folder on the volume, or s3://bucket/prefix.
         params: of the step.
         settings: where and on which resources to train.
         volume: mount path of the volume, here and in the pods.
@@ -161,10 +154,8 @@ def _run(options: argparse.Namespace, params: Params) -> None:
 def main() -> int:
     """Run the step and return its exit code."""
     parser = step_parser("train.launch", "Train Beby-GAN on other machines, as a TrainJob.")
-    parser.add_argument("--patches", type=Path, required=True, help="folder that the patches step wrote")
     parser.add_argument("--warmup", type=Path, required=True, help="folder that the warm-up step wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the challenger")
-    parser.add_argument("--checkpoints", required=True, help="folder on the volume, or s3://bucket/prefix")
+    add_training_arguments(parser, "challenger")
     parser.add_argument("--trainjob", type=Path, required=True, help="YAML file of settings: see TrainJobSettings")
     parser.add_argument("--volume", type=Path, default=VOLUME, help="mount path of the volume (%(default)s)")
     return run_step(parser, _run)

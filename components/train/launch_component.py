@@ -30,11 +30,6 @@ def train_on_nodes(
 
     with task("train"):
         say(f"photographs {data_version}")
-        launch(
-            Path(patches.path),
-            Path(warmup.path),
-            Path(challenger.path),
-            checkpoints,
-            params=from_yaml(GanSettings, params),
-            settings=from_yaml(TrainJobSettings, trainjob),
-        )
+        settings = from_yaml(TrainJobSettings, trainjob)
+        folders = (Path(patches.path), Path(warmup.path), Path(challenger.path))
+        launch(*folders, checkpoints, params=from_yaml(GanSettings, params), settings=settings)

@@ -23,7 +23,7 @@ def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:
     if not params.losses.perceptual:
         return None
     taps = dict(params.perceptual.taps)
-    # conv5_3 comes after conv4_4: the names sort as the layers lie.
+    # The names sort in the order of the layers.
     vgg = load_vgg(weights_file(params.perceptual.network), last=max(taps))
     return Perceptual(place(vgg, device, channels_last=params.channels_last), taps)
 
@@ -38,7 +38,7 @@ def train(
         warmup: folder that the warm-up step wrote.
         output: folder, written atomically: generator.safetensors (the average), generator_raw.safetensors,
             discriminator.safetensors if the adversarial loss has a weight, history.jsonl.
-        checkpoints: folder or s3:// prefix for the checkpoints of this and other runs.
+        checkpoints: folder or s3:// prefix.
         params: of the step.
         track: receives the logged values.
 

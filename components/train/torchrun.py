@@ -1,7 +1,7 @@
 """`python -m components.train.torchrun`: torchrun with the exit code of the process that failed first.
 
-torchrun itself always exits with 1, which does not tell a preemption from an invalid parameter. It takes its arguments
-from the command line and from PET_* variables: `-m components.train --patches ...`.
+torchrun itself always exits with 1, for a preemption as for an invalid parameter. Its arguments come from the command
+line and from PET_* variables: `-m components.train --patches ...`.
 """
 
 import os
@@ -20,19 +20,11 @@ SECONDS_FOR_OTHERS = 30.0
 """Time for another machine to report its failure; otherwise ours would appear to have failed first."""
 
 
-def _likeness_to_an_echo(code: int) -> int:
-    """Return a rank from 0, an error of the process itself, to 3, an effect of another failure.
-
-    A negative code is a signal. SIGKILL may mean that memory ran out, or come from torchrun after an ignored SIGTERM.
-    """
-    if code == Preempted.exit_code:
-        return 2
-    return 3 if code == -signal.SIGTERM else int(code < 0)
-
-
 def _code_of(failures: Collection[ProcessFailure]) -> int:
     """Return the exit code of the first failure that is not the effect of another."""
-    first = min(failures, key=lambda failure: (_likeness_to_an_echo(failure.exitcode), failure.timestamp))
+    # A negative code is a signal. SIGKILL may mean that memory ran out, or come from torchrun after an ignored SIGTERM.
+    ranks = {Preempted.exit_code: 2, -signal.SIGTERM: 3}
+    first = min(failures, key=lambda each: (ranks.get(each.exitcode, int(each.exitcode < 0)), each.timestamp))
     return first.exitcode if first.exitcode >= 0 else 128 - first.exitcode
 
 
@@ -49,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             time.sleep(SECONDS_FOR_OTHERS)
         return code
     except SignalException as error:
-        # torchrun has passed the signal on, and its processes have saved their state.
+        # torchrun has forwarded the signal, and its processes have saved their state.
         return Preempted.exit_code if error.sigval == signal.SIGTERM else 128 + int(error.sigval)
     except DistError as error:
         # No process has started. A machine may take longer to start than torchrun waits.

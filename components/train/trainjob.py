@@ -81,7 +81,7 @@ class TrainJobSpec:
     environment: Mapping[str, str]
     """Environment variables of the container, without secrets."""
     lineage: Mapping[str, str]
-    """Environment variables that identify the requesting run. Runs that share a training differ in them."""
+    """Environment variables that identify the run. They differ between runs that share a training."""
 
 
 def trainjob_name(*identity: str) -> str:
@@ -95,19 +95,14 @@ def trainjob_name(*identity: str) -> str:
 
 def _references(settings: TrainJobSettings) -> Iterator[dict[str, Any]]:
     """Yield the environment variables whose values are in config maps and secrets."""
-    found: dict[str, dict[str, tuple[str, ...]]] = {
-        "configMapKeyRef": {
-            settings.config_map: ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
-        },
-        "secretKeyRef": {
-            settings.s3_secret: ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-            settings.mlflow_secret: ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-        },
-    }
-    for kind, sources in found.items():
-        for source, names in sources.items():
-            for name in names:
-                yield {"name": name, "valueFrom": {kind: {"name": source, "key": name, "optional": True}}}
+    sources = (
+        ("configMapKeyRef", settings.config_map, ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")),
+        ("secretKeyRef", settings.s3_secret, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+        ("secretKeyRef", settings.mlflow_secret, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
+    )
+    for kind, source, names in sources:
+        for name in names:
+            yield {"name": name, "valueFrom": {kind: {"name": source, "key": name, "optional": True}}}
 
 
 def _body(spec: TrainJobSpec) -> dict[str, Any]:
@@ -150,7 +145,7 @@ def _body(spec: TrainJobSpec) -> dict[str, Any]:
 
 def manifest(spec: TrainJobSpec) -> dict[str, Any]:
     """Return the TrainJob as an object of the Kubernetes API."""
-    # Without the lineage: runs that differ only in it share a training.
+    # Without the lineage: runs that differ only in their lineage share a training.
     asked = {**plain(spec.settings), "command": spec.command, "environment": dict(spec.environment)}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",

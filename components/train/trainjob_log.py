@@ -1,4 +1,4 @@
-"""What the pods of a TrainJob report: the log of node 0, why pods do not start, and which container failed."""
+"""Reports on the pods of a TrainJob: the log of node 0, why pods do not start, and which container failed."""
 
 import threading
 import time
@@ -23,12 +23,12 @@ _INDEX = "batch.kubernetes.io/job-completion-index"
 _SECONDS_READ_AGAIN = 5
 """Lines of stdout and stderr are not stored strictly in the order of their times."""
 _TRIES_AT_THE_END = 5
-"""For the rest of the log of a training that has ended."""
+"""To read the rest of the log after the training has ended."""
 _LAST_LINES = 200
-"""Lines at the end of a log in which the error line is looked for; torchrun prints more after it."""
+"""Lines at the end of a log that may contain the error line; torchrun prints more after it."""
 _OUT_OF_MEMORY = 137
-_ECHOES = (Preempted.exit_code, 128 + SIGTERM)
-"""Exit codes of nodes that were stopped because another one had failed."""
+_STOPPED = (Preempted.exit_code, 128 + SIGTERM)
+"""Exit codes of nodes that stopped because another one had failed."""
 
 
 @dataclass
@@ -39,12 +39,8 @@ class _Read:
     recent: Counter[tuple[datetime, str]] = field(default_factory=Counter)
     """Lines that the next request will return again."""
 
-    def since(self) -> datetime | None:
-        """Return the time from which the next request reads."""
-        return self.newest - timedelta(seconds=_SECONDS_READ_AGAIN) if self.newest else None
-
     def add(self, when: datetime, text: str) -> None:
-        """Remember a line; once a second, forget the lines that are too old to be returned again."""
+        """Record a line; once a second, drop lines that are too old for the next request."""
         if self.newest is None or when >= self.newest + timedelta(seconds=1):
             oldest = when - timedelta(seconds=_SECONDS_READ_AGAIN + 2)
             self.recent = Counter({line: count for line, count in self.recent.items() if line[0] >= oldest})
@@ -52,23 +48,20 @@ class _Read:
         self.recent[when, text] += 1
 
 
-def _time_of(line: str) -> datetime | None:
-    """Return the time at the start of a line; messages of the node itself have none."""
-    try:
-        return datetime.fromisoformat(line.partition(" ")[0])
-    except ValueError:
-        return None
-
-
 def _copy_log(api: ClusterApi, pod: str, read: _Read, log: Callable[[str], None], *, follow: bool) -> bool:
-    """Pass on the new lines of a pod's log; return whether its end was reached."""
+    """Print the new lines of a pod's log; return whether this reached its end."""
     again = Counter(read.recent)
+    since = read.newest - timedelta(seconds=_SECONDS_READ_AGAIN) if read.newest else None
     try:
-        for line in api.log(pod, read.since(), follow=follow):
-            when, text = _time_of(line), line.partition(" ")[2]
-            if when is None:
+        for line in api.log(pod, since, follow=follow):
+            time_of_line, _, text = line.partition(" ")
+            try:
+                when = datetime.fromisoformat(time_of_line)
+            except ValueError:
+                # Messages of the node have no time.
                 log(line)
-            elif again[when, text]:
+                continue
+            if again[when, text]:
                 again[when, text] -= 1
             else:
                 read.add(when, text)
@@ -81,7 +74,7 @@ def _copy_log(api: ClusterApi, pod: str, read: _Read, log: Callable[[str], None]
 
 
 def _trouble(pod: client.V1Pod) -> str | None:
-    """Return why a pod does not start, if its status says so."""
+    """Return why a pod does not start, if its status has a reason."""
     for condition in pod.status.conditions or ():
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"cannot be scheduled ({condition.reason}: {one_line(condition.message)})"
@@ -93,37 +86,37 @@ def _trouble(pod: client.V1Pod) -> str | None:
 
 
 def describe_command(api: ClusterApi, name: str) -> str:
-    """Return the commands that show why a TrainJob has no pods: a refused pod is an event of its Job."""
+    """Return the commands that show why a TrainJob has no pods: Kubernetes reports a refused pod on its Job."""
     kubectl = f"kubectl -n {api.namespace} describe"
     return f"{kubectl} job {name}-{CONTAINER}-0; {kubectl} trainjob,jobset {name}"
 
 
 def _follow(api: ClusterApi, name: str, log: Callable[[str], None], ended: threading.Event) -> None:
-    """Pass on the log of node 0, pod after pod, until the TrainJob has ended and the log is read completely.
+    """Print the log of node 0, pod after pod, until the TrainJob has ended and the log is complete.
 
     Report for the pods of all nodes why they do not start: the others wait for them.
     """
     reads: dict[str, _Read] = {}
     done: set[str] = set()
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     tries, started = _TRIES_AT_THE_END, time.monotonic()
     while tries:
-        # Read before the request: a training that has ended by now writes no more lines.
+        # Read before the request: a training that has ended writes no more lines.
         last = ended.is_set()
         unread = False
         pods = api.pods(name)
-        if not pods and time.monotonic() - started > api.patience.first_pod and not told:
-            told[name] = f"no pod yet; to see why: {describe_command(api, name)}"
-            log(told[name])
+        if not pods and time.monotonic() - started > api.patience.first_pod and not reported:
+            reported[name] = f"no pod yet; to see why: {describe_command(api, name)}"
+            log(reported[name])
         for pod in pods:
             key, pod_name, phase = pod.metadata.uid, pod.metadata.name, pod.status.phase
             if key in done:
                 continue
             if phase == "Pending":
                 trouble = _trouble(pod)
-                if trouble and told.get(key) != trouble:
+                if trouble and reported.get(key) != trouble:
                     log(f"pod {pod_name} {trouble}")
-                    told[key] = trouble
+                    reported[key] = trouble
                 continue
             if pod.metadata.labels[_INDEX] != "0":
                 continue
@@ -142,14 +135,14 @@ def _follow(api: ClusterApi, name: str, log: Callable[[str], None], ended: threa
 
 @contextmanager
 def log_of_node_zero(api: ClusterApi, name: str, log: Callable[[str], None]) -> Iterator[None]:
-    """Pass on the log of node 0 while the body waits, and the rest of it afterwards."""
+    """Print the log of node 0 during the body, and the rest of it afterwards."""
     ended = threading.Event()
 
     def follow() -> None:
         try:
             _follow(api, name, log, ended)
         except (BebyganError, ApiException) as error:
-            # A training without its log is better than no training.
+            # A failure here must not fail the training.
             log(f"the log cannot be shown: {one_line(error)}")
 
     # A daemon: a dead connection must not keep the process alive.
@@ -163,28 +156,28 @@ def log_of_node_zero(api: ClusterApi, name: str, log: Callable[[str], None]) -> 
 def _failed_container(pods: list[client.V1Pod]) -> tuple[str, int, str] | None:
     """Return pod, exit code and reason of the container that failed first, except those stopped by another failure."""
     failed = [
-        (end.exit_code in _ECHOES, end.finished_at, pod.metadata.name, end.exit_code, end.reason or "Error")
+        (end.exit_code in _STOPPED, end.finished_at, pod.metadata.name, end.exit_code, end.reason or "Error")
         for pod in pods
         for status in pod.status.container_statuses or ()
-        # A container that was lost with its machine has a made-up code 137 and no time.
+        # Kubernetes gives code 137 and no time to a container that it lost with its machine.
         if status.name == CONTAINER and (end := status.state and status.state.terminated) and end.exit_code
         if end.finished_at
     ]
     return min(failed)[2:] if failed else None
 
 
-def _last_words(api: ClusterApi, pod: str) -> str:
+def _error_line(api: ClusterApi, pod: str) -> str:
     """Return the error line of a pod's log, or its last line."""
     try:
         lines = [line.partition(" ")[2] for line in api.log(pod, None, follow=False, last=_LAST_LINES)]
     except (ServiceError, ApiException, HTTPError, OSError) as error:
         return f"its log cannot be read ({one_line(error)})"
-    said = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()] or [""]
-    return one_line(said[-1].removeprefix("error: "))
+    found = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()] or [""]
+    return one_line(found[-1].removeprefix("error: "))
 
 
 def failure_of(api: ClusterApi, name: str, condition: Mapping[str, Any]) -> Exception:
-    """Return the error of a failed TrainJob, with the last words of the container that failed."""
+    """Return the error of a failed TrainJob, with the error line of the container that failed."""
     what = f"TrainJob {api.namespace}/{name} failed ({condition['reason']}: {one_line(condition['message'])})"
     if condition["reason"] == "DeadlineExceeded":
         return ConfigError(f"{what}: it took longer than its hours; allow more and run again to resume it")
@@ -192,8 +185,10 @@ def failure_of(api: ClusterApi, name: str, condition: Mapping[str, Any]) -> Exce
     if container is None:
         return ServiceError(f"{what}; for details: {describe_command(api, name)}")
     pod, code, reason = container
-    hint = f"kubectl -n {api.namespace} describe trainjob {name}"
-    what = f"{what}; pod {pod} ended with exit code {code}: {_last_words(api, pod)}; {hint} says more"
+    what = (
+        f"{what}; pod {pod} ended with exit code {code}: {_error_line(api, pod)}; for details: "
+        f"kubectl -n {api.namespace} describe trainjob {name}"
+    )
     if reason == "OOMKilled" or code == _OUT_OF_MEMORY:
         return ConfigError(f"{what}; it exceeded its memory limit: allow more, or lower train.batch")
     kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}

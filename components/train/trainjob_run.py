@@ -1,7 +1,7 @@
 """Run a TrainJob to its end: create it or attach to the one that runs, show its log, return its error.
 
-The name of a TrainJob is derived from what is trained: a launcher that was killed or retried attaches to the training
-that it started before. A launcher may end at any time; the TrainJob keeps running.
+The name of a TrainJob identifies the training: a launcher that was killed or retried attaches to the training that it
+started before. A launcher may end at any time; the TrainJob keeps running.
 """
 
 import json
@@ -27,7 +27,7 @@ _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def _connect(namespace: str | None, patience: Patience) -> ClusterApi:
-    """Return the API of the cluster of this pod, or of the kubeconfig."""
+    """Connect to the cluster of this pod, or of the kubeconfig."""
     settings = client.Configuration()
     # The library reads the variable only once, when it is imported.
     kubeconfig = os.environ.get("KUBECONFIG")
@@ -49,7 +49,7 @@ def _connect(namespace: str | None, patience: Patience) -> ClusterApi:
 
 
 def _condition(trainjob: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """Return the condition with which a TrainJob ended, or None if it has not ended."""
+    """Return the condition Complete or Failed of a TrainJob, or None if it has not ended."""
     conditions = trainjob.get("status", {}).get("conditions", ())
     ended = [each for each in conditions if each["type"] in ("Complete", "Failed") and each["status"] == "True"]
     return ended[0] if ended else None
@@ -89,11 +89,11 @@ def _start(api: ClusterApi, spec: TrainJobSpec, log: Callable[[str], None]) -> s
 
 
 def _wait(api: ClusterApi, name: str, uid: str, log: Callable[[str], None]) -> Mapping[str, str]:
-    """Return the condition with which the TrainJob ended."""
+    """Wait until the TrainJob ends; return its condition Complete or Failed."""
     suspended = False
     for found in api.states(name):
         if found is None or found["metadata"]["uid"] != uid:
-            raise ServiceError(f"somebody deleted TrainJob {api.namespace}/{name}: run again to resume the training")
+            raise ServiceError(f"TrainJob {api.namespace}/{name} was deleted: run again to resume the training")
         if ended := _condition(found):
             return ended
         before, suspended = suspended, bool(found["spec"].get("suspend"))
@@ -103,10 +103,10 @@ def _wait(api: ClusterApi, name: str, uid: str, log: Callable[[str], None]) -> M
 
 
 def run_trainjob(spec: TrainJobSpec, log: Callable[[str], None], patience: Patience = PATIENCE) -> None:
-    """Run a training on other machines to its end.
+    """Run a training on other machines to its end, or attach to the running TrainJob of this name.
 
-    A running TrainJob of this name is attached to. One that has ended is deleted and started again, and resumes from
-    its last checkpoint: look for its result first.
+    A TrainJob that has ended is deleted and started again, and resumes from its last checkpoint: the caller checks for
+    its result first.
 
     Args:
         spec: what to run.

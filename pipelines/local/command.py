@@ -20,7 +20,7 @@ from pipelines.local import run as local
 
 
 def _where_runs_are_shown(uri: str) -> str:
-    """Return the address of a server, or the command that shows the embedded store."""
+    """Return the address of a server, or the command that serves the embedded store."""
     if uri.startswith("http"):
         return without_password(uri)
     return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {without_password(uri)}"
@@ -31,8 +31,8 @@ def _champion_line(model: str, version: str | None) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the pipeline if there is anything new, and print what came of it."""
-    # Also for the tasks' processes: the default database belongs to this workspace.
+    """Run the pipeline if anything is new, and print the result."""
+    # In the environment for the tasks: the default database is in this workspace.
     os.environ[VARIABLE] = tracking_uri(options.workspace)
     with storage_errors(options.workspace):
         options.workspace.mkdir(parents=True, exist_ok=True)

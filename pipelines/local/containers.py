@@ -1,7 +1,7 @@
 """Run the tasks of a local pipeline in containers, with the images that a cluster uses.
 
-A task is not root, has no capabilities, can write only to the workspace and /tmp, and has a network only if the run
-names a bucket or a server. Import this module only to run containers: it needs Docker's client.
+A task is not root, has no capabilities, writes only to the workspace and /tmp, and has a network only if the run uses a
+bucket or a server. Import this module only to run containers: it needs Docker's client.
 """
 
 import os
@@ -23,7 +23,7 @@ from components.cli import FAILURE_FILE
 from components.container_images import DATA_IMAGE, TORCH_IMAGE
 from components.job import Job
 from components.stores import folder_of
-from components.tracking.address import tracking_uri
+from components.tracking.address import database_file, tracking_uri
 from components.tracking.provenance import code_hash
 
 _FOLDER = Path("/app")
@@ -47,15 +47,15 @@ if cat memory.events memory/memory.oom_control 2>/dev/null | grep -q '^oom_kill 
 fi
 exit $code
 """
-"""First process of a container. It leaves a file if the task does not succeed, and its limit if memory ran out.
+"""First process of a container. It leaves a file if the task fails, and one with the limit if memory ran out.
 
 KFP's runner reports success if the engine has removed a failed container before the runner asks for its exit code
-(kubeflow/pipelines#13332). The file tells the truth: `pipelines.local.run` reads it, and no later task starts.
+(kubeflow/pipelines#13332). Therefore `pipelines.local.run` reads the file, and no later task starts.
 """
 _ASK_TO_STOP = """
 for process in $(grep -Lx sh /proc/[0-9]*/comm); do process=${process%/comm}; kill -TERM ${process#/proc/}; done
 """
-"""The shells around a task must survive, to return its exit code."""
+"""The shells around a task must not end: they return its exit code."""
 
 
 @contextmanager
@@ -87,21 +87,15 @@ def _client() -> docker.DockerClient:
 
 
 def _hand_over(folder: Path) -> None:
-    """If this process is root, give a folder to the user of the tasks, who is never root."""
+    """Give a folder to the user of the tasks if this process is root; tasks never run as root."""
     if os.getuid():
         return
     for path in (folder, *folder.rglob("*")):
         os.chown(path, _USER, _USER, follow_symlinks=False)
 
 
-def _store() -> Path | None:
-    """Return the file of MLflow's embedded store, or None if a server is used."""
-    _, sqlite, database = tracking_uri().partition("sqlite:///")
-    return Path(database).resolve() if sqlite else None
-
-
 def code_of_images() -> str:
-    """Return what identifies the code of a run in containers: the digests of both images.
+    """Return the digests of both images, which identify the code of a run in containers.
 
     Raises:
         ServiceError: the engine is unreachable, or an image is missing.
@@ -171,12 +165,11 @@ def _containers_of_this_run(*, running: bool) -> list[docker.models.containers.C
 def in_containers(
     job: Job, written: Iterable[Path], places: Iterable[str], network: str | None
 ) -> Iterator[DockerRunner]:
-    """Prepare the folders of the tasks, yield the runner that starts them, and remove containers that are left.
+    """Prepare the folders of the tasks, yield the runner that starts them, and remove remaining containers.
 
     Args:
-        job: what is run; its photographs, and its starting weights if they are a file, are mounted read-only.
-        written: folders that tasks write to; the first is the workspace. If this process is root they are given to the
-            user of the tasks.
+        job: the job; its photographs, and its initial weights if they are a file, are mounted read-only.
+        written: folders that tasks write to; the first is the workspace.
         places: more folders and addresses that tasks write to.
         network: see `network_mode`.
 
@@ -187,8 +180,8 @@ def in_containers(
     workspace, *more = written
     places = list(places)
     folders = [workspace, *more, *filter(None, map(folder_of, places))]
-    store = _store()
-    if store is not None and not store.is_relative_to(workspace):
+    store = database_file(tracking_uri())
+    if store is not None and not store.resolve().is_relative_to(workspace):
         raise ConfigError(f"containers do not see {store}: set MLFLOW_TRACKING_URI to a server or into {workspace}")
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +191,7 @@ def in_containers(
     given = [place for place in (job.source, job.params.warmup.weights or "") if folder_of(place)]
     memory = psutil.virtual_memory().total
     with _engine_errors():
-        # Only the steps of this image record it.
+        # Only steps in this image record its digest.
         environment["BEBYGAN_IMAGE"] = _client().images.get(TORCH_IMAGE).id
         try:
             yield DockerRunner(

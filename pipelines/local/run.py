@@ -13,10 +13,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import psutil
 from kfp import local
@@ -34,26 +33,25 @@ from pipelines.retrain import retrain_here
 
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[2]
-# Tasks import this checkout's packages, also if the working folder contains others of the same names.
+# Tasks import the packages of this checkout, even if the working folder contains others of the same names.
 _SAME_PACKAGES = {
     "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))),
     "PYTHONSAFEPATH": "1",
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The outputs of a run."""
+class Outcome(NamedTuple):
+    """Output folders of a run."""
 
     report: Path
-    """Folder that the evaluate step wrote."""
+    """Of the evaluate step."""
     registration: Path
-    """Folder that the register step wrote."""
+    """Of the register step."""
 
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables, which the tasks inherit, and restore the old ones afterwards."""
+    """Set environment variables, which the tasks inherit, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -70,7 +68,7 @@ def _ask_processes_to_stop() -> int:
     for process in psutil.Process().children(recursive=True):
         # The process may have ended since.
         with suppress(psutil.NoSuchProcess):
-            # The shell around a task must survive, to return its exit code.
+            # The shell around a task must not end: it returns the exit code of the task.
             if not process.children():
                 process.terminate()
                 asked += 1
@@ -79,10 +77,10 @@ def _ask_processes_to_stop() -> int:
 
 @contextmanager
 def _stop_requests_passed_on(ask_to_stop: Callable[[], int]) -> Iterator[Callable[[], bool]]:
-    """Pass SIGTERM and Ctrl-C on to the running task, whose end ends the run; a second Ctrl-C ends it at once.
+    """Forward SIGTERM and Ctrl-C to the running task; a second Ctrl-C ends the run at once.
 
     Args:
-        ask_to_stop: asks the running tasks to stop and returns how many there are.
+        ask_to_stop: asks the running tasks to stop and returns their number.
 
     Yields:
         Function that returns whether a request came.
@@ -93,12 +91,12 @@ def _stop_requests_passed_on(ask_to_stop: Callable[[], int]) -> Iterator[Callabl
         if number == signal.SIGINT and requested.is_set():
             raise KeyboardInterrupt
         if not requested.is_set():
-            # Not by `say`, which would keep the pipe of the tasks' messages open.
+            # `say` would keep the pipe of the tasks' messages open.
             text = "stopping: finished steps are kept, a training saves a checkpoint; run again to continue"
             print(text, file=sys.stderr, flush=True)
         requested.set()
         if not ask_to_stop():
-            # Between two tasks: ask the next one.
+            # Between two tasks: try again for the next one.
             signal.alarm(1)
 
     if threading.current_thread() is not threading.main_thread():
@@ -116,9 +114,9 @@ def _stop_requests_passed_on(ask_to_stop: Callable[[], int]) -> Iterator[Callabl
 
 @contextmanager
 def _watcher(scratch: Path, *, containers: bool) -> Iterator[str]:
-    """Yield a path whose lines appear on our standard error: tasks write there what a person should see.
+    """Yield a path to which tasks write messages for the user, which appear on our standard error.
 
-    The runner redirects the output of tasks to its log and passes no other open file. Containers see no terminal.
+    The runner redirects the output of tasks to its log. Containers have no access to the terminal.
     """
     if sys.stderr.isatty() and not containers:
         yield os.ttyname(sys.stderr.fileno())
@@ -133,7 +131,7 @@ def _watcher(scratch: Path, *, containers: bool) -> Iterator[str]:
 
     reader = threading.Thread(target=copy, daemon=True)
     reader.start()
-    # Our own writer keeps the pipe open between two tasks.
+    # This writer keeps the pipe open between two tasks.
     try:
         with path.open("w"):
             yield str(path)
@@ -145,9 +143,9 @@ def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
     """Return the error of the failed task.
 
     Args:
-        path: see `components.cli.FAILURE_FILE`; missing or empty if the task met a bug.
-        log: the log of the run, with the traceback of a bug.
-        stopped: whether the run was asked to stop.
+        path: see `components.cli.FAILURE_FILE`; missing or empty after an unexpected exception.
+        log: the log of the run, with the traceback.
+        stopped: whether the run received a stop request.
     """
     failure = json.loads((path.read_text() if path.exists() else "") or "{}")
     if "exit_code" in failure:
@@ -161,7 +159,7 @@ def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
             f"{step} ran out of memory ({int(limit.read_text()) >> 20} MiB): lower its batch, crop or shards"
         )
     if step:
-        # As after a stop request, the same command continues from what is saved.
+        # As after a stop request, the same command resumes.
         return Preempted(
             f"{step} was killed, perhaps because memory ran out (SIGKILL): run again; finished steps are kept, a "
             "training continues from its last checkpoint"
@@ -182,7 +180,7 @@ def _end_runs_of_killed_tasks(parent: StepRun) -> None:
 
 @contextmanager
 def _log_of_this_run(path: Path) -> Iterator[TextIO]:
-    """Yield the log, emptied unless another run writes to it: each holds a lock on it."""
+    """Yield the log with a lock on it; truncate it unless another run has a lock."""
     # NFS grants a shared lock only on files opened for reading.
     with path.open("a+") as log:
         if lock(log):
@@ -192,7 +190,7 @@ def _log_of_this_run(path: Path) -> Iterator[TextIO]:
 
 
 def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
-    """Remove outputs of earlier runs that this one did not take from the cache, so that the disk does not fill up.
+    """Remove the outputs of earlier runs, except those that this run took from the cache.
 
     Args:
         outputs_of_tasks: contains a folder per run, which contains a folder per task.
@@ -226,8 +224,8 @@ def run(
     Args:
         job: what to run.
         workspace: existing folder for outputs, caches and checkpoints.
-        remote: DVC remote that the data version is pushed to; empty for none.
-        ledger: folder or s3:// prefix that records each change of the champion; empty for none.
+        remote: DVC remote for the data version; empty for none.
+        ledger: folder or s3:// prefix of the ledger; empty for none.
         reason: why the run starts; logged.
         containers: `pipelines.local.containers` to run each task in a container; None runs processes.
         network: network of the containers; None for the least that is needed.
@@ -239,7 +237,7 @@ def run(
     workspace = workspace.resolve()
     remote, ledger = absolute(remote), absolute(ledger)
     log, outputs_of_tasks = workspace / "run.log", workspace / "pipeline"
-    # Created by a Docker engine, it would belong to root.
+    # If Docker created it, it would belong to root.
     outputs_of_tasks.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -248,14 +246,9 @@ def run(
     ):
         failure = Path(scratch) / "failure.json"
         ask_to_stop = containers.ask_containers_to_stop if containers else _ask_processes_to_stop
-        inherited = {
-            "BEBYGAN_PARENT_RUN": parent.run_id,
-            FAILURE_FILE: str(failure),
-            WATCHER: watcher,
-            **_SAME_PACKAGES,
-        }
+        inherited = {"BEBYGAN_PARENT_RUN": parent.run_id, FAILURE_FILE: str(failure), WATCHER: watcher}
         with (
-            _environment(inherited),
+            _environment(inherited | _SAME_PACKAGES),
             _stop_requests_passed_on(ask_to_stop) as stopped,
             _log_of_this_run(log) as lines,
             redirect_stdout(lines),
@@ -271,7 +264,7 @@ def run(
                 cache_root=str(workspace / "cache"),
             )
             finished = None
-            # KFP says which task failed, the task itself says why.
+            # KFP's error names only the failed task; the failure file has the reason.
             with suppress(RuntimeError):
                 finished = retrain_here(job, remote=remote, ledger=ledger, checkpoints=str(workspace / "checkpoints"))()
             # KFP may take a failed container for a success: see `pipelines.local.containers`.
@@ -288,7 +281,7 @@ def run(
 
 
 def publish(outcome: Outcome, workspace: Path) -> Path:
-    """Replace the newest report in the workspace by that of a run, and return its page."""
+    """Replace the report in the workspace by that of a run, and return its page."""
     target = workspace / "report"
     with whole_folder(target) as folder:
         shutil.copytree(outcome.report, folder, dirs_exist_ok=True)

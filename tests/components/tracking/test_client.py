@@ -96,8 +96,8 @@ def failure(call: Callable[[], object] = lambda: mlflow_client().get_experiment_
         (401, "You are not authenticated.", r"it asks for a login): set MLFLOW_TRACKING_USERNAME"),
         (403, "Permission denied", "permission is denied): ask its administrator"),
         (403, json.dumps({"error_code": "PERMISSION_DENIED", "message": "no"}), "permission is denied): ask"),
-        (200, "<html>login</html>", "see that it runs and lets you in"),
-        (502, "bad gateway", "see that it runs and lets you in"),
+        (200, "<html>login</html>", "check that it runs and that you have access"),
+        (502, "bad gateway", "check that it runs and that you have access"),
     ],
 )
 def test_what_a_server_refuses_is_said_with_what_to_do(server: Server, status: int, text: str, said: str) -> None:
@@ -123,7 +123,7 @@ def test_files_get_more_time_than_questions(server: Server, tmp_path: Path, monk
     assert server.stored[-1] == "model.bin 3000000"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
     server.seconds_for_questions = 2.5
-    said = "(it did not answer in time): see whether it is overloaded, or raise MLFLOW_HTTP_REQUEST_TIMEOUT"
+    said = "(it did not answer in time): check whether it is overloaded, or raise MLFLOW_HTTP_REQUEST_TIMEOUT"
     assert said in str(failure())
 
 

@@ -99,7 +99,7 @@ def test_a_deleted_trainjob_is_reported(server: ApiServer) -> None:
     watcher = Watcher(spec())
     server.wait_until(lambda: server.created)
     server.delete(NAME)
-    with pytest.raises(ServiceError, match="somebody deleted TrainJob"):
+    with pytest.raises(ServiceError, match="TrainJob .* was deleted"):
         watcher.finish()
 
 
