@@ -90,12 +90,7 @@ def push(folder: Path, remote: str) -> str:
 
 
 def _verified(store: Store, digest: str) -> bytes:
-    """Return the object of an MD5.
-
-    Raises:
-        DataError: there is no such object, or its bytes have another MD5.
-        ServiceError: the object cannot be read.
-    """
+    """Return the object of an MD5, which its bytes must have."""
     try:
         content = store.read(_object(digest))
     except FileNotFoundError as error:

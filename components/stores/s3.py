@@ -54,42 +54,40 @@ def _code(error: exceptions.ClientError) -> str:
     return error.response.get("Error", {}).get("Code", "")
 
 
-@contextmanager
-def _service_errors(address: str, client: Any) -> Iterator[None]:
-    """Translate errors of boto3 into a ServiceError that says what to do."""
-    endpoint = client.meta.endpoint_url
-    try:
-        yield
-    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
-        raise ServiceError(
-            f"no credentials for {address}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        ) from error
-    except exceptions.ClientError as error:
-        if (code := _code(error)) in _NO_BUCKET:
-            bucket = _parts(address)[0]
-            raise ServiceError(f"there is no bucket {bucket} at {endpoint}: create it, or correct {address}") from error
-        if code in _REFUSED:
-            raise ServiceError(
-                f"{endpoint} refuses access to {address} ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
-                "and their permissions"
-            ) from error
-        raise ServiceError(f"{endpoint} fails on {address}: {' '.join(str(error).split())}") from error
-    except exceptions.SSLError as error:
-        raise ServiceError(
+def _refusal(error: exceptions.ClientError, address: str, endpoint: str) -> str:
+    if (code := _code(error)) in _NO_BUCKET:
+        return f"there is no bucket {_parts(address)[0]} at {endpoint}: create it, or correct {address}"
+    if code in _REFUSED:
+        return (
+            f"{endpoint} refuses access to {address} ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            "their permissions"
+        )
+    return f"{endpoint} fails on {address}: {' '.join(str(error).split())}"
+
+
+def _failure(error: exceptions.BotoCoreError, address: str, endpoint: str) -> str:
+    if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
+        return f"no credentials for {address}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if isinstance(error, exceptions.SSLError):
+        return (
             f"the certificate of {endpoint} for {address} is not trusted ({error.kwargs['error']}): name the "
             "certificate of its authority in AWS_CA_BUNDLE, or correct AWS_ENDPOINT_URL"
-        ) from error
-    except (
-        exceptions.HTTPClientError,
-        exceptions.EndpointConnectionError,
-        exceptions.ConnectionError,
-        exceptions.IncompleteReadError,
-    ) as error:
-        raise ServiceError(
-            f"{endpoint} does not answer for {address}: start it, or correct AWS_ENDPOINT_URL ({type(error).__name__})"
-        ) from error
+        )
+    if isinstance(error, (exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError)):
+        kind = type(error).__name__
+        return f"{endpoint} does not answer for {address}: start it, or correct AWS_ENDPOINT_URL ({kind})"
+    return f"cannot use {address}: {' '.join(str(error).split())}"
+
+
+@contextmanager
+def _service_errors(address: str, client: Any) -> Iterator[None]:
+    """Translate errors of boto3."""
+    try:
+        yield
+    except exceptions.ClientError as error:
+        raise ServiceError(_refusal(error, address, client.meta.endpoint_url)) from error
     except exceptions.BotoCoreError as error:
-        raise ServiceError(f"cannot use {address}: {' '.join(str(error).split())}") from error
+        raise ServiceError(_failure(error, address, client.meta.endpoint_url)) from error
 
 
 def _parts(address: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ def _is_known(uri: str) -> bool:
         except ValueError:
             return False
     if scheme == "sqlite":
-        return uri.startswith(_SQLITE) and len(uri) > len(_SQLITE)
+        return rest.startswith("/") and len(rest) > 1
     if scheme in ("databricks", "databricks-uc", "uc"):
         return True
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}

@@ -1,4 +1,4 @@
-"""What tests of several steps need: MLflow's embedded store, fresh for each test; a dataset and generators."""
+"""Fixtures for tests of several steps: MLflow's embedded store, new for each test; a dataset and generators."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ from bebygan.settings import GeneratorShape
 
 @pytest.fixture(scope="session")
 def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs. Making its tables takes seconds, so that tests copy this one."""
+    """A store without runs. Tests copy it, because the creation of its tables takes seconds."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     folder = tmp_path_factory.mktemp("mlflow")
@@ -33,7 +33,7 @@ def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mlflow_store(tmp_path: Path, empty_mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Address of an empty store, named in the environment; the working folder is the test's own."""
+    """Address of an empty store, set in the environment; each test has its own working folder."""
     foreign = ("MLFLOW_RUN", "MLFLOW_EXPERIMENT", "BEBYGAN_PARENT", "KFP_")
     for name in [name for name in os.environ if name.startswith(foreign)]:
         monkeypatch.delenv(name)
@@ -46,7 +46,7 @@ def mlflow_store(tmp_path: Path, empty_mlflow_database: Path, monkeypatch: pytes
 
 @pytest.fixture
 def dataset(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
-    """A dataset as ingest writes it, as far as later steps look: two photographs to train on, three held out."""
+    """A dataset like that of ingest: two photographs to train on, three held out."""
     folder = tmp_path / "dataset"
     (folder / "photographs").mkdir(parents=True)
     rows = []
@@ -63,7 +63,7 @@ def dataset(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
 
 @pytest.fixture(scope="session")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the patches step writes it: one smooth, noisy photograph, patches of 48 pixels."""
+    """A folder like that of the patches step: one smooth, noisy photograph, patches of 48 pixels."""
     folder = tmp_path_factory.mktemp("patches")
     random = np.random.default_rng(1)
     coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
@@ -76,7 +76,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def generator_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder as training steps write it; its generator is good for little."""
+    """Return a function that writes a folder like that of a training step, with an untrained generator."""
 
     def make(name: str, seed: int) -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""What the registry holds of the model that tests register."""
+"""The content of the registry for the model that tests register."""
 
 from components.tracking.client import mlflow_client
 from components.tracking.registry import version_with_alias

@@ -31,7 +31,7 @@ CODES = [
 
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """Makes a file of what a person watches; reads it."""
+    """Create the file of messages to the user; return a function that reads it."""
     path = tmp_path / "watched"
     path.touch()
     monkeypatch.setenv(progress.WATCHER, str(path))
@@ -57,14 +57,14 @@ def seen(*arguments: str) -> Params:
 
 
 @pytest.mark.parametrize(("kind", "code"), CODES)
-def test_an_error_that_a_user_can_act_on_is_one_line_and_its_code(
+def test_a_bebygan_error_prints_one_line_and_returns_its_code(
     kind: type[BebyganError], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report_errors(fail(kind("photographs/a.png is gone: bring it back"))) == code
     assert capsys.readouterr() == ("", "error: photographs/a.png is gone: bring it back\n")
 
 
-def test_every_kind_of_error_has_a_code_of_its_own_that_help_explains() -> None:
+def test_help_explains_the_exit_code_of_every_error() -> None:
     assert {kind: kind.exit_code for kind in BebyganError.__subclasses__()} == dict(CODES)
     explained = {int(code) for code in re.findall(r"(?:^|  )(\d+) ", EXIT_CODES, re.MULTILINE)}
     assert explained == {0, 1, *(code for _, code in CODES)}
@@ -81,12 +81,12 @@ def test_an_interrupt_ends_with_one_line_and_the_shell_s_code(capsys: pytest.Cap
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-def test_what_ends_well_ends_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
+def test_success_returns_zero(capsys: pytest.CaptureFixture[str]) -> None:
     assert report_errors(lambda: None) == 0
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_step_gets_the_file_s_parameters_and_the_changes() -> None:
+def test_the_step_gets_the_parameters_of_the_file_with_the_changes() -> None:
     assert seen() == load_params(ROOT / "params.yaml")
     assert seen("--set", "train.seed=2", "--set", "train.seed=3").train.seed == 3
     assert seen("--params", str(ROOT / "params" / "paper.yaml")).train.iterations == 600_000
@@ -104,7 +104,7 @@ def test_the_example_in_the_help_is_a_parameter() -> None:
         (["--params", "nowhere.yaml"], "cannot read the parameters nowhere.yaml: No such file or directory"),
     ],
 )
-def test_wrong_parameters_never_reach_the_step(
+def test_invalid_parameters_never_reach_the_step(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def never(*_: object) -> None:
@@ -115,7 +115,7 @@ def test_wrong_parameters_never_reach_the_step(
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_wrong_usage_ends_with_the_code_of_wrong_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_the_code_of_invalid_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     parser = step_parser("ingest", "Ingest.")
     parser.add_argument("--source", required=True)
     with pytest.raises(SystemExit) as end:
@@ -132,7 +132,7 @@ def test_options_of_the_step_reach_it() -> None:
     assert found[0].source == Path("x")
 
 
-def test_we_speak_and_libraries_only_warn() -> None:
+def test_our_loggers_print_info_and_libraries_only_warnings() -> None:
     code = (
         "import logging\n"
         "from components.cli import report_errors\n"
@@ -147,7 +147,7 @@ def test_we_speak_and_libraries_only_warn() -> None:
     assert done.stderr.splitlines() == ["bebygan.x says", "components.x says", "pipelines.x says", "botocore warns"]
 
 
-def test_a_task_tells_when_it_begins_and_ends(watched: Callable[[], str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_reports_its_start_and_its_end(watched: Callable[[], str], capsys: pytest.CaptureFixture[str]) -> None:
     with task("patches"):
         assert watched() == "patches ...\n"
     assert re.fullmatch(r"patches \.\.\.\npatches done in \d+ s\n", watched())
@@ -155,7 +155,7 @@ def test_a_task_tells_when_it_begins_and_ends(watched: Callable[[], str], capsys
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in CODES])
-def test_a_task_that_fails_leaves_its_message_and_code(
+def test_a_failed_task_writes_its_message_and_code(
     kind: type[BebyganError],
     watched: Callable[[], str],
     tmp_path: Path,
@@ -175,7 +175,7 @@ def test_a_task_that_fails_leaves_its_message_and_code(
     assert "done" not in watched()
 
 
-def test_a_running_task_leaves_its_step_and_a_finished_one_nothing(
+def test_a_running_task_writes_its_step_and_a_finished_one_removes_the_file(
     watched: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "failure.json"))
@@ -186,7 +186,7 @@ def test_a_running_task_leaves_its_step_and_a_finished_one_nothing(
 
 
 @pytest.mark.usefixtures("watched")
-def test_ctrl_c_asks_a_task_of_a_local_run_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_a_stop_request_for_a_task_of_a_local_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "failure.json"))
     with pytest.raises(SystemExit) as end, task("train"), stoppable("stopped on request"):
         signal.raise_signal(signal.SIGINT)
@@ -194,7 +194,7 @@ def test_ctrl_c_asks_a_task_of_a_local_run_to_stop(tmp_path: Path, monkeypatch: 
     assert json.loads((tmp_path / "failure.json").read_text())["message"] == "train: stopped on request"
 
 
-def test_a_task_on_a_cluster_ends_with_the_code_alone(
+def test_a_task_on_a_cluster_exits_with_the_code_and_writes_no_file(
     watched: Callable[[], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv(FAILURE_FILE, raising=False)
@@ -220,7 +220,7 @@ FORGED = "photographs/a\nerror: all is lost\r\x1b[2J\u202e\udcff.png"
 SHOWN = r"photographs/a\nerror: all is lost\r\x1b[2J\u202e\udcff.png"
 
 
-def test_a_name_in_an_error_forges_no_line_and_steers_no_terminal(
+def test_an_error_escapes_control_characters_and_line_breaks_of_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report_errors(fail(DataError(f"{FORGED} cannot be read"))) == 3
@@ -245,7 +245,7 @@ raise SystemExit(report_errors(run))
 
 
 @pytest.mark.parametrize("watched", [True, False])
-def test_an_encoding_that_lacks_a_character_fails_no_finished_work(watched: bool, tmp_path: Path) -> None:
+def test_a_character_that_stdout_cannot_encode_does_not_fail_a_step(watched: bool, tmp_path: Path) -> None:
     variables = {**os.environ, "PYTHONIOENCODING": "latin-1", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     variables |= {progress.WATCHER: str(tmp_path / "watched") if watched else "", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, env=variables, capture_output=True, check=False)

@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
-    """Makes a file of what a person watches; reads its lines."""
+    """Create the file of messages to the user; return a function that reads its lines."""
     path = tmp_path / "watched"
     path.touch()
     monkeypatch.setenv(WATCHER, str(path))
@@ -41,12 +41,14 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     module._opened.cache_clear()
 
 
-def test_what_takes_moments_is_not_told(watched: Callable[[], list[str]]) -> None:
+def test_short_work_prints_no_progress(watched: Callable[[], list[str]]) -> None:
     assert list(progress(range(1000), "patches", "photographs", 1000)) == list(range(1000))
     assert watched() == []
 
 
-def test_without_a_terminal_a_line_comes_now_and_then(watched: Callable[[], list[str]], clock: Clock) -> None:
+def test_without_a_terminal_progress_prints_a_line_every_15_seconds(
+    watched: Callable[[], list[str]], clock: Clock
+) -> None:
     for _ in progress(range(100), "train", "iterations", 100):
         clock.now += 0.5
     assert watched() == [
@@ -56,7 +58,7 @@ def test_without_a_terminal_a_line_comes_now_and_then(watched: Callable[[], list
     ]
 
 
-def test_slow_units_are_told_one_by_one(watched: Callable[[], list[str]], clock: Clock) -> None:
+def test_progress_prints_a_line_for_each_slow_unit(watched: Callable[[], list[str]], clock: Clock) -> None:
     for _ in progress(range(3), "evaluate", "photographs", 3):
         clock.now += 60
     assert [line.partition(" in ")[0] for line in watched()] == [
@@ -64,21 +66,21 @@ def test_slow_units_are_told_one_by_one(watched: Callable[[], list[str]], clock:
     ]
 
 
-def test_an_unknown_total_is_told_as_such(watched: Callable[[], list[str]], clock: Clock) -> None:
+def test_progress_prints_a_question_mark_for_an_unknown_total(watched: Callable[[], list[str]], clock: Clock) -> None:
     with progress_bar("fetch", "MB", None) as advance:
         clock.now += 20
         advance(7)
     assert watched() == ["fetch: 7 of ? MB in 20 s"]
 
 
-def test_a_file_that_is_watched_gets_each_line_at_once(watched: Callable[[], list[str]]) -> None:
+def test_each_line_is_written_to_the_watched_file_at_once(watched: Callable[[], list[str]]) -> None:
     say("ingest ...")
     assert watched() == ["ingest ..."]
     say("ingest done in 3 s")
     assert watched() == ["ingest ...", "ingest done in 3 s"]
 
 
-def test_an_error_inside_passes_through(watched: Callable[[], list[str]]) -> None:
+def test_progress_does_not_catch_errors(watched: Callable[[], list[str]]) -> None:
     with pytest.raises(ZeroDivisionError), progress_bar("train", "iterations", 10):
         raise ZeroDivisionError
     assert watched() == []
@@ -91,7 +93,7 @@ assert list(progress(range(5), "evaluate", "photographs", 5)) == [0, 1, 2, 3, 4]
 """
 
 
-def test_a_terminal_gets_a_bar_while_the_task_s_own_output_stays_clean() -> None:
+def test_the_bar_appears_on_the_terminal_and_not_in_the_output_of_the_task() -> None:
     ours, theirs = pty.openpty()
     variables = os.environ | {WATCHER: os.ttyname(theirs)}
     done = subprocess.run(
@@ -106,7 +108,7 @@ def test_a_terminal_gets_a_bar_while_the_task_s_own_output_stays_clean() -> None
     assert "5/5" in shown
 
 
-def test_without_a_watcher_lines_go_to_standard_error() -> None:
+def test_progress_is_printed_to_standard_error_by_default() -> None:
     variables = {name: value for name, value in os.environ.items() if name != WATCHER}
     done = subprocess.run(
         [sys.executable, "-c", CODE], cwd=ROOT, env=variables, capture_output=True, text=True, check=True
@@ -125,7 +127,7 @@ def test_without_a_watcher_lines_go_to_standard_error() -> None:
         (r"already \n escaped", r"already \n escaped"),
     ],
 )
-def test_what_steers_a_terminal_or_breaks_a_line_is_escaped(
+def test_printable_escapes_control_characters_and_line_breaks(
     text: str, shown: str, watched: Callable[[], list[str]]
 ) -> None:
     assert printable(text) == shown

@@ -48,7 +48,7 @@ def trained(patches: Path, checkpoints: Path, params: WarmupParams) -> tuple[Tra
     return state, logged
 
 
-def test_a_job_names_what_a_training_is_made_of(patches: Path) -> None:
+def test_the_job_identifies_data_code_parameters_and_initial_weights(patches: Path) -> None:
     job = job_of("warmup", tiny(), patches, {"start": "none"})
     assert {
         "step",
@@ -64,7 +64,7 @@ def test_a_job_names_what_a_training_is_made_of(patches: Path) -> None:
     assert job != job_of("warmup", tiny("seed=7"), patches, {"start": "none"})
 
 
-def test_without_patches_there_is_no_job(tmp_path: Path) -> None:
+def test_a_job_without_patches_raises_an_error(tmp_path: Path) -> None:
     for call in (lambda: photographs_version(tmp_path), lambda: job_of("warmup", tiny(), tmp_path, {})):
         with pytest.raises(DataError, match=r"holds no patches\.json: run patches first"):
             call()
@@ -82,7 +82,7 @@ def test_values_and_pictures_are_tracked_and_a_second_run_resumes_at_the_end(pat
     assert again.history == state.history
 
 
-def test_what_is_written_loads_and_names_its_origin(patches: Path, tmp_path: Path) -> None:
+def test_the_written_generator_loads_and_has_its_origin_as_metadata(patches: Path, tmp_path: Path) -> None:
     params = tiny("seed=7")
     state, logged = trained(patches, tmp_path / "checkpoints", params)
     job = job_of("warmup", params, patches, {"start": "none"})
@@ -100,7 +100,7 @@ def test_what_is_written_loads_and_names_its_origin(patches: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_training_is_a_run_that_a_request_to_stop_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_request_ends_the_run_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     params = tiny()
     with tracked_training("warmup", params, "0.dir") as track:
         track(1, {"l1": 0.5})

@@ -1,4 +1,4 @@
-"""What a training step left behind, for the tests of both."""
+"""Output of a training step, for the tests of warm-up and GAN training."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ def ignore(*_: object) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file: of unlike weights themselves pytest would seek the difference for minutes."""
+    """Return the SHA-256 of each file: pytest would take minutes to show the differences between weights."""
     return {path.name: sha256_of(path) for path in folder.iterdir()}
 
 

@@ -29,7 +29,7 @@ def save(root: str, *iterations: int, keep: Retention = TWO, job: dict[str, str]
 
 
 def age_files(folder: Path, seconds: float) -> None:
-    """Make the files of a folder look as if they had been written so long ago."""
+    """Set the modification times of the files of a folder to a time in the past."""
     for path in folder.iterdir():
         os.utime(path, (time.time() - seconds,) * 2)
 
@@ -42,7 +42,7 @@ def resumed_from(root: str) -> int | None:
 
 @pytest.fixture
 def new_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Gives this process an empty temporary folder, as a new pod has."""
+    """Give this process an empty temporary folder, like that of a new pod."""
     pods = iter(range(100))
 
     def begin() -> None:
@@ -61,7 +61,7 @@ def prefix(bucket: str) -> str:
 
 @pytest.fixture
 def stored(s3: Any, bucket: str) -> Callable[[], set[str]]:
-    """Tells the keys of the bucket."""
+    """Return a function that lists the keys of the bucket."""
     return lambda: {entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket).get("Contents", ())}
 
 
@@ -73,34 +73,34 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_job_has_one_place_whatever_the_order_of_its_facts() -> None:
+def test_the_folder_name_of_a_job_does_not_depend_on_the_order_of_its_keys() -> None:
     assert folder_name(JOB) == folder_name(dict(reversed(JOB.items())))
     assert re.fullmatch(r"train-[0-9a-f]{16}", folder_name(JOB))
     for name in JOB:
         assert folder_name(JOB | {name: "other"}) != folder_name(JOB)
 
 
-def test_a_folder_is_written_to_directly(tmp_path: Path) -> None:
+def test_training_writes_directly_to_a_folder(tmp_path: Path) -> None:
     save(str(tmp_path / "volume"), 1, 2)
     assert list(checkpoints_in(tmp_path / "volume" / folder_name(JOB))) == [1, 2]
     assert resumed_from(str(tmp_path / "volume")) == 2
 
 
-def test_another_jobs_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_the_folder_of_another_job_raises_an_error_with_the_differences(tmp_path: Path) -> None:
     folder = save(str(tmp_path), 1, job=JOB | {"params.iterations": "8"})
     with pytest.raises(ConfigError, match=r"belongs to another run: params\.iterations 8 -> 6; choose"):
         resumed_from(str(folder))
     assert resumed_from(str(save(str(tmp_path), 3))) == 3
 
 
-def test_starting_from_the_beginning_logs_what_differs_from_the_newest_other_job(
+def test_starting_from_the_beginning_logs_the_differences_from_the_newest_other_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for iterations, age in (("7", 100), ("8", 50)):
         folder = save(str(tmp_path), 1, job=JOB | {"params.iterations": iterations})
         age_files(folder, age)
     caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
-    # Where a command line was called before in this process, the second one has told, too.
+    # The second message appears only if a command line configured logging earlier in this process.
     caplog.clear()
     save(str(tmp_path), 1)
     [line] = [record.getMessage() for record in caplog.records]
@@ -113,14 +113,14 @@ def test_starting_from_the_beginning_logs_what_differs_from_the_newest_other_job
 ENDED = JOB | {"params.keep.every": "0", "params.keep.best": "None"}
 OTHERS = {
     "ended": (6, ENDED),
-    "under way": (5, ENDED),
+    "running": (5, ENDED),
     "kept every thousandth": (6, ENDED | {"params.keep.every": "1000"}),
     "kept the best": (6, ENDED | {"params.keep.best": "validation.psnr_y"}),
     "of another step": (6, ENDED | {"step": "warmup"}),
 }
 
 
-def test_what_ended_long_ago_is_removed_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_jobs_that_ended_long_ago_are_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
     others = {name: save(str(tmp_path), 4, last, job=job | {"name": name}) for name, (last, job) in OTHERS.items()}
     for folder in others.values():
@@ -137,7 +137,7 @@ def test_what_ended_long_ago_is_removed_and_nothing_else(tmp_path: Path, caplog:
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_what_ended_long_ago_is_removed_from_a_bucket_and_from_here(
+def test_jobs_that_ended_long_ago_are_deleted_from_the_bucket_and_the_local_folder(
     prefix: str, stored: Callable[[], set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = {name: save(prefix, 4, last, job=job | {"name": name}) for name, (last, job) in OTHERS.items()}
@@ -152,7 +152,7 @@ def test_what_ended_long_ago_is_removed_from_a_bucket_and_from_here(
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_starting_from_the_beginning_in_a_bucket_logs_what_differs_too(
+def test_starting_from_the_beginning_in_a_bucket_logs_the_differences(
     prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = JOB | {"params.iterations": "8"}
@@ -169,7 +169,7 @@ def test_starting_from_the_beginning_in_a_bucket_logs_what_differs_too(
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_another_jobs_place_in_a_bucket_is_refused_with_what_differs(
+def test_the_prefix_of_another_job_raises_an_error_with_the_differences(
     prefix: str, stored: Callable[[], set[str]]
 ) -> None:
     folder = save(prefix, 1, job=JOB | {"params.iterations": "8"})
@@ -183,7 +183,7 @@ def test_another_jobs_place_in_a_bucket_is_refused_with_what_differs(
 
 @pytest.mark.usefixtures("new_pod")
 @pytest.mark.parametrize("first", [True, False])
-def test_what_was_at_fault_outlives_the_pod(
+def test_files_on_a_divergence_are_copied_to_the_bucket(
     prefix: str, first: bool, stored: Callable[[], set[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "not-finite-00000005-process-0.safetensors"
@@ -196,7 +196,7 @@ def test_what_was_at_fault_outlives_the_pod(
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_a_bucket_gets_what_stays_and_loses_what_need_not(prefix: str, stored: Callable[[], set[str]]) -> None:
+def test_the_bucket_has_the_checkpoints_that_are_kept(prefix: str, stored: Callable[[], set[str]]) -> None:
     save(prefix, 1, 2, 3)
     assert stored() == keys(2, 3)
     save(prefix, 4, 5, 6, keep=Retention(newest=2, every=3, best=None))
@@ -211,11 +211,11 @@ def test_a_new_pod_resumes_from_the_bucket(
     assert resumed_from(prefix) == 3
     new_pod()
     save(prefix, 4)
-    # What the new pod never had counts too, and is not lost because it is not here.
+    # Checkpoints that exist only in the bucket count and are kept.
     assert stored() == keys(3, 4)
 
 
-def test_what_is_newer_here_is_not_replaced_by_what_the_bucket_has(
+def test_newer_local_checkpoints_are_not_replaced_by_the_bucket(
     prefix: str, s3: Any, bucket: str, new_pod: Callable[[], None]
 ) -> None:
     folder = save(prefix, 1, 2)
@@ -227,7 +227,7 @@ def test_what_is_newer_here_is_not_replaced_by_what_the_bucket_has(
     assert resumed_from(prefix) == 9
 
 
-def test_a_damaged_copy_falls_back_to_the_one_before(
+def test_training_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(
     prefix: str, s3: Any, bucket: str, new_pod: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     save(prefix, 1, 2)
@@ -238,7 +238,7 @@ def test_a_damaged_copy_falls_back_to_the_one_before(
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_a_file_that_was_cut_off_here_is_fetched_again(prefix: str) -> None:
+def test_a_truncated_local_checkpoint_is_downloaded_again(prefix: str) -> None:
     folder = save(prefix, 1, 2)
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
@@ -246,21 +246,21 @@ def test_a_file_that_was_cut_off_here_is_fetched_again(prefix: str) -> None:
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_only_the_first_process_asks_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_process_contacts_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with open_checkpoints("s3://bucket/checkpoints", JOB, first=False) as (_, saved):
         assert saved is None
 
 
 @pytest.mark.usefixtures("new_pod")
-def test_an_unreachable_bucket_at_the_start_is_an_error(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
+def test_an_unreachable_bucket_at_the_start_raises_an_error(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(ServiceError, match="does not answer"), open_checkpoints(f"s3://{bucket}/c", JOB, first=True):
         pass
 
 
 class Relay:
-    """Stands between a client and the S3 server and can be cut."""
+    """Relay between a client and the S3 server; a test can interrupt it."""
 
     def __init__(self, endpoint: str) -> None:
         [self.port] = free_ports(1)
@@ -319,7 +319,7 @@ def relay(s3_endpoint: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("new_pod")
-def test_an_outage_of_the_bucket_delays_nothing_and_all_is_copied_afterwards(
+def test_an_outage_of_the_bucket_does_not_delay_training_and_copies_follow_later(
     prefix: str, relay: Relay, stored: Callable[[], set[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="components.stores.checkpoint_store")
@@ -356,7 +356,7 @@ def test_an_outage_of_the_bucket_delays_nothing_and_all_is_copied_afterwards(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("new_pod")
-def test_a_process_that_is_asked_to_stop_waits_only_seconds_for_an_unreachable_bucket(
+def test_a_stopped_process_waits_only_seconds_for_an_unreachable_bucket(
     prefix: str, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     started = 0.0

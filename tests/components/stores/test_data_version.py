@@ -32,7 +32,7 @@ def object_of(remote: Path, digest: str) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with all that a listing can stumble over."""
+    """A folder with files that are difficult to list."""
     folder = tmp_path / "dataset"
     for name in ("b.txt", "a/c.bin", "a/d e.txt", "a-b/ü.txt", "Z"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,11 +50,11 @@ def repository(path: Path) -> Path:
 
 
 def pointer(version: str, repository: Path) -> None:
-    """What a repository has in git for a data version."""
+    """Write the .dvc file of a data version."""
     (repository / "data.dvc").write_text(f"outs:\n- md5: {version}\n  hash: md5\n  path: data\n")
 
 
-def test_the_version_is_what_dvc_add_gives(folder: Path, tmp_path: Path) -> None:
+def test_the_version_equals_that_of_dvc_add(folder: Path, tmp_path: Path) -> None:
     repo = repository(tmp_path / "repo")
     shutil.copytree(folder, repo / "data")
     dvc("add", "data", cwd=repo)
@@ -63,7 +63,7 @@ def test_the_version_is_what_dvc_add_gives(folder: Path, tmp_path: Path) -> None
 
 @settings(max_examples=25, deadline=None)
 @given(files=st.dictionaries(st.sampled_from("abcdefgh"), st.binary(max_size=20), min_size=1))
-def test_the_version_tells_folders_apart_and_nothing_else(
+def test_the_version_depends_only_on_names_and_contents(
     files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     def made(files: dict[str, bytes]) -> Path:
@@ -88,14 +88,14 @@ def test_a_folder_without_files_has_no_version(made: bool, tmp_path: Path) -> No
         data_version(folder)
 
 
-def test_a_version_goes_through_a_local_remote_and_back(folder: Path, tmp_path: Path) -> None:
+def test_push_and_fetch_restore_a_folder_through_a_local_remote(folder: Path, tmp_path: Path) -> None:
     version = push(folder, str(tmp_path / "remote"))
     assert version == data_version(folder)
     fetch(version, str(tmp_path / "remote"), tmp_path / "back")
     assert contents(tmp_path / "back") == contents(folder)
 
 
-def test_a_version_goes_through_a_bucket_and_back(folder: Path, bucket: str, tmp_path: Path) -> None:
+def test_push_and_fetch_restore_a_folder_through_a_bucket(folder: Path, bucket: str, tmp_path: Path) -> None:
     remote = f"s3://{bucket}/dvc"
     version = push(folder, remote)
     fetch(version, remote, tmp_path / "back")
@@ -104,7 +104,9 @@ def test_a_version_goes_through_a_bucket_and_back(folder: Path, bucket: str, tmp
 
 
 @pytest.mark.parametrize("remote", ["folder", "bucket"])
-def test_dvc_pulls_what_was_pushed(remote: str, folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_dvc_can_pull_a_pushed_version(
+    remote: str, folder: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     repo = repository(tmp_path / "repo")
     address = str(tmp_path / "remote") if remote == "folder" else f"s3://{request.getfixturevalue('bucket')}/dvc"
     pointer(push(folder, address), repo)
@@ -116,7 +118,7 @@ def test_dvc_pulls_what_was_pushed(remote: str, folder: Path, tmp_path: Path, re
     assert contents(repo / "data") == contents(folder)
 
 
-def test_what_the_remote_has_is_not_sent_again_unless_it_was_cut_off(folder: Path, tmp_path: Path) -> None:
+def test_push_sends_only_missing_and_truncated_objects(folder: Path, tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     version = push(folder, str(remote))
     kept, cut = [object_of(remote, entry["md5"]) for entry in json.loads(object_of(remote, version).read_bytes())][:2]
@@ -127,7 +129,7 @@ def test_what_the_remote_has_is_not_sent_again_unless_it_was_cut_off(folder: Pat
     fetch(version, str(remote), tmp_path / "back")
 
 
-def test_what_dvc_pushed_is_fetched(folder: Path, tmp_path: Path) -> None:
+def test_fetch_reads_a_version_that_dvc_pushed(folder: Path, tmp_path: Path) -> None:
     repo = repository(tmp_path / "repo")
     shutil.copytree(folder, repo / "data")
     dvc("remote", "add", "--default", "storage", str(tmp_path / "remote"), cwd=repo)
@@ -137,14 +139,14 @@ def test_what_dvc_pushed_is_fetched(folder: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "back") == contents(folder)
 
 
-def test_pushing_leaves_the_folder_and_its_neighbours_as_they_were(folder: Path, tmp_path: Path) -> None:
+def test_push_does_not_change_the_folder_or_its_neighbours(folder: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mode for path in folder.rglob("*")}
     push(folder, str(tmp_path / "remote"))
     assert {path: path.stat().st_mode for path in folder.rglob("*")} == before
     assert {path.name for path in tmp_path.iterdir()} == {"dataset", "remote"}
 
 
-def test_the_remote_shares_no_file_with_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_the_remote_has_copies_and_no_links(folder: Path, tmp_path: Path) -> None:
     version = push(folder, str(tmp_path / "remote"))
     expected = contents(folder)
     (folder / "b.txt").write_bytes(b"overwritten in place")
@@ -152,13 +154,13 @@ def test_the_remote_shares_no_file_with_the_folder(folder: Path, tmp_path: Path)
     assert contents(tmp_path / "back") == expected
 
 
-def test_a_remote_with_odd_characters_in_its_path_works(folder: Path, tmp_path: Path) -> None:
+def test_the_path_of_a_remote_may_have_unusual_characters(folder: Path, tmp_path: Path) -> None:
     remote = str(tmp_path / "re, mote #1")
     fetch(push(folder, remote), remote, tmp_path / "back")
     assert contents(tmp_path / "back") == contents(folder)
 
 
-def test_a_damaged_object_is_refused_and_the_old_folder_kept(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_object_raises_an_error_and_keeps_the_old_folder(folder: Path, tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     version = push(folder, str(remote))
     damaged = object_of(remote, json.loads(object_of(remote, version).read_bytes())[0]["md5"])
@@ -172,7 +174,7 @@ def test_a_damaged_object_is_refused_and_the_old_folder_kept(folder: Path, tmp_p
     assert not list(tmp_path.glob(".back*"))
 
 
-def test_a_damaged_listing_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_listing_raises_an_error(folder: Path, tmp_path: Path) -> None:
     version = push(folder, str(tmp_path / "remote"))
     listing = object_of(tmp_path / "remote", version)
     listing.chmod(0o644)
@@ -181,7 +183,7 @@ def test_a_damaged_listing_is_refused(folder: Path, tmp_path: Path) -> None:
         fetch(version, str(tmp_path / "remote"), tmp_path / "back")
 
 
-def test_a_lost_object_is_named(folder: Path, tmp_path: Path) -> None:
+def test_the_error_names_a_missing_object(folder: Path, tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     version = push(folder, str(remote))
     lost = json.loads(object_of(remote, version).read_bytes())[0]["md5"]
@@ -190,7 +192,7 @@ def test_a_lost_object_is_named(folder: Path, tmp_path: Path) -> None:
         fetch(version, str(remote), tmp_path / "back")
 
 
-def test_an_unknown_version_is_named(bucket: str, tmp_path: Path) -> None:
+def test_the_error_names_an_unknown_version(bucket: str, tmp_path: Path) -> None:
     version = f"{'0' * 32}.dir"
     for remote in (str(tmp_path), f"s3://{bucket}"):
         with pytest.raises(DataError, match=f"has no object {version}"):
@@ -198,13 +200,13 @@ def test_an_unknown_version_is_named(bucket: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["", "latest", "0" * 32, f"../{'0' * 29}.dir", f"{'0' * 32}.dir\n"])
-def test_what_is_no_version_is_refused(version: str, tmp_path: Path) -> None:
+def test_an_invalid_version_raises_an_error(version: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a data version"):
         fetch(version, str(tmp_path), tmp_path / "back")
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
-def test_a_listing_that_names_files_outside_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_listing_with_files_outside_the_folder_raises_an_error(name: str, tmp_path: Path) -> None:
     def md5(content: bytes) -> str:
         return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
@@ -220,7 +222,7 @@ def test_a_listing_that_names_files_outside_is_refused(name: str, tmp_path: Path
     assert not list(tmp_path.rglob("outside"))
 
 
-def test_a_folder_that_is_this_version_already_is_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_fetch_does_not_change_a_folder_that_has_the_version(folder: Path, tmp_path: Path) -> None:
     version = push(folder, str(tmp_path / "remote"))
     shutil.rmtree(tmp_path / "remote")
     before = folder.stat().st_ino
@@ -228,24 +230,26 @@ def test_a_folder_that_is_this_version_already_is_left_alone(folder: Path, tmp_p
     assert folder.stat().st_ino == before
 
 
-def test_pushing_to_a_missing_bucket_is_explained(folder: Path, s3_environment: dict[str, str]) -> None:
+def test_pushing_to_a_missing_bucket_raises_an_error(folder: Path, s3_environment: dict[str, str]) -> None:
     with pytest.raises(ServiceError, match=f"no bucket nowhere at {s3_environment['AWS_ENDPOINT_URL']}"):
         push(folder, "s3://nowhere/dvc")
 
 
-def test_pushing_with_a_wrong_secret_is_explained(folder: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushing_with_a_wrong_secret_raises_an_error(
+    folder: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ServiceError, match="check AWS_ACCESS_KEY_ID"):
         push(folder, f"s3://{bucket}/dvc")
 
 
-def test_a_remote_whose_disk_is_full_says_so(folder: Path, small_disk: Path) -> None:
+def test_a_full_disk_of_the_remote_raises_an_error(folder: Path, small_disk: Path) -> None:
     (folder / "large").write_bytes(os.urandom(2**18))
     with pytest.raises(StorageError, match=r"cannot write .*remote/files/md5/.*: the disk is full"):
         push(folder, str(small_disk / "remote"))
 
 
-def test_fetching_onto_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, small_disk: Path) -> None:
+def test_fetching_to_a_full_disk_leaves_no_files(folder: Path, tmp_path: Path, small_disk: Path) -> None:
     (folder / "large").write_bytes(os.urandom(2**18))
     version = push(folder, str(tmp_path / "remote"))
     with pytest.raises(StorageError, match=r"cannot write .*back: the disk is full"):
@@ -253,6 +257,6 @@ def test_fetching_onto_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, 
     assert not list(small_disk.iterdir())
 
 
-def test_naming_a_version_needs_neither_dvc_nor_boto3() -> None:
+def test_computing_a_version_imports_neither_dvc_nor_boto3() -> None:
     code = "import sys, components.stores.data_version; sys.exit(bool({'dvc', 'boto3', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

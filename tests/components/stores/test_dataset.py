@@ -21,7 +21,7 @@ def test_a_folder_without_a_manifest_is_not_a_dataset(tmp_path: Path) -> None:
         photographs_of(tmp_path, ("train",))
 
 
-def test_a_photograph_is_read_as_rgb_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+def test_a_photograph_is_read_as_rgb_and_the_error_names_a_damaged_one(tmp_path: Path) -> None:
     pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert np.array_equal(read_photograph(tmp_path / "a.png"), pixels)

@@ -9,7 +9,7 @@ from bebygan.errors import DataError, StorageError
 from components.stores import check_writable, open_store
 
 
-def test_a_folder_and_its_files_are_there_as_files(tmp_path: Path) -> None:
+def test_a_folder_store_writes_ordinary_files(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     assert store.folder == tmp_path
     store.write("a/b", io.BytesIO(b"1"))
@@ -25,7 +25,7 @@ def test_deleting_the_last_file_removes_its_folder_but_not_the_store(tmp_path: P
     assert not list((tmp_path / "store").iterdir())
 
 
-def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
+def test_listing_follows_links_and_ends_on_circular_links(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a").write_bytes(b"1")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "store")
@@ -40,14 +40,14 @@ def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert broken.identity() == "unreadable"
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_reading_a_pipe_raises_an_error_instead_of_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     [file] = open_store(str(tmp_path)).files()
     with pytest.raises(OSError, match="not a regular file"):
         file.read()
 
 
-def test_a_file_that_vanishes_during_the_listing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_skips_a_file_that_another_process_deletes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"1")
     walk = os.walk
@@ -61,7 +61,7 @@ def test_a_file_that_vanishes_during_the_listing_is_left_out(tmp_path: Path, mon
     assert [file.name for file in open_store(str(tmp_path)).files()] == ["b"]
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_should_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     store = open_store(str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"cannot list .*file: Not a directory"):
@@ -72,12 +72,12 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
         check_writable(store)
 
 
-def test_a_folder_that_does_not_exist_cannot_be_read(tmp_path: Path) -> None:
+def test_a_missing_folder_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_store(str(tmp_path / "nothing")).check_readable()
 
 
-def test_a_file_system_without_hard_links_is_refused_for_conditional_writes_alone(
+def test_only_conditional_writes_reject_a_file_system_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -91,14 +91,14 @@ def test_a_file_system_without_hard_links_is_refused_for_conditional_writes_alon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_part_of_a_file(small_disk: Path) -> None:
+def test_a_full_disk_leaves_no_partial_file(small_disk: Path) -> None:
     store = open_store(str(small_disk))
     with pytest.raises(StorageError, match=r"cannot write .*large: the disk is full"):
         store.write("large", io.BytesIO(bytes(2**18)))
     assert not list(small_disk.iterdir())
 
 
-def test_an_error_without_a_known_cause_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_error_of_the_file_system_has_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

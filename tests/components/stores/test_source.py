@@ -35,11 +35,11 @@ def test_documents_and_hidden_files_are_not_pictures(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["a.png", "A.JPG", "raw.heic", "no suffix", "photographs.zip", "a.md/b.png", "clip.mp4"]
 )
-def test_whatever_may_hide_a_photograph_is_opened(name: str) -> None:
+def test_other_files_may_be_photographs(name: str) -> None:
     assert not is_not_picture(name)
 
 
-def test_a_folder_is_listed_in_depth_and_in_order(tmp_path: Path) -> None:
+def test_a_source_lists_nested_folders_in_order(tmp_path: Path) -> None:
     fill(tmp_path, "b.png", "a/c.png", "a.png", "readme.md", "a/.x")
     files, skipped = list_source(str(tmp_path))
     assert [file.name for file in files] == ["a.png", "a/c.png", "b.png"]
@@ -48,7 +48,7 @@ def test_a_folder_is_listed_in_depth_and_in_order(tmp_path: Path) -> None:
     assert skipped == 2
 
 
-def test_a_bucket_is_listed_like_a_folder(tmp_path: Path, s3: Any, bucket: str) -> None:
+def test_a_bucket_and_a_folder_have_the_same_listing(tmp_path: Path, s3: Any, bucket: str) -> None:
     names = ("b.png", "a/c.png", "a.png", "readme.md", "a/.x", "ü d.png")
     fill(tmp_path, *names)
     for name in names:
@@ -60,7 +60,7 @@ def test_a_bucket_is_listed_like_a_folder(tmp_path: Path, s3: Any, bucket: str) 
     assert here[1] == there[1] == 2
 
 
-def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+def test_a_source_follows_linked_folders_and_ends_on_circular_links(tmp_path: Path) -> None:
     fill(tmp_path / "elsewhere", "a.png")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "link").symlink_to(tmp_path / "elsewhere")
@@ -68,7 +68,7 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert [file.name for file in list_source(str(tmp_path / "source"))[0]] == ["link/a.png"]
 
 
-def test_broken_links_and_pipes_fail_when_they_are_read(tmp_path: Path) -> None:
+def test_broken_links_and_pipes_are_listed_and_fail_when_read(tmp_path: Path) -> None:
     (tmp_path / "broken.png").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe.png")
     files, _ = list_source(str(tmp_path))
@@ -77,14 +77,14 @@ def test_broken_links_and_pipes_fail_when_they_are_read(tmp_path: Path) -> None:
             file.read()
 
 
-def test_a_name_that_is_no_text_becomes_text(tmp_path: Path) -> None:
+def test_a_name_with_invalid_utf_8_becomes_valid_text(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"1")
     files, _ = list_source(str(tmp_path))
     assert files[0].name == r"caf\xe9.png"
     assert files[0].read() == b"1"
 
 
-def test_missing_empty_and_senseless_sources_are_told_apart(tmp_path: Path) -> None:
+def test_missing_empty_and_unusable_sources_raise_different_errors(tmp_path: Path) -> None:
     fill(tmp_path / "documents", "a.txt", "b.md")
     (tmp_path / "empty").mkdir()
     for name, expected in {
@@ -101,12 +101,12 @@ def test_missing_empty_and_senseless_sources_are_told_apart(tmp_path: Path) -> N
         list_source("")
 
 
-def test_an_empty_prefix_is_an_empty_source(bucket: str) -> None:
+def test_an_empty_prefix_raises_an_error(bucket: str) -> None:
     with pytest.raises(DataError, match="holds no files"):
         list_source(f"s3://{bucket}/nothing/here")
 
 
-def test_the_source_version_changes_with_names_and_content_and_nothing_else(tmp_path: Path) -> None:
+def test_the_source_version_depends_only_on_names_and_contents(tmp_path: Path) -> None:
     fill(tmp_path, "a.png", "b.png")
     before = source_version(str(tmp_path))
     os.utime(tmp_path / "a.png", (0, 0))
@@ -118,7 +118,7 @@ def test_the_source_version_changes_with_names_and_content_and_nothing_else(tmp_
     assert len({before, changed, source_version(str(tmp_path))}) == 3
 
 
-def test_the_source_version_of_a_bucket_follows_its_files(s3: Any, bucket: str) -> None:
+def test_the_source_version_of_a_bucket_changes_with_its_files(s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="a.png", Body=b"1")
     before = source_version(f"s3://{bucket}")
     assert before == source_version(f"s3://{bucket}")
@@ -126,13 +126,13 @@ def test_the_source_version_of_a_bucket_follows_its_files(s3: Any, bucket: str) 
     assert source_version(f"s3://{bucket}") != before
 
 
-def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_folder_without_permission_to_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "open/a.png", "shut/a.png")
     scandir = os.scandir
 
     def refuse_one(path: str) -> Any:
         if str(path).endswith("shut"):
-            # Mode bits would not stop root.
+            # Permission bits do not apply to root.
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return scandir(path)
 

@@ -1,4 +1,4 @@
-"""What holds for every store: a folder, and a bucket of a real server."""
+"""Tests of every store: a folder, and a bucket of a real server."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from components.stores import Store, absolute, check_writable, folder_of, open_s
 
 @pytest.fixture(params=["folder", "bucket"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An address below which there is nothing yet."""
+    """Address of an empty store."""
     if request.param == "folder":
         return str(tmp_path / "some" / "store")
     return f"s3://{request.getfixturevalue('bucket')}/some/store"
@@ -50,20 +50,20 @@ def test_files_are_listed_by_name_with_size_content_and_time(store: Store) -> No
     assert max(file.written for file in files) - min(file.written for file in files) < 60
 
 
-def test_only_names_with_the_given_start_are_listed(store: Store) -> None:
+def test_listing_can_be_limited_to_a_start_of_names(store: Store) -> None:
     write(store, "train-1/a", "train-1/train-2", "train", "warmup-1/train-1", "train-2")
     assert names_in(store, "train-") == ["train-1/a", "train-1/train-2", "train-2"]
     assert names_in(store, "warmup-") == ["warmup-1/train-1"]
 
 
-def test_a_neighbour_whose_name_starts_alike_is_not_in_the_store(store: Store) -> None:
+def test_a_store_excludes_neighbours_with_the_same_start_of_name(store: Store) -> None:
     write(store, "photos/a.png", "photos-old/b.png", "c.png")
     assert names_in(store.below("photos")) == ["a.png"]
     assert store.below("photos").below("x").address == f"{store.address}/photos/x"
     assert names_in(open_store(f"{store.address}/photos/")) == ["a.png"]
 
 
-def test_the_identity_changes_with_the_content_and_with_nothing_else(store: Store) -> None:
+def test_the_identity_of_a_file_depends_only_on_its_content(store: Store) -> None:
     def identity() -> str:
         [file] = store.files()
         return file.identity()
@@ -76,14 +76,14 @@ def test_the_identity_changes_with_the_content_and_with_nothing_else(store: Stor
     assert identity() != first
 
 
-def test_the_first_bytes_of_a_file_are_read_alone(store: Store) -> None:
+def test_read_can_return_only_the_first_bytes(store: Store) -> None:
     store.write("a/b", io.BytesIO(b"start and end"))
     assert store.read("a/b") == b"start and end"
     assert store.read("a/b", first=5) == b"start"
     assert store.read("a/b", first=500) == b"start and end"
 
 
-def test_a_missing_file_is_a_missing_file(store: Store, tmp_path: Path) -> None:
+def test_reading_a_missing_file_raises_file_not_found(store: Store, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing"):
         store.read("nothing")
     with pytest.raises(FileNotFoundError, match="nothing"):
@@ -93,7 +93,7 @@ def test_a_missing_file_is_a_missing_file(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_file_goes_in_and_out_as_it_is(store: Store, tmp_path: Path) -> None:
+def test_files_are_written_and_read_without_changes(store: Store, tmp_path: Path) -> None:
     content = bytes(range(256)) * 50_000
     (tmp_path / "original").write_bytes(content)
     with (tmp_path / "original").open("rb") as file:
@@ -102,7 +102,7 @@ def test_a_file_goes_in_and_out_as_it_is(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "new folder" / "copy").read_bytes() == content
 
 
-def test_the_first_writer_of_a_name_wins_and_its_bytes_stay(store: Store) -> None:
+def test_write_if_absent_never_replaces_a_file(store: Store) -> None:
     assert store.write_if_absent("a/1", b"first")
     assert not store.write_if_absent("a/1", b"second")
     assert store.write_if_absent("a/1", b"first")
@@ -110,7 +110,7 @@ def test_the_first_writer_of_a_name_wins_and_its_bytes_stay(store: Store) -> Non
     assert names_in(store) == ["a/1"]
 
 
-def test_of_eight_writers_at_once_one_wins(store: Store) -> None:
+def test_one_of_eight_concurrent_writers_succeeds(store: Store) -> None:
     together = threading.Barrier(8)
     won: list[bytes] = []
 
@@ -127,7 +127,7 @@ def test_of_eight_writers_at_once_one_wins(store: Store) -> None:
     assert won == [store.read("name")]
 
 
-def test_a_deleted_file_is_gone_and_deleting_it_again_does_nothing(store: Store) -> None:
+def test_deleting_a_missing_file_does_nothing(store: Store) -> None:
     write(store, "a/b/c", "a/d")
     store.delete("a/b/c")
     store.delete("a/b/c")
@@ -137,7 +137,7 @@ def test_a_deleted_file_is_gone_and_deleting_it_again_does_nothing(store: Store)
     assert store.files() == []
 
 
-def test_checking_that_a_store_can_be_written_leaves_nothing(store: Store) -> None:
+def test_check_writable_leaves_no_file(store: Store) -> None:
     check_writable(store)
     check_writable(store, conditional=True)
     assert store.files() == []
@@ -145,13 +145,13 @@ def test_checking_that_a_store_can_be_written_leaves_nothing(store: Store) -> No
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/photos", "file:///photos", "a://s3://b"])
-def test_an_unknown_scheme_is_refused(address: str) -> None:
+def test_an_unknown_scheme_raises_an_error(address: str) -> None:
     for asked in (folder_of, absolute, open_store):
         with pytest.raises(ConfigError, match=f"{re.escape(address)} is neither a folder nor s3://bucket/prefix"):
             asked(address)
 
 
-def test_an_empty_address_names_nothing() -> None:
+def test_an_empty_address_raises_an_error() -> None:
     assert folder_of("") is None
     assert absolute("") == ""
     with pytest.raises(ConfigError, match="the address is empty"):
@@ -159,7 +159,7 @@ def test_an_empty_address_names_nothing() -> None:
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///photos"])
-def test_an_address_without_a_bucket_is_refused(address: str) -> None:
+def test_an_address_without_a_bucket_raises_an_error(address: str) -> None:
     with pytest.raises(ConfigError, match=f"{address} names no bucket"):
         open_store(address)
 

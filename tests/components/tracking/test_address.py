@@ -8,7 +8,7 @@ from components.tracking.address import VARIABLE, database_file, tracking_uri, w
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])
-def test_without_an_address_the_database_is_in_the_workspace(
+def test_the_default_database_is_in_the_workspace(
     value: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -29,7 +29,7 @@ def test_without_an_address_the_database_is_in_the_workspace(
         "databricks", "databricks://profile",
     ],
 )  # fmt: skip
-def test_an_address_that_mlflow_knows_is_kept(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_mlflow_knows_is_returned_unchanged(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, uri)
     assert tracking_uri() == os.environ[VARIABLE] == uri
 
@@ -41,7 +41,7 @@ def test_an_address_that_mlflow_knows_is_kept(uri: str, monkeypatch: pytest.Monk
         "http://host:port", "http://host:0", "sqlite://mlflow.db", "sqlite:///", "postgresql://",
     ],
 )  # fmt: skip
-def test_an_address_that_mlflow_does_not_know_is_a_wrong_parameter(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_mlflow_does_not_know_raises_a_config_error(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, uri)
     with pytest.raises(ConfigError) as caught:
         tracking_uri()
@@ -51,7 +51,7 @@ def test_an_address_that_mlflow_does_not_know_is_a_wrong_parameter(uri: str, mon
     assert "\n" not in str(caught.value)
 
 
-def test_a_relative_database_is_the_same_file_for_processes_that_work_elsewhere(
+def test_processes_with_other_working_folders_use_the_same_relative_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -62,7 +62,7 @@ def test_a_relative_database_is_the_same_file_for_processes_that_work_elsewhere(
     assert tracking_uri() == os.environ[VARIABLE] == f"sqlite:///{tmp_path}/x.db"
 
 
-def test_a_workspace_that_cannot_be_made_is_an_error_of_storage(
+def test_a_workspace_that_cannot_be_created_raises_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()

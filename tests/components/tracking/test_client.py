@@ -30,7 +30,7 @@ RUN = {"run": {"info": {"run_id": "a" * 32, "artifact_uri": "mlflow-artifacts:/1
 
 
 class Server:
-    """Answers as an MLflow server does, or as told; artifacts take a while to be stored."""
+    """MLflow server with configurable answers, which stores artifacts slowly."""
 
     def __init__(self) -> None:
         self.refusal: tuple[int, str] | None = None
@@ -100,7 +100,7 @@ def failure(call: Callable[[], object] = lambda: mlflow_client().get_experiment_
         (502, "bad gateway", "check that it runs and that you have access"),
     ],
 )
-def test_what_a_server_refuses_is_said_with_what_to_do(server: Server, status: int, text: str, said: str) -> None:
+def test_errors_of_the_server_say_what_to_do(server: Server, status: int, text: str, said: str) -> None:
     server.refusal = (status, text)
     error = failure()
     assert isinstance(error, ServiceError)
@@ -108,7 +108,7 @@ def test_what_a_server_refuses_is_said_with_what_to_do(server: Server, status: i
     assert said in str(error)
 
 
-def test_files_get_more_time_than_questions(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_have_a_longer_time_limit(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow server answers an upload when it has stored the file."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     server.seconds_for_files = 2.5
@@ -127,21 +127,21 @@ def test_files_get_more_time_than_questions(server: Server, tmp_path: Path, monk
     assert said in str(failure())
 
 
-def test_a_longer_limit_that_the_user_set_holds_for_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_keep_a_longer_limit_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
     with uploading():
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "300"
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "300"
 
 
-def test_a_wrong_address_ends_before_mlflow_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_address_raises_an_error_before_mlflow_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://me:a-secret@host")
     error = failure()
     assert isinstance(error, ConfigError)
     assert "MLFLOW_TRACKING_URI htp://host is not an address" in str(error)
 
 
-def test_a_database_without_its_driver_is_a_wrong_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_without_a_driver_raises_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mssql+pyodbc://me:a-secret@127.0.0.1:9/mlflow")
     error = failure()
     assert isinstance(error, ConfigError)
@@ -165,7 +165,7 @@ def broken(store: str, how: str) -> None:
         ("another schema", "(the database was written by another version of MLflow): use that version, or upgrade"),
     ],
 )
-def test_a_database_that_mlflow_cannot_use_is_said_with_what_to_do(mlflow_store: str, how: str, said: str) -> None:
+def test_errors_of_the_database_say_what_to_do(mlflow_store: str, how: str, said: str) -> None:
     broken(mlflow_store, how)
     error = failure()
     assert isinstance(error, ServiceError)
@@ -174,7 +174,7 @@ def test_a_database_that_mlflow_cannot_use_is_said_with_what_to_do(mlflow_store:
 
 
 @pytest.mark.slow
-def test_a_locked_database_is_said_with_what_to_do(mlflow_store: str) -> None:
+def test_the_error_of_a_locked_database_says_what_to_do(mlflow_store: str) -> None:
     client = mlflow_client()
     # MLflow waits for 20 seconds.
     with closing(sqlite3.connect(mlflow_store.removeprefix("sqlite:///"), isolation_level=None)) as other:
@@ -184,7 +184,7 @@ def test_a_locked_database_is_said_with_what_to_do(mlflow_store: str) -> None:
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_what_was_deleted_is_said_with_what_to_do() -> None:
+def test_errors_about_deleted_objects_say_what_to_do() -> None:
     client = mlflow_client()
     client.delete_experiment(client.create_experiment("bebygan"))
     found = client.get_experiment_by_name("bebygan")
@@ -202,7 +202,7 @@ def test_what_was_deleted_is_said_with_what_to_do() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_may_open_a_workspace_that_is_new(tmp_path: Path) -> None:
+def test_two_processes_can_open_a_new_workspace_at_the_same_time(tmp_path: Path) -> None:
     code = "from components.tracking.client import mlflow_client; print(mlflow_client().create_experiment({!r}))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment |= {"PYTHONPATH": str(ROOT)}
@@ -218,7 +218,7 @@ def test_two_processes_may_open_a_workspace_that_is_new(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "workspace").iterdir()} == {"mlflow.db"}
 
 
-def test_a_copy_of_an_empty_store_is_opened_without_changing_it(mlflow_store: str, tmp_path: Path) -> None:
+def test_opening_a_copy_of_an_empty_database_does_not_change_it(mlflow_store: str, tmp_path: Path) -> None:
     before = shutil.copy(mlflow_store.removeprefix("sqlite:///"), tmp_path / "before.db")
     mlflow_client()
     mlflow_client()

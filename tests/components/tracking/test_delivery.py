@@ -19,7 +19,7 @@ RUN = "a" * 32
 
 
 class Client:
-    """Takes what MLflow's client takes, while it is reachable; keeps the names of calls in order."""
+    """Replacement of MLflow's client that records calls and can be unreachable."""
 
     def __init__(self) -> None:
         self.reachable = True
@@ -82,7 +82,7 @@ def wait_for(what: Callable[[], object]) -> None:
     raise AssertionError
 
 
-def test_values_come_in_order_in_requests_of_a_thousand_and_then_the_end(client: Client, spools: Path) -> None:
+def test_values_are_sent_in_order_in_requests_of_a_thousand_before_the_status(client: Client, spools: Path) -> None:
     sender = delivery(client, spools)
     sender.put(values(1, 2500))
     sender.put_picture("samples.png", np.zeros((4, 4, 3), np.uint8))
@@ -92,7 +92,7 @@ def test_values_come_in_order_in_requests_of_a_thousand_and_then_the_end(client:
     assert not list(spools.glob("*"))
 
 
-def test_what_is_not_taken_waits_in_the_spool_and_is_warned_of_once(
+def test_unsent_values_stay_in_the_spool_with_one_warning(
     client: Client, spools: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -114,7 +114,7 @@ def test_what_is_not_taken_waits_in_the_spool_and_is_warned_of_once(
     assert [message.partition(":")[0] for message in messages] == ["warning", "MLflow has all values again"]
 
 
-def test_a_server_that_hangs_at_the_end_leaves_all_for_the_next_process(client: Client, spools: Path) -> None:
+def test_the_next_process_sends_the_values_of_a_run_whose_server_hung_at_its_end(client: Client, spools: Path) -> None:
     client.hangs = threading.Event()
     sender = delivery(client, spools)
     sender.put(values(1))
@@ -140,7 +140,7 @@ def test_a_server_that_hangs_at_the_end_leaves_all_for_the_next_process(client: 
         b"[" * 9999 + b"\n", line(9, value="much").encode(), line(9, time=None).encode(), line(9, time=1e400).encode(),
     ],
 )  # fmt: skip
-def test_a_damaged_spool_is_set_aside_and_what_it_holds_is_sent(
+def test_valid_lines_of_a_damaged_spool_are_sent_and_the_spool_is_renamed(
     damage: bytes, client: Client, spools: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spools.mkdir()
@@ -159,7 +159,7 @@ def test_a_damaged_spool_is_set_aside_and_what_it_holds_is_sent(
 
 
 @pytest.mark.parametrize("cut", [b'{"run_id": "b', b"\xff", line(2).encode()[:-1]])
-def test_the_unfinished_last_line_of_a_killed_process_is_no_damage(cut: bytes, client: Client, spools: Path) -> None:
+def test_an_incomplete_last_line_does_not_count_as_damage(cut: bytes, client: Client, spools: Path) -> None:
     spools.mkdir()
     (spools / "b.1.jsonl").write_bytes(line(1).encode() + cut)
     delivery(client, spools).close("FINISHED", 60)
@@ -167,7 +167,7 @@ def test_the_unfinished_last_line_of_a_killed_process_is_no_damage(cut: bytes, c
     assert not list(spools.iterdir())
 
 
-def test_pictures_that_a_killed_process_left_are_sent(client: Client, spools: Path) -> None:
+def test_pictures_of_a_killed_process_are_sent(client: Client, spools: Path) -> None:
     name = "b" * 32
     (spools / f"{name}.1.pictures").mkdir(parents=True)
     (spools / f"{name}.1.pictures" / "samples.png").write_bytes(b"\x89PNG")
@@ -178,7 +178,7 @@ def test_pictures_that_a_killed_process_left_are_sent(client: Client, spools: Pa
     assert not list(spools.iterdir())
 
 
-def test_a_disk_that_is_full_costs_the_values_and_not_the_step(
+def test_a_full_disk_loses_values_and_does_not_fail_the_step(
     client: Client, spools: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spools.parent.mkdir(exist_ok=True)

@@ -19,20 +19,20 @@ FIRST = Move(
     reason="passed: lpips 0.1",
     run="abc",
     data_version="0123.dir",
-    who="somebody",
+    who="someone",
     time="2026-01-02T03:04:05+00:00",
 )
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place for a ledger, a folder that is not there yet, or a prefix of a bucket."""
+    """Address of a ledger: a missing folder, or a prefix of a bucket."""
     if request.param == "folder":
         return str(tmp_path / "some" / "ledger")
     return f"s3://{request.getfixturevalue('bucket')}/some/ledger"
 
 
-def test_moves_come_back_as_written_and_in_order(ledger: str) -> None:
+def test_entries_returns_the_moves_in_order(ledger: str) -> None:
     assert entries(ledger, "model") == []
     assert last(ledger, "model") is None
     moves = [replace(FIRST, number=number, version=str(number)) for number in range(1, 12)]
@@ -42,19 +42,19 @@ def test_moves_come_back_as_written_and_in_order(ledger: str) -> None:
     assert entries(ledger, "mod") == []
 
 
-def test_a_number_is_given_once_and_its_entry_never_changes(ledger: str) -> None:
+def test_append_never_replaces_an_entry(ledger: str) -> None:
     assert append(ledger, "model", FIRST)
     assert not append(ledger, "model", replace(FIRST, version="4"))
     assert entries(ledger, "model") == [FIRST]
 
 
-def test_models_do_not_share_numbers(ledger: str) -> None:
+def test_each_model_has_its_own_numbers(ledger: str) -> None:
     assert append(ledger, "one", FIRST)
     assert append(ledger, "two", replace(FIRST, version="4"))
     assert last(ledger, "one") == FIRST
 
 
-def test_of_sixteen_writers_at_once_one_gets_each_number(ledger: str) -> None:
+def test_one_of_sixteen_concurrent_writers_gets_each_number(ledger: str) -> None:
     together = threading.Barrier(16)
     won: list[list[str]] = [[] for _ in range(4)]
 
@@ -73,12 +73,12 @@ def test_of_sixteen_writers_at_once_one_gets_each_number(ledger: str) -> None:
     assert [[move.who] for move in entries(ledger, "model")] == won
 
 
-def test_an_entry_whose_acknowledgement_was_lost_is_ours_when_sent_again(ledger: str) -> None:
+def test_appending_the_same_entry_again_succeeds(ledger: str) -> None:
     assert append(ledger, "model", FIRST)
     assert append(ledger, "model", FIRST)
 
 
-def test_what_else_lies_there_is_no_entry(tmp_path: Path) -> None:
+def test_other_files_are_not_entries(tmp_path: Path) -> None:
     append(str(tmp_path), "model", FIRST)
     for name in (".000002.json.x", "000002.json~", "notes.txt", "2.json"):
         (tmp_path / "model" / name).write_text("{")
@@ -86,14 +86,14 @@ def test_what_else_lies_there_is_no_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", '{"version": "3"}', "[]", '{"surplus": 1}'])
-def test_a_damaged_entry_is_named(content: str, tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_entry(content: str, tmp_path: Path) -> None:
     append(str(tmp_path), "model", FIRST)
     (tmp_path / "model" / "000001.json").write_text(content)
     with pytest.raises(DataError, match=r"/model/000001\.json is not a ledger entry .*: restore it from a backup"):
         last(str(tmp_path), "model")
 
 
-def test_a_full_disk_leaves_no_part_of_an_entry(small_disk: Path) -> None:
+def test_a_full_disk_leaves_no_partial_entry(small_disk: Path) -> None:
     (small_disk / "fill").write_bytes(bytes(126 * 1024))
     with pytest.raises(StorageError, match=r"cannot write .*000001\.json: the disk is full"):
         append(str(small_disk), "model", replace(FIRST, reason="x" * 5000))
@@ -101,7 +101,7 @@ def test_a_full_disk_leaves_no_part_of_an_entry(small_disk: Path) -> None:
     assert entries(str(small_disk), "model") == []
 
 
-def test_a_file_system_that_cannot_tell_writers_apart_is_refused(
+def test_a_file_system_without_conditional_writes_raises_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -113,19 +113,19 @@ def test_a_file_system_that_cannot_tell_writers_apart_is_refused(
 
 
 @pytest.mark.usefixtures("s3_environment")
-def test_a_missing_bucket_is_one_line() -> None:
+def test_a_missing_bucket_raises_a_one_line_error() -> None:
     with pytest.raises(ServiceError, match="there is no bucket no-such-bucket"):
         append("s3://no-such-bucket/ledger", "model", FIRST)
 
 
-def test_an_entry_can_be_read_without_this_program(bucket: str, s3: Any) -> None:
+def test_an_entry_is_plain_json(bucket: str, s3: Any) -> None:
     append(f"s3://{bucket}", "model", FIRST)
     stored = json.loads(s3.get_object(Bucket=bucket, Key="model/000001.json")["Body"].read())
     assert stored["version"] == "3"
     assert stored["time"] == "2026-01-02T03:04:05+00:00"
 
 
-def test_who_moved_it_is_the_kubeflow_run_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_the_kubeflow_run_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KFP_RUN_ID", raising=False)
     monkeypatch.setenv("LOGNAME", "ada")
     assert who() == "ada"
@@ -133,7 +133,7 @@ def test_who_moved_it_is_the_kubeflow_run_or_the_user(monkeypatch: pytest.Monkey
     assert who() == "kubeflow run 42"
 
 
-def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_a_number_for_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KFP_RUN_ID", raising=False)
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)

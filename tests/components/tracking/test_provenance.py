@@ -36,7 +36,7 @@ def params() -> Params:
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the sources that no repository knows."""
+    """A copy of the sources outside any repository."""
     for package in ("bebygan", "components", "pipelines"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(module, "_ROOT", tmp_path)
@@ -47,7 +47,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     code_hash.cache_clear()
 
 
-def test_every_fact_is_there_as_text(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_has_every_fact_as_text(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BEBYGAN_IMAGE", "KFP_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     facts = provenance(params.train, "d41d8cd98f00b204e9800998ecf8427e.dir")
@@ -59,9 +59,7 @@ def test_every_fact_is_there_as_text(params: Params, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("copy")
-def test_what_is_not_known_is_said_to_be_unknown_and_never_left_out(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_facts_that_cannot_be_determined_are_unknown(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BEBYGAN_IMAGE", "KFP_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     facts = provenance(params.evaluate)
@@ -71,7 +69,9 @@ def test_what_is_not_known_is_said_to_be_unknown_and_never_left_out(
     assert facts["seed"] == "none"
 
 
-def test_an_image_says_what_it_was_built_from(params: Params, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_reports_the_revision_it_was_built_from(
+    params: Params, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BEBYGAN_IMAGE", "registry.example/bebygan@sha256:0123")
     monkeypatch.setenv("KFP_RUN_ID", "run-7")
     (copy / "bebygan.json").write_text(json.dumps({"git_sha": "abc", "git_dirty": "false"}))
@@ -102,7 +102,7 @@ def test_a_repository_gives_its_revision_and_whether_it_was_changed(params: Para
     assert provenance(params.train)["git_dirty"] == "true"
 
 
-def test_a_copy_inside_another_repository_does_not_pass_for_its_revision(params: Params, copy: Path) -> None:
+def test_a_copy_inside_another_repository_does_not_report_its_revision(params: Params, copy: Path) -> None:
     (copy / "other").write_text("another project")
     git(copy, "init", "--quiet")
     git(copy, "add", "other")
@@ -110,7 +110,7 @@ def test_a_copy_inside_another_repository_does_not_pass_for_its_revision(params:
     assert provenance(params.train)["git_sha"] == UNKNOWN
 
 
-def test_the_code_hash_follows_every_source_and_nothing_else(copy: Path) -> None:
+def test_the_code_hash_depends_only_on_the_sources(copy: Path) -> None:
     first = code_hash()
     (copy / "bebygan" / "notes.txt").write_text("no source")
     code_hash.cache_clear()
@@ -131,6 +131,6 @@ def test_the_params_hash_is_that_of_the_values(params: Params) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_it_needs_no_torch() -> None:
+def test_provenance_does_not_import_torch() -> None:
     code = "import sys, components.tracking.provenance; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

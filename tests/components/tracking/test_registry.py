@@ -26,14 +26,14 @@ def version(client: MlflowClient, folder: Path, tags: dict[str, str] | None = No
     return module.as_version(made)
 
 
-def test_without_a_model_or_without_the_alias_there_is_no_champion(client: MlflowClient, tmp_path: Path) -> None:
+def test_there_is_no_champion_without_a_model_or_the_alias(client: MlflowClient, tmp_path: Path) -> None:
     assert champion("photos") is None
     version(client, tmp_path)
     assert champion("photos") is None
     assert version_with_alias("photos", "previous") is None
 
 
-def test_the_version_that_holds_an_alias_has_its_tags(client: MlflowClient, tmp_path: Path) -> None:
+def test_the_version_with_an_alias_is_returned_with_its_tags(client: MlflowClient, tmp_path: Path) -> None:
     for alias in ("previous", "champion"):
         made = version(client, tmp_path, {"weights_sha256": alias})
         client.set_registered_model_alias("photos", alias, made.version)
@@ -46,7 +46,7 @@ def test_the_version_that_holds_an_alias_has_its_tags(client: MlflowClient, tmp_
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_denied_model_is_no_champion_only_if_it_does_not_exist(
+def test_denied_permission_means_no_champion_only_if_the_model_does_not_exist(
     exists: bool, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if exists:
@@ -70,14 +70,14 @@ def module_code(name: str) -> int:
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_trying_the_rights_leaves_nothing_behind(exists: bool, client: MlflowClient) -> None:
+def test_check_rights_leaves_nothing_behind(exists: bool, client: MlflowClient) -> None:
     if exists:
         client.create_registered_model("photos")
     check_rights("photos")
     assert [(model.name, model.tags) for model in client.search_registered_models()] == [("photos", {})] * exists
 
 
-def test_the_weights_of_a_version_are_fetched(client: MlflowClient, tmp_path: Path) -> None:
+def test_the_weights_of_a_version_are_downloaded(client: MlflowClient, tmp_path: Path) -> None:
     stored = tmp_path / "stored" / "artifacts" / "generator.safetensors"
     stored.parent.mkdir(parents=True)
     stored.write_bytes(b"weights")
@@ -88,7 +88,7 @@ def test_the_weights_of_a_version_are_fetched(client: MlflowClient, tmp_path: Pa
     assert found.read_bytes() == b"weights"
 
 
-def test_weights_that_were_deleted_are_said_in_one_line(client: MlflowClient, tmp_path: Path) -> None:
+def test_deleted_weights_raise_a_one_line_error(client: MlflowClient, tmp_path: Path) -> None:
     made = version(client, tmp_path / "stored")
     (tmp_path / "fetched").mkdir()
     with pytest.raises(ServiceError) as caught:

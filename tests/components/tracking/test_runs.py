@@ -43,12 +43,12 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")
         else:
-            # YAML knows no tuples.
+            # YAML has no tuples.
             yield prefix + name, json.loads(json.dumps(value))
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_step_leaves_a_finished_run_with_parameters_provenance_and_values(params: Params, tmp_path: Path) -> None:
+def test_a_step_creates_a_finished_run_with_parameters_provenance_and_values(params: Params, tmp_path: Path) -> None:
     with step_run("train", params.train, "0123.dir", {"more": "facts"}) as run:
         for iteration in range(3):
             run(iteration, {"best_buddy": 0.1 * iteration, "perceptual": 1.0})
@@ -72,11 +72,11 @@ def test_a_step_leaves_a_finished_run_with_parameters_provenance_and_values(para
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_run_that_the_environment_names_is_adopted(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_uses_the_run_that_the_environment_names(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     client = mlflow_client()
     theirs = client.create_run(client.create_experiment("kubeflow")).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
-    for _ in range(2):  # A task that is tried again goes on with the same run.
+    for _ in range(2):  # A retried task continues the same run.
         with step_run("warmup", params.warmup) as run:
             run(1, {"l1": 0.5})
         assert run.run_id == theirs
@@ -106,7 +106,7 @@ def test_steps_are_children_of_the_pipelines_run_in_the_named_experiment(
     ("error", "status"),
     [(ValueError("a bug"), "FAILED"), (Preempted("asked to stop"), "KILLED"), (KeyboardInterrupt(), "KILLED")],
 )
-def test_a_step_that_fails_or_is_stopped_says_so_and_keeps_its_values(
+def test_a_failed_or_stopped_step_sets_the_status_and_keeps_its_values(
     error: BaseException, status: str, params: Params
 ) -> None:
     with pytest.raises(type(error)), step_run("train", params.train) as run:  # noqa: PT012
@@ -118,7 +118,7 @@ def test_a_step_that_fails_or_is_stopped_says_so_and_keeps_its_values(
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_only_a_run_that_ended_well_counts_as_finished(params: Params) -> None:
+def test_only_a_successful_run_counts_as_finished(params: Params) -> None:
     with pytest.raises(ValueError, match="bug"), step_run("retrain", params, tags={"fingerprint": "f1"}):
         raise ValueError("bug")
     assert ended_runs({"fingerprint": "f1"}, "FINISHED") == []
@@ -128,7 +128,7 @@ def test_only_a_run_that_ended_well_counts_as_finished(params: Params) -> None:
     assert ended_runs({"fingerprint": "f2"}, "FINISHED") == []
 
 
-def test_without_an_address_runs_are_kept_in_the_workspace(
+def test_runs_are_stored_in_the_workspace_by_default(
     params: Params, tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -142,7 +142,7 @@ def test_without_an_address_runs_are_kept_in_the_workspace(
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_server_that_is_away_at_the_start_is_said_at_once_in_one_line(
+def test_an_unreachable_server_at_the_start_raises_a_one_line_error_at_once(
     params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
@@ -158,7 +158,7 @@ def test_a_server_that_is_away_at_the_start_is_said_at_once_in_one_line(
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_an_experiment_that_was_deleted_is_said_in_one_line(params: Params) -> None:
+def test_a_deleted_experiment_raises_a_one_line_error(params: Params) -> None:
     with step_run("train", params.train) as run:
         pass
     client = mlflow_client()
@@ -167,7 +167,7 @@ def test_an_experiment_that_was_deleted_is_said_in_one_line(params: Params) -> N
         pass
 
 
-def test_asking_for_help_does_not_wait_for_mlflow() -> None:
+def test_help_does_not_import_mlflow() -> None:
     code = (
         "import sys, pipelines.cli, components.ingest.__main__, components.patches.__main__, components.job\n"
         "sys.exit('mlflow' in sys.modules)"
@@ -215,7 +215,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that is named in the environment and runs."""
+    """A running server, whose address is in the environment."""
     server = Server(mlflow_store, tmp_path)
     try:
         server.start()
@@ -230,7 +230,7 @@ def steps(run: StepRun) -> list[float]:
 
 
 def kept(spools: Path) -> int:
-    """Return how many values and ends of runs wait in files."""
+    """Return the number of values and final states in the spools."""
     return sum(len(path.read_text().splitlines()) for path in spools.glob("*.jsonl"))
 
 
@@ -242,7 +242,7 @@ def wait_for(what: Callable[[], object]) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_away_never_stops_the_step_and_gets_all_when_it_is_back(
+def test_a_server_that_becomes_unreachable_does_not_stop_the_step_and_later_gets_all_values(
     server: Server,
     params: Params,
     tmp_path: Path,
@@ -259,7 +259,7 @@ def test_a_server_that_goes_away_never_stops_the_step_and_gets_all_when_it_is_ba
         assert time.monotonic() - started < 1
         wait_for(lambda: kept(spools) == 1499)
         [spool] = spools.iterdir()
-        # Back within the run.
+        # The server is back during the run.
         server.start()
         wait_for(lambda: not spool.exists())
         assert steps(first) == list(range(1500))
@@ -274,7 +274,7 @@ def test_a_server_that_goes_away_never_stops_the_step_and_gets_all_when_it_is_ba
     assert [path.name for path in spool.with_suffix(".pictures").iterdir()] == ["samples-00001500.png"]
     assert (value["run_id"], value["name"], value["value"], value["step"]) == (first.run_id, "best_buddy", 1500.0, 1500)
     assert (end["run_id"], end["status"]) == (first.run_id, "FINISHED")
-    # Back at the next run, after one whose process was killed while it wrote.
+    # The server is back in the next run, after a process that was killed while it wrote.
     (spools / "killed.jsonl").write_text(json.dumps(value | {"step": 1501}) + '\n{"run_id": "cut')
     server.start()
     with step_run("train", params.train) as second:
@@ -287,7 +287,7 @@ def test_a_server_that_goes_away_never_stops_the_step_and_gets_all_when_it_is_ba
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_what_a_living_process_keeps_is_not_taken_for_a_leftover(params: Params, tmp_path: Path) -> None:
+def test_the_spool_of_a_running_process_is_not_sent_by_others(params: Params, tmp_path: Path) -> None:
     spools = tmp_path / "workspace" / "untracked"
     spools.mkdir(parents=True)
     with step_run("train", params.train) as other:
@@ -311,16 +311,16 @@ def rename_table(store: str, name: str, new: str) -> None:
         database.execute(f"ALTER TABLE {name} RENAME TO {new}")
 
 
-def test_each_attempt_at_a_run_keeps_its_own_values(
+def test_each_attempt_of_a_run_has_its_own_spool(
     params: Params, mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A pod keeps them on a volume.
+    # In a pod, spools are on a volume.
     spools = tmp_path / "volume" / "untracked"
     monkeypatch.setenv("BEBYGAN_UNTRACKED", str(spools))
     client = mlflow_client()
     theirs = client.create_run(client.create_experiment("kubeflow")).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
-    # The server takes a run's beginning, but no values.
+    # The server accepts the start of a run, but no values.
     rename_table(mlflow_store, "metrics", "metrics_away")
     with step_run("train", params.train, retrying=SOON) as first:
         first(1, {"best_buddy": 1.0})
@@ -336,10 +336,10 @@ def test_each_attempt_at_a_run_keeps_its_own_values(
     assert not list(spools.iterdir())
 
 
-def test_a_bucket_of_artifacts_that_is_away_holds_up_no_values(
+def test_an_unreachable_artifact_bucket_does_not_delay_values(
     params: Params, mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Some servers have their clients bring files to the bucket themselves."""
+    """With some servers, clients upload files to the bucket themselves."""
     for name, value in {
         "MLFLOW_S3_ENDPOINT_URL": AWAY, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_MAX_ATTEMPTS": "1",
@@ -358,16 +358,16 @@ def test_a_bucket_of_artifacts_that_is_away_holds_up_no_values(
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_what_this_server_does_not_know_stays_and_is_named(
+def test_values_of_a_run_that_the_server_does_not_know_stay_in_the_spool(
     params: Params, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spools = tmp_path / "workspace" / "untracked"
     spools.mkdir(parents=True)
     entry = {"run_id": "0" * 32, "name": "late", "value": 1.0, "step": 1, "time": 1}
     (spools / "foreign.jsonl").write_text(json.dumps(entry) + "\n")
-    # As a file is found that another run sends and removes meanwhile.
+    # Like a file that another process sends and removes at the same time.
     (spools / "gone.jsonl").symlink_to("nowhere")
-    # As what another user left cannot be read.
+    # Like the file of another user without permission to read it.
     (spools / "unreadable.jsonl").mkdir()
     with step_run("train", params.train) as run:
         run(1, {"best_buddy": 1.0})
@@ -378,7 +378,7 @@ def test_what_this_server_does_not_know_stays_and_is_named(
 
 
 @pytest.mark.slow
-def test_a_process_that_is_asked_to_stop_does_not_wait_for_a_server_that_hangs(
+def test_a_stopped_process_does_not_wait_for_a_server_that_hangs(
     params: Params, mlflow_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started = 0.0
@@ -402,7 +402,7 @@ def pictures(run: StepRun) -> list[str]:
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_pictures_become_artifacts_and_the_machine_is_watched(params: Params, tmp_path: Path) -> None:
+def test_pictures_become_artifacts_and_system_metrics_are_logged(params: Params, tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     with step_run("train", params.train, machine=True) as run:
         sum(range(10**7))

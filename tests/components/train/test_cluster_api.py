@@ -15,7 +15,9 @@ from tests.standins.tls import loopback_certificate
 from tests.standins.trainer import Controllers
 
 
-def test_an_unreachable_api_server_is_waited_for(server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_are_repeated_while_the_api_server_is_unreachable(
+    server: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
     watcher = Watcher(spec())
     server.wait_until(lambda: server.created)
     pod = server.add_pod(NAME)
@@ -33,14 +35,14 @@ def test_an_unreachable_api_server_is_waited_for(server: ApiServer, caplog: pyte
     assert "does not answer" in caplog.text
 
 
-def test_an_api_server_that_stays_unreachable_ends_the_wait_and_not_the_training(server: ApiServer) -> None:
+def test_an_api_server_that_stays_unreachable_fails_the_launcher_and_not_the_training(server: ApiServer) -> None:
     watcher = Watcher(spec(), absence=1.0)
     server.wait_until(lambda: server.created)
     with server.away(), pytest.raises(ServiceError, match=r"API server .* does not answer .* keeps running"):
         watcher.finish()
 
 
-def test_an_api_server_that_never_answered_is_named_soon(server: ApiServer) -> None:
+def test_an_api_server_that_never_answered_fails_soon(server: ApiServer) -> None:
     with server.away():
         started = time.monotonic()
         with pytest.raises(ServiceError, match=rf"API server http://.*:{server.port} does not answer .*refused"):
@@ -48,13 +50,13 @@ def test_an_api_server_that_never_answered_is_named_soon(server: ApiServer) -> N
         assert time.monotonic() - started < 10
 
 
-def test_a_missing_cluster_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_cluster_raises_a_config_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"no cluster to train on: .* set KUBECONFIG"):
         run_trainjob(spec(), print)
 
 
-def test_a_server_without_tls_is_not_called_unreachable(
+def test_a_server_without_tls_raises_an_error_about_tls(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig", "https")))
@@ -63,7 +65,7 @@ def test_a_server_without_tls_is_not_called_unreachable(
 
 
 @pytest.mark.parametrize(("status", "told"), [(200, "a page"), (302, "302 Found"), (405, "405 Method Not Allowed")])
-def test_a_server_that_is_not_kubernetes_is_named(server: ApiServer, status: int, told: str) -> None:
+def test_the_error_names_a_server_that_is_not_kubernetes(server: ApiServer, status: int, told: str) -> None:
     class LoginPage(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -130,7 +132,7 @@ def test_requests_to_a_busy_api_server_are_repeated(controllers: Controllers, se
         ),
     ],
 )  # fmt: skip
-def test_a_rejected_request_is_explained_in_one_line(
+def test_a_rejected_request_raises_a_one_line_error(
     method: str, answer: Refused, kind: type[Exception], message: str, server: ApiServer
 ) -> None:
     server.fail(method, TRAINJOBS, answer)
@@ -139,13 +141,13 @@ def test_a_rejected_request_is_explained_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_runtime_is_named(server: ApiServer) -> None:
+def test_the_error_names_a_missing_runtime(server: ApiServer) -> None:
     with pytest.raises(ConfigError, match=r"admission webhook .* TrainingRuntime 'other' not found"):
         run_trainjob(spec(runtime="other"), print)
     assert not server.created
 
 
-def test_the_end_is_seen_without_working_watches(server: ApiServer) -> None:
+def test_the_end_of_a_training_is_detected_without_watches(server: ApiServer) -> None:
     server.fail("WATCH", TRAINJOBS, Refused(500, "InternalError", "no watches today"), times=3)
     watcher = Watcher(spec())
     server.wait_until(lambda: server.requests.count(("WATCH", TRAINJOBS)) > 3)
@@ -155,8 +157,8 @@ def test_the_end_is_seen_without_working_watches(server: ApiServer) -> None:
     watcher.finish()
 
 
-def test_a_restarted_server_that_answers_403_for_a_while_is_waited_for(server: ApiServer) -> None:
-    """As while its RBAC caches load: neither the result nor a line of the log is lost."""
+def test_requests_are_repeated_while_a_restarted_server_answers_403(server: ApiServer) -> None:
+    """Like a server that loads its RBAC rules: the result and the log are complete."""
     watcher = Watcher(spec())
     server.wait_until(lambda: server.created)
     pod = server.add_pod(NAME)
@@ -174,7 +176,9 @@ def test_a_restarted_server_that_answers_403_for_a_while_is_waited_for(server: A
     assert watcher.finish()[2:-1] == ["before", "meanwhile", "after"]
 
 
-def test_the_end_of_a_training_is_seen_after_a_restart(controllers: Controllers, server: ApiServer) -> None:
+def test_the_end_of_a_training_is_detected_after_a_restart_of_the_server(
+    controllers: Controllers, server: ApiServer
+) -> None:
     watcher = Watcher(spec("echo begin; sleep 1; echo end"))
     watcher.until(lambda: "begin" in watcher.lines)
     server.restart(2.0)
@@ -183,7 +187,7 @@ def test_the_end_of_a_training_is_seen_after_a_restart(controllers: Controllers,
     assert controllers.starts == 1
 
 
-def test_a_permission_that_is_taken_away_ends_the_wait(server: ApiServer) -> None:
+def test_a_revoked_permission_fails_the_launcher(server: ApiServer) -> None:
     watcher = Watcher(spec(), refusal=0.5)
     server.wait_until(lambda: ("WATCH", TRAINJOBS) in server.requests)
     server.restart(1000)

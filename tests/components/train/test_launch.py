@@ -68,7 +68,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
 
 @pytest.fixture
 def cluster(server: ApiServer, tmp_path: Path, mlflow_store: str) -> Iterator[Controllers]:
-    """Runs pods as processes that see params.yaml, as in the image, and the tracking server of this test."""
+    """Run pods as processes with params.yaml, as in the image, and the tracking server of this test."""
     app = tmp_path / "app"
     app.mkdir()
     (app / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
@@ -79,7 +79,7 @@ def cluster(server: ApiServer, tmp_path: Path, mlflow_store: str) -> Iterator[Co
 
 @pytest.fixture
 def start(patches: Path, warmup: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Launches a training; gives the lines of the launcher's log."""
+    """Return a function that launches a training and returns the log of the launcher."""
 
     def run(output: str, *changes: str, **settings: object) -> list[str]:
         lines: list[str] = []
@@ -96,7 +96,7 @@ def start(patches: Path, warmup: Path, tmp_path: Path) -> Callable[..., list[str
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Lets this process compute with one thread, as the pods do: more of them add in another order."""
+    """Use one thread, as the pods do: the order of additions depends on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -105,7 +105,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def reclaimed(cluster: Controllers, tmp_path: Path) -> Iterator[threading.Thread]:
-    """Takes the machine away from the first training as soon as it has written a checkpoint."""
+    """Reclaim the machine of the first training as soon as it has written a checkpoint."""
 
     def reclaim() -> None:
         while not list((tmp_path / "volume" / "checkpoints").glob("train-*/*.checkpoint")):
@@ -120,7 +120,7 @@ def reclaimed(cluster: Controllers, tmp_path: Path) -> Iterator[threading.Thread
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_training_on_machines_that_are_taken_away_gives_the_challenger_that_one_here_gives(  # noqa: PLR0917
+def test_a_training_on_reclaimed_machines_gives_the_same_challenger_as_a_local_one(  # noqa: PLR0917
     start: Callable[..., list[str]], cluster: Controllers, reclaimed: threading.Thread, warmup: Path, patches: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -144,7 +144,7 @@ def test_a_training_on_machines_that_are_taken_away_gives_the_challenger_that_on
     assert (tags["kfp_run_id"], tags["image_digest"]) == ("a-run-of-kubeflow", SETTINGS["image"])
     assert runs[1].data.params["iterations"] == "60"
 
-    # The same training again, by another run: its challenger is taken from the volume.
+    # Another run of the same training copies the challenger from the volume.
     again = start("again", "iterations=60")
     assert again[0].endswith("exists already: nothing to train")
     assert contents(tmp_path / "again") == contents(tmp_path / "challenger")
@@ -154,7 +154,7 @@ def test_a_training_on_machines_that_are_taken_away_gives_the_challenger_that_on
 
 
 @pytest.mark.slow
-def test_what_the_training_refuses_ends_the_launcher_with_the_same_error(
+def test_the_launcher_raises_the_error_of_the_training(
     start: Callable[..., list[str]], cluster: Controllers, warmup: Path, tmp_path: Path
 ) -> None:
     weights = warmup / "generator.safetensors"
@@ -167,7 +167,7 @@ def test_what_the_training_refuses_ends_the_launcher_with_the_same_error(
     assert not (tmp_path / "challenger").exists()
 
 
-def test_patches_are_put_on_the_volume_once(patches: Path, tmp_path: Path) -> None:
+def test_patches_are_copied_to_the_volume_once(patches: Path, tmp_path: Path) -> None:
     target = tmp_path / "volume" / "shards" / "1234"
     launcher._share(patches, target)
     node = target.stat().st_ino
@@ -176,7 +176,7 @@ def test_patches_are_put_on_the_volume_once(patches: Path, tmp_path: Path) -> No
     assert target.stat().st_ino == node
 
 
-def test_a_launcher_that_dies_while_it_copies_leaves_nothing_that_counts(
+def test_a_launcher_that_is_killed_while_it_copies_leaves_no_partial_folder(
     patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dies(source: Path, target: Path, **_: object) -> None:
@@ -193,7 +193,7 @@ def test_a_launcher_that_dies_while_it_copies_leaves_nothing_that_counts(
     assert contents(target) == contents(patches)
 
 
-def test_shards_that_another_launcher_was_quicker_with_are_not_replaced(
+def test_shards_that_another_launcher_copied_first_are_not_replaced(
     patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "volume" / "shards" / "1234"
@@ -209,7 +209,7 @@ def test_shards_that_another_launcher_was_quicker_with_are_not_replaced(
     assert [path.name for path in target.parent.rglob("*")] == ["1234", "read by others"]
 
 
-def test_what_is_missing_is_said_before_anything_is_started(
+def test_missing_inputs_raise_an_error_before_the_training_starts(
     server: ApiServer, patches: Path, warmup: Path, tmp_path: Path
 ) -> None:
     settings = from_yaml(TrainJobSettings, yaml.safe_dump(SETTINGS))
@@ -223,7 +223,7 @@ def test_what_is_missing_is_said_before_anything_is_started(
     assert not server.requests
 
 
-def test_the_command_line_reads_the_settings_and_names_what_is_wrong_with_them(  # noqa: PLR0917
+def test_the_command_line_reads_the_settings_and_reports_invalid_ones(  # noqa: PLR0917
     server: ApiServer, patches: Path, warmup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -250,14 +250,14 @@ def test_the_parameters_reach_the_training_unchanged(tmp_path: Path) -> None:
         assert to_yaml(load_params(ROOT / "params.yaml", [setting]).train) == to_yaml(params)
 
 
-def test_the_launcher_takes_and_leaves_what_the_training_step_does() -> None:
+def test_the_launcher_has_the_inputs_and_outputs_of_the_train_step() -> None:
     inside, elsewhere = train_in_a_pod.component_spec, train_on_nodes.component_spec
     assert elsewhere.outputs == inside.outputs
     assert {name: each for name, each in elsewhere.inputs.items() if name != "trainjob"} == inside.inputs
     assert list(inspect.signature(train_on_nodes.python_func).parameters)[-1] == "challenger"
 
 
-def test_a_task_of_kubeflow_ends_with_the_launchers_error_and_code(
+def test_a_kubeflow_task_exits_with_the_error_and_code_of_the_launcher(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {name: dsl.Dataset(uri=str(tmp_path / name)) for name in ("patches", "warmup", "challenger")}
@@ -273,7 +273,7 @@ def test_a_task_of_kubeflow_ends_with_the_launchers_error_and_code(
     )
 
 
-def test_the_launcher_needs_no_torch() -> None:
+def test_the_launcher_does_not_import_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; import components.train.launch"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -68,7 +68,7 @@ def run_main(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Main:
-    """Runs the command in this process; gives its exit code and standard error."""
+    """Return a function that runs the command in this process and returns its exit code and standard error."""
 
     def run(*settings: str, patches: Path = patches, warmup: Path = warmup) -> tuple[int, str]:
         chosen = [f"--set={setting}" for setting in (*TINY, *settings)]
@@ -79,7 +79,7 @@ def run_main(
     return run
 
 
-def test_a_training_leaves_all_its_files(trained: Path, warmup: Path) -> None:
+def test_a_training_writes_all_its_files(trained: Path, warmup: Path) -> None:
     assert set(contents(trained)) == FILES
     Discriminator(48, 4).load_state_dict(load_file(trained / "discriminator.safetensors"))
     start, average, last = (
@@ -90,7 +90,7 @@ def test_a_training_leaves_all_its_files(trained: Path, warmup: Path) -> None:
     assert 0 < (average - start).abs().max() < (last - start).abs().max()
 
 
-def test_every_loss_is_logged_and_kept(patches: Path, warmup: Path, tmp_path: Path) -> None:
+def test_every_loss_is_logged_and_in_the_history(patches: Path, warmup: Path, tmp_path: Path) -> None:
     logged: list[tuple[int, Mapping[str, float]]] = []
     train(
         patches, warmup, tmp_path / "out", tmp_path / "checkpoints", params=tiny(),
@@ -101,12 +101,12 @@ def test_every_loss_is_logged_and_kept(patches: Path, warmup: Path, tmp_path: Pa
     assert losses | {"learning_rate", "textured_share"} <= logged[0][1].keys()
     assert "perceptual" not in logged[0][1]
     for entry, (_, values) in zip(history(tmp_path / "out"), logged, strict=True):
-        # Speed is told, not kept: no two runs have it in common.
+        # Speed is printed, but is not in the history: it differs between runs.
         assert values.keys() - entry.keys() == {"samples_per_second", "data_wait_share"}
         assert entry == {name: values[name] for name in entry}
 
 
-def test_training_shows_the_same_patches_again_and_again(patches: Path, warmup: Path, tmp_path: Path) -> None:
+def test_pictures_show_the_same_patches_throughout_training(patches: Path, warmup: Path, tmp_path: Path) -> None:
     pictures: dict[int, Image] = {}
 
     def track(iteration: int, logged: Mapping[str, float | Image]) -> None:
@@ -126,7 +126,7 @@ def test_training_shows_the_same_patches_again_and_again(patches: Path, warmup: 
     assert not sr.all()
 
 
-def test_the_weights_say_what_they_were_made_of(trained: Path, warmup: Path, patches: Path) -> None:
+def test_the_weights_have_their_origin_as_metadata(trained: Path, warmup: Path, patches: Path) -> None:
     for name in ("generator", "generator_raw"):
         with safe_open(trained / f"{name}.safetensors", "numpy") as file:
             about = file.metadata()
@@ -135,7 +135,7 @@ def test_the_weights_say_what_they_were_made_of(trained: Path, warmup: Path, pat
         assert about["seed"] == "1"
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_different_ones(
     trained: Path, patches: Path, warmup: Path, tmp_path: Path
 ) -> None:
     for name, change in (("again", "seed=1"), ("other", "seed=2")):
@@ -153,7 +153,7 @@ def test_a_finished_training_is_not_repeated(trained: Path, patches: Path, warmu
     assert contents(tmp_path / "again") == contents(trained)
 
 
-def test_without_adversarial_loss_there_is_no_discriminator_and_any_crop_will_do(
+def test_without_adversarial_loss_there_is_no_discriminator_and_any_crop_is_valid(
     patches: Path, warmup: Path, tmp_path: Path
 ) -> None:
     small = read_patches(patches, "train")
@@ -167,7 +167,7 @@ def test_without_adversarial_loss_there_is_no_discriminator_and_any_crop_will_do
     assert not {"adversarial", "discriminator"} & history(tmp_path / "out")[0].keys()
 
 
-def test_a_full_disk_is_named_and_nothing_half_written_is_left(
+def test_a_full_disk_raises_an_error_and_leaves_no_partial_output(
     patches: Path, warmup: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     params = tiny("discriminator_width=16")
@@ -176,7 +176,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_left(
     assert not list(small_disk.iterdir())
 
 
-def test_a_full_disk_for_checkpoints_is_said_and_the_training_still_delivers(
+def test_a_full_disk_for_checkpoints_logs_a_warning_and_training_completes(
     patches: Path, warmup: Path, tmp_path: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = tiny("discriminator_width=16")
@@ -200,7 +200,7 @@ def stop_at(last: int) -> Callable[[int, Mapping[str, float]], None]:
     return track
 
 
-def test_a_stop_that_cannot_be_saved_is_no_invitation_to_run_again(
+def test_a_stop_without_a_saved_checkpoint_does_not_exit_as_resumable(
     patches: Path, warmup: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     params = tiny("discriminator_width=16")
@@ -210,7 +210,7 @@ def test_a_stop_that_cannot_be_saved_is_no_invitation_to_run_again(
 
 
 @pytest.mark.usefixtures("s3_environment")
-def test_a_stopped_training_goes_on_in_a_new_pod_from_a_bucket(
+def test_a_stopped_training_resumes_in_a_new_pod_from_a_bucket(
     trained: Path, bucket: str, patches: Path, warmup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[int] = []
@@ -227,7 +227,7 @@ def test_a_stopped_training_goes_on_in_a_new_pod_from_a_bucket(
     assert contents(out) == contents(trained)
 
 
-def test_a_failed_training_keeps_the_challenger_that_was_there(trained: Path, patches: Path, warmup: Path) -> None:
+def test_a_failed_training_keeps_the_existing_challenger(trained: Path, patches: Path, warmup: Path) -> None:
     before = contents(trained)
     diverging = tiny("schedule.peak=1e30", "skip_limit=1")
     with pytest.raises(DataError, match="diverged"):
@@ -235,13 +235,13 @@ def test_a_failed_training_keeps_the_challenger_that_was_there(trained: Path, pa
     assert contents(trained) == before
 
 
-def test_missing_warm_up_weights_end_with_their_code(run_main: Main, tmp_path: Path) -> None:
+def test_missing_warm_up_weights_exit_with_the_code_of_weights(run_main: Main, tmp_path: Path) -> None:
     code, error = run_main(warmup=tmp_path / "nowhere")
     assert code == 5
     assert re.fullmatch(r"error: no weights at .*nowhere/generator\.safetensors: fetch them .*\n", error)
 
 
-def test_damaged_warm_up_weights_end_with_their_code(run_main: Main, warmup: Path) -> None:
+def test_damaged_warm_up_weights_exit_with_the_code_of_weights(run_main: Main, warmup: Path) -> None:
     path = warmup / "generator.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     code, error = run_main()
@@ -249,7 +249,7 @@ def test_damaged_warm_up_weights_end_with_their_code(run_main: Main, warmup: Pat
     assert re.fullmatch(r"error: .*generator\.safetensors cannot be read as weights .*\n", error)
 
 
-def test_a_perceptual_network_that_cannot_be_had_ends_with_the_weights_code(
+def test_an_unavailable_perceptual_network_exits_with_the_code_of_weights(
     run_main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BEBYGAN_CACHE", str(tmp_path / "cache"))
@@ -261,13 +261,13 @@ def test_a_perceptual_network_that_cannot_be_had_ends_with_the_weights_code(
     assert not (tmp_path / "workspace" / "checkpoints").exists()
 
 
-def test_missing_patches_end_with_their_code(run_main: Main, tmp_path: Path) -> None:
+def test_missing_patches_exit_with_the_code_of_data(run_main: Main, tmp_path: Path) -> None:
     code, error = run_main(patches=tmp_path / "nowhere")
     assert code == 3
     assert re.fullmatch(r"error: .*nowhere holds no patches\.json: run patches first\n", error)
 
 
-def test_diverging_ends_with_its_code_and_a_failed_run(run_main: Main, tmp_path: Path) -> None:
+def test_divergence_exits_with_the_code_of_data_and_fails_the_run(run_main: Main, tmp_path: Path) -> None:
     code, error = run_main("train.schedule.peak=1e30", "train.skip_limit=1")
     assert code == 3
     assert re.fullmatch(r"error: training diverged: 2 steps in a row up to iteration 3 were not finite .*\n", error)
@@ -277,7 +277,7 @@ def test_diverging_ends_with_its_code_and_a_failed_run(run_main: Main, tmp_path:
     assert run.info.status == "FAILED"
 
 
-def test_a_stop_request_before_the_first_iteration_ends_with_its_code_too(
+def test_a_stop_request_before_the_first_iteration_exits_with_75(
     run_main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(path: Path) -> Generator:
@@ -307,7 +307,7 @@ def test_a_stop_request_before_the_first_iteration_ends_with_its_code_too(
         ("train.iterations", r"--set takes name=value, got 'train\.iterations'"),
     ],
 )
-def test_a_wrong_parameter_is_refused_before_anything_is_done(
+def test_an_invalid_parameter_raises_an_error_before_training(
     setting: str, message: str, run_main: Main, tmp_path: Path
 ) -> None:
     code, error = run_main(setting)
@@ -318,9 +318,7 @@ def test_a_wrong_parameter_is_refused_before_anything_is_done(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_process_that_is_asked_to_stop_goes_on_next_time_as_if_nothing_had_been(
-    patches: Path, warmup: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_training_resumes_with_the_same_result(patches: Path, warmup: Path, tmp_path: Path) -> None:
     settings = [f"--set={setting}" for setting in (*TINY, "train.iterations=60")]
     places = ["--patches", str(patches), "--warmup", str(warmup), "--output", "out"]
     command = [sys.executable, "-m", "components.train", *places, "--params", str(ROOT / "params.yaml"), *settings]
@@ -334,7 +332,7 @@ def test_a_process_that_is_asked_to_stop_goes_on_next_time_as_if_nothing_had_bee
     _, error = process.communicate(timeout=120)
     assert time.monotonic() - asked < 25
     assert process.returncode == 75
-    # A slow machine tells its progress before.
+    # A slow machine prints its progress first.
     stopped = re.search(
         r"^error: stopped on request after iteration (\d+); run again to go on from there\n\Z", error, re.M
     )

@@ -32,7 +32,7 @@ time.sleep(60) if code == "wait" else sys.exit(int(code))
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
-    """Starts torchrun as a pod does, with processes that end with the codes that are given."""
+    """Run torchrun as in a pod, with processes that exit with the given codes."""
     (tmp_path / "child.py").write_text(CHILD)
 
     def run(codes: str, *options: str, **variables: str) -> "subprocess.Popen[str]":
@@ -63,7 +63,7 @@ def test_torchruns_exit_code_is_that_of_the_process_that_failed_first(
 @pytest.mark.parametrize(
     ("codes", "expected"),
     [
-        # 75 is that of a process that met another's end, a signal may be torchrun's, which ends the others.
+        # 75 is the code of a process that lost another one; a signal may come from torchrun, which ends the others.
         ((75, 5), 5),
         ((-signal.SIGTERM, 5), 5),
         ((-signal.SIGKILL, 5), 5),
@@ -72,12 +72,14 @@ def test_torchruns_exit_code_is_that_of_the_process_that_failed_first(
         ((-signal.SIGTERM,), 143),
     ],
 )
-def test_the_echo_of_a_failure_is_told_from_it(codes: tuple[int, ...], expected: int, tmp_path: Path) -> None:
+def test_the_exit_code_is_that_of_the_cause_and_not_of_its_effects(
+    codes: tuple[int, ...], expected: int, tmp_path: Path
+) -> None:
     failures = [ProcessFailure(rank, 1, code, str(tmp_path / "none")) for rank, code in enumerate(codes)]
     assert _code_of(failures) == expected
 
 
-def test_a_machine_that_lost_another_lets_that_one_tell_why_first(
+def test_a_machine_that_lost_another_exits_after_it(
     torchrun: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
     places = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_ports(1)[0])}
@@ -85,7 +87,7 @@ def test_a_machine_that_lost_another_lets_that_one_tell_why_first(
     assert here.stdout
     assert here.stderr
     assert here.stdout.readline() == "begin\n"
-    # torchrun has seen its process end.
+    # torchrun has detected the end of its process.
     assert any("exitcode: 75" in line for line in iter(here.stderr.readline, ""))
     time.sleep(2)
     assert here.poll() is None
@@ -95,7 +97,7 @@ def test_a_machine_that_lost_another_lets_that_one_tell_why_first(
     there.communicate(timeout=60)
 
 
-def test_machines_that_do_not_meet_go_on_later_and_one_alone_does_not(
+def test_machines_that_do_not_meet_exit_as_resumable_and_a_single_one_does_not(
     torchrun: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -118,7 +120,7 @@ def test_machines_that_do_not_meet_go_on_later_and_one_alone_does_not(
 def train_in_two_processes(
     patches: Path, generator_folder: Callable[..., Path], tmp_path: Path, mlflow_store: str
 ) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Trains as a pod with two GPUs would, into `out`."""
+    """Train into `out` like a pod with two GPUs."""
     assert mlflow_store
     places = ["--patches", str(patches), "--warmup", str(generator_folder("warmup", 1)), "--output", "out"]
 
@@ -134,7 +136,7 @@ def train_in_two_processes(
     return run
 
 
-def test_two_processes_deliver_and_track_one_challenger(
+def test_two_processes_write_and_track_one_challenger(
     train_in_two_processes: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
     done = train_in_two_processes("train.validate_every=2")
@@ -150,7 +152,7 @@ def test_two_processes_deliver_and_track_one_challenger(
     assert len(client.get_metric_history(run.info.run_id, "best_buddy")) == 4
 
 
-def test_a_batch_that_processes_cannot_share_ends_with_the_code_of_parameters(
+def test_a_batch_that_processes_cannot_share_exits_with_the_code_of_parameters(
     train_in_two_processes: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
     done = train_in_two_processes("train.batch=3")

@@ -40,7 +40,7 @@ def test_trainer_and_kubernetes_accept_the_manifest(changes: dict[str, Any]) -> 
     assert {"name": "volume", "persistentVolumeClaim": {"claimName": "bebygan-volume"}} in pod["volumes"]
 
 
-def test_secrets_are_referenced_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_references_secrets_and_does_not_contain_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-a-bucket")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-password-of-mlflow")
     body = manifest(spec())
@@ -65,7 +65,7 @@ def test_secrets_are_referenced_and_not_shown(monkeypatch: pytest.MonkeyPatch) -
         ({"node_selector": {"pool": "no value"}}, r"parameter node_selector\.pool: .*"),
     ],
 )
-def test_wrong_settings_are_refused(change: dict[str, object], message: str) -> None:
+def test_invalid_settings_raise_an_error(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**change)
 
@@ -85,7 +85,7 @@ def test_trainer_accepts_the_runtime_and_its_pods_are_restricted() -> None:
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
     }  # fmt: skip
     assert pod["automountServiceAccountToken"] is False
-    # What Job's podFailurePolicy asks for.
+    # Required by the podFailurePolicy of a Job.
     assert (pod["restartPolicy"], job["spec"]["podReplacementPolicy"], job["spec"]["backoffLimit"]) == (
         "Never", "Failed", 0,
     )  # fmt: skip

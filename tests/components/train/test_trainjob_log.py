@@ -9,21 +9,21 @@ from tests.standins.kubernetes import PODS, ApiServer
 from tests.standins.trainer import Controllers
 
 
-def test_each_node_knows_its_rank_and_only_the_log_of_the_first_is_shown(controllers: Controllers) -> None:
+def test_each_node_has_its_rank_and_only_the_log_of_the_first_is_printed(controllers: Controllers) -> None:
     script = 'echo "node $PET_NODE_RANK of $PET_NNODES, $PET_NPROC_PER_NODE processes"'
     lines = Watcher(spec(script, nodes=3, gpus=2)).finish()
     assert [line for line in lines if line.startswith("node ")] == ["node 0 of 3, 2 processes"]
     assert controllers.starts == 1
 
 
-def test_the_log_is_complete_and_in_order_when_connections_break(server: ApiServer) -> None:
+def test_the_log_is_complete_and_in_order_after_broken_connections(server: ApiServer) -> None:
     watcher = Watcher(spec())
     server.wait_until(lambda: server.created)
     pod = server.add_pod(NAME)
     pod.run()
     said = []
     for number in range(600):
-        # Some lines are alike, as those of a progress bar may be.
+        # Some lines are equal, as those of a progress bar may be.
         said.append(f"line {number}" if number % 3 else "the same line")
         pod.say(said[-1])
         if number % 100 == 50:
@@ -37,7 +37,7 @@ def test_the_log_is_complete_and_in_order_when_connections_break(server: ApiServ
 
 
 @pytest.mark.parametrize(("path", "verb"), [(f"{PODS}/.*/log", "get pods/log"), (f"{PODS}$", "list pods")])
-def test_missing_permissions_for_pods_or_logs_hide_the_log_and_not_the_result(
+def test_missing_permissions_for_pods_or_logs_do_not_fail_the_training(
     path: str, verb: str, controllers: Controllers, server: ApiServer
 ) -> None:
     server.fail("GET", path, forbidden(*verb.split(" ")))
@@ -48,7 +48,7 @@ def test_missing_permissions_for_pods_or_logs_hide_the_log_and_not_the_result(
     assert lines[-1] == f"TrainJob team/{NAME} is complete"
 
 
-def test_a_training_without_pods_prints_a_hint_once(server: ApiServer) -> None:
+def test_a_training_without_pods_logs_one_hint(server: ApiServer) -> None:
     watcher = Watcher(spec(), first_pod=0.1)
     watcher.until(lambda: len(watcher.lines) == 2)
     time.sleep(0.3)
@@ -60,7 +60,7 @@ def test_a_training_without_pods_prints_a_hint_once(server: ApiServer) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_pod_of_any_node_that_cannot_start_says_why_once(server: ApiServer, index: int) -> None:
+def test_the_log_reports_once_why_a_pod_cannot_start(server: ApiServer, index: int) -> None:
     watcher = Watcher(spec(nodes=2))
     server.wait_until(lambda: server.created)
     server.add_pod(NAME, index).condition("PodScheduled", "False", "Unschedulable", "0/3 nodes have a GPU")
@@ -77,7 +77,7 @@ def test_a_pod_of_any_node_that_cannot_start_says_why_once(server: ApiServer, in
 @pytest.mark.parametrize(
     ("code", "starts", "kind"), [(2, 1, ConfigError), (3, 1, DataError), (4, 4, ServiceError), (1, 4, RuntimeError)]
 )
-def test_a_failed_training_ends_with_its_own_error(
+def test_a_failed_training_raises_its_own_error(
     code: int, starts: int, kind: type[Exception], controllers: Controllers
 ) -> None:
     script = f"echo working; echo 'error: what went wrong'; echo and so on; exit {code}"
@@ -102,7 +102,7 @@ def test_the_error_is_that_of_the_node_that_failed_first(echo: int, reason: str 
         watcher.finish()
 
 
-def test_an_exceeded_time_or_memory_limit_is_named(server: ApiServer) -> None:
+def test_the_error_names_an_exceeded_time_or_memory_limit(server: ApiServer) -> None:
     watcher = Watcher(spec())
     server.wait_until(lambda: server.created)
     server.end(NAME, "Failed", "DeadlineExceeded", "TrainJob exceeded its activeDeadlineSeconds")
@@ -118,7 +118,7 @@ def test_an_exceeded_time_or_memory_limit_is_named(server: ApiServer) -> None:
         watcher.finish()
 
 
-def test_the_hint_for_a_refused_pod_names_the_job_that_has_the_reason(controllers: Controllers) -> None:
+def test_the_hint_for_a_refused_pod_names_its_job(controllers: Controllers) -> None:
     controllers.refusal = 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'
     watcher = Watcher(spec("echo it ran"), first_pod=0.1)
     watcher.until(lambda: len(watcher.lines) == 2)

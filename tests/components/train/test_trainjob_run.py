@@ -14,7 +14,7 @@ from tests.standins.kubernetes import ApiServer
 from tests.standins.trainer import ROOT, Controllers
 
 
-def test_a_training_runs_to_its_end_and_its_log_is_shown(controllers: Controllers, server: ApiServer) -> None:
+def test_a_training_runs_to_its_end_and_its_log_is_printed(controllers: Controllers, server: ApiServer) -> None:
     controllers.sources = {
         "bebygan": {"MLFLOW_TRACKING_URI": "http://mlflow"},
         "bebygan-s3": {"AWS_ACCESS_KEY_ID": "k"},
@@ -43,7 +43,7 @@ sys.exit(report_errors(lambda: run_trainjob(spec, lambda line: print(line, flush
 
 
 @pytest.mark.parametrize(("sig", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
-def test_a_new_launcher_attaches_to_the_training_of_one_that_died(
+def test_a_new_launcher_attaches_to_the_training_of_a_killed_one(
     sig: signal.Signals, code: int, controllers: Controllers, server: ApiServer, tmp_path: Path
 ) -> None:
     script = f"echo begin; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo end"
@@ -77,7 +77,7 @@ def test_two_runs_share_the_same_training(server: ApiServer) -> None:
     assert len(server.created) == 1
 
 
-def test_a_running_training_with_other_settings_is_an_error(server: ApiServer) -> None:
+def test_a_running_training_with_other_settings_raises_an_error(server: ApiServer) -> None:
     Watcher(spec())
     server.wait_until(lambda: server.created)
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_a_running_training_with_other_settings_is_an_error(server: ApiServer) -
     assert len(server.created) == 1
 
 
-def test_a_foreign_trainjob_is_left_alone(server: ApiServer) -> None:
+def test_a_foreign_trainjob_raises_an_error_and_keeps_running(server: ApiServer) -> None:
     Watcher(spec())
     server.wait_until(lambda: server.created)
     del server.trainjobs[NAME]["metadata"]["annotations"]
@@ -95,16 +95,16 @@ def test_a_foreign_trainjob_is_left_alone(server: ApiServer) -> None:
         run_trainjob(spec(), print)
 
 
-def test_a_deleted_trainjob_is_reported(server: ApiServer) -> None:
+def test_a_deleted_trainjob_raises_an_error(server: ApiServer) -> None:
     watcher = Watcher(spec())
     server.wait_until(lambda: server.created)
     server.delete(NAME)
-    with pytest.raises(ServiceError, match="TrainJob .* was deleted"):
+    with pytest.raises(ServiceError, match=r"TrainJob .* was deleted"):
         watcher.finish()
 
 
 def test_a_lost_answer_does_not_start_a_second_training(controllers: Controllers, server: ApiServer) -> None:
-    # The TrainJob is there, but whoever asked for it saw the line break.
+    # The TrainJob exists, but the connection broke before the launcher got the answer.
     accept = server.accept
 
     def accept_and_break(body: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_a_lost_answer_does_not_start_a_second_training(controllers: Controllers
     assert controllers.starts == 1
 
 
-def test_preempted_trainings_are_restarted_without_limit(controllers: Controllers, tmp_path: Path) -> None:
+def test_preempted_trainings_restart_without_limit(controllers: Controllers, tmp_path: Path) -> None:
     script = f"echo >> {tmp_path}/starts; n=$(wc -l < {tmp_path}/starts); echo start $n; [ $n -gt 5 ] || exit 75"
     lines = Watcher(spec(script)).finish()
     assert controllers.starts == 6
@@ -126,7 +126,7 @@ def test_preempted_trainings_are_restarted_without_limit(controllers: Controller
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
-def test_a_training_on_a_reclaimed_machine_is_restarted(
+def test_a_training_on_a_reclaimed_machine_restarts(
     sig: signal.Signals, controllers: Controllers, server: ApiServer, tmp_path: Path
 ) -> None:
     file = f"{tmp_path}/again-$PET_NODE_RANK"

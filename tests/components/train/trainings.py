@@ -1,4 +1,4 @@
-"""A training that the tests run on a stand-in of a cluster."""
+"""A training on a simulated cluster."""
 
 import threading
 import time

@@ -9,7 +9,7 @@ from pipelines.local import containers
 from pipelines.local.containers import environment_of_tasks, mounts, network_mode
 
 
-def test_tasks_inherit_settings_and_not_the_paths_of_this_machine() -> None:
+def test_tasks_inherit_settings_but_no_paths_of_this_machine() -> None:
     variables = {
         "AWS_REGION": "a", "BEBYGAN_PARENT_RUN": "b", "MLFLOW_TRACKING_URI": "c", "OMP_NUM_THREADS": "1",
         "BEBYGAN_CACHE": "here", "BEBYGAN_TORCH_IMAGE": "here", "PATH": "here", "HOME": "here",
@@ -63,7 +63,7 @@ def _in_entrypoint(script: str, failure: Path) -> int:
     ).returncode  # fmt: skip
 
 
-def test_a_container_leaves_a_file_unless_its_task_succeeds(tmp_path: Path) -> None:
+def test_a_container_leaves_a_file_if_its_task_fails(tmp_path: Path) -> None:
     failure = tmp_path / "failure.json"
     assert _in_entrypoint(f"test -e {failure}", failure) == 0
     assert not failure.exists()

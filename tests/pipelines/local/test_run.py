@@ -23,7 +23,7 @@ from pipelines.local.run import (
 )
 
 
-def test_a_run_is_not_alone_while_another_one_is_under_way_in_the_workspace(tmp_path: Path) -> None:
+def test_two_runs_in_a_workspace_detect_each_other(tmp_path: Path) -> None:
     path = tmp_path / "run.log"
     with path.open("w") as ours:
         with path.open("w") as theirs:
@@ -32,7 +32,7 @@ def test_a_run_is_not_alone_while_another_one_is_under_way_in_the_workspace(tmp_
         assert lock(ours)
 
 
-def test_the_log_begins_anew_unless_another_run_still_writes_to_it(tmp_path: Path) -> None:
+def test_the_log_is_truncated_unless_another_run_writes_to_it(tmp_path: Path) -> None:
     path = tmp_path / "run.log"
     path.write_text("of an earlier run\n")
     with _log_of_this_run(path) as first:
@@ -43,7 +43,7 @@ def test_the_log_begins_anew_unless_another_run_still_writes_to_it(tmp_path: Pat
     assert path.read_text() == "first\nsecond\nfirst again\n"
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_works_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
@@ -63,7 +63,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
         ({}, False, RuntimeError, r"a step failed unexpectedly; the end of run\.log shows how"),
     ],
 )
-def test_what_a_task_left_says_how_it_failed(
+def test_the_failure_file_of_a_task_determines_the_error(
     left: dict[str, object] | None, stopped: bool, kind: type[Exception], message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "failure.json"
@@ -75,7 +75,7 @@ def test_what_a_task_left_says_how_it_failed(
         raise failure
 
 
-def test_a_task_that_exceeded_its_memory_limit_is_a_configuration_error(tmp_path: Path) -> None:
+def test_a_task_that_exceeds_its_memory_limit_raises_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "failure.json").write_text(json.dumps({"step": "train"}))
     (tmp_path / "failure.json.memory").write_text(f"{64 << 20}\n")
     failure = _failure_of_task(tmp_path / "failure.json", Path("run.log"), stopped=False)
@@ -96,7 +96,7 @@ def test_the_runs_of_killed_tasks_are_ended(tmp_path: Path, monkeypatch: pytest.
     assert [client.get_run(run).info.status for run in runs] == ["FINISHED", "KILLED", "RUNNING"]
 
 
-def test_ctrl_c_is_answered_at_once_and_stops_the_running_task(tmp_path: Path) -> None:
+def test_ctrl_c_prints_a_message_at_once_and_stops_the_running_task(tmp_path: Path) -> None:
     program = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -121,7 +121,7 @@ with (
     assert done.stderr == "stopping: finished steps are kept, a training saves a checkpoint; run again to continue\n"
 
 
-def test_a_stop_request_that_comes_between_two_tasks_reaches_the_next_one() -> None:
+def test_a_stop_request_between_two_tasks_reaches_the_next_one() -> None:
     program = """
 import os, signal, time
 from pipelines.local.run import _stop_requests_passed_on
@@ -140,7 +140,7 @@ print(asked, stopped())
     assert done.stdout == "[0, 1] True\n", done.stderr
 
 
-def test_what_cannot_be_removed_does_not_hold_up_the_end_of_a_run(tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_removed_do_not_block_the_end_of_a_run(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
@@ -158,7 +158,7 @@ with _watcher(folder, containers=False) as watcher, _environment({WATCHER: watch
     assert (done.returncode, done.stderr.count("cannot remove outputs of an earlier run in ")) == (0, 1), done.stderr
 
 
-def test_the_newest_report_takes_the_place_of_the_last_one_whole(tmp_path: Path) -> None:
+def test_publish_replaces_the_whole_report(tmp_path: Path) -> None:
     for text in ("first", "second"):
         made = tmp_path / text
         (made / "pictures").mkdir(parents=True)
@@ -169,7 +169,7 @@ def test_the_newest_report_takes_the_place_of_the_last_one_whole(tmp_path: Path)
     assert [path.name for path in (tmp_path / "report" / "pictures").iterdir()] == ["second.png"]
 
 
-def test_a_workspace_that_cannot_be_written_is_told_before_anything_is_done(
+def test_a_read_only_workspace_raises_an_error_before_the_run_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///never.db")
@@ -184,7 +184,7 @@ def test_the_address_of_a_server_is_shown_without_its_password() -> None:
     assert command._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
 
 
-def test_what_was_not_used_is_removed_and_what_cannot_be_is_told(
+def test_unused_outputs_are_removed_with_a_warning_for_those_that_cannot_be(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for task in ("first/ingest", "first/train", "second/train", "third/evaluate"):
