@@ -131,12 +131,12 @@ class Delivery:
         """Keep values in memory and pictures on disk."""
         if new is None:
             self._closing = True
-        elif isinstance(new, tuple):
-            self._take_picture(*new)
-        else:
+        elif isinstance(new, list):
             self._unsent += new
+        else:
+            self._write_picture(*new)
 
-    def _take_picture(self, name: str, image: Image) -> None:
+    def _write_picture(self, name: str, image: Image) -> None:
         folder = _pictures_of(self._spool)
         try:
             # The spool first: its lock also protects the folder.

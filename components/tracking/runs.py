@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,28 +65,21 @@ def _machine(run_id: str) -> Callable[[], dict[str, float]]:
     return read
 
 
+@dataclass
 class StepRun:
-    """A running run. Call it with an iteration and its values or pictures; a thread sends them.
+    """The run of a step. Call it with an iteration and its values or pictures; a thread sends them.
 
     A server that becomes unreachable never stops the step: see `Delivery`.
-
-    Args:
-        client: of the server.
-        run_id: of the run.
-        delivery: of the run's values.
-        pipeline_run: id of the run of the whole pipeline.
-        machine: whether to log load and memory of the machine and its GPUs with the values, as `system/...`.
     """
 
-    def __init__(
-        self, client: MlflowClient, run_id: str, delivery: Delivery, pipeline_run: str | None, *, machine: bool
-    ) -> None:
-        self.run_id = run_id
-        self.pipeline_run = pipeline_run
-        self.client = client
-        self._delivery = delivery
-        self._machine = _machine(run_id) if machine else None
-        self._machine_read = -math.inf
+    client: MlflowClient
+    run_id: str
+    pipeline_run: str | None
+    """Id of the run of the whole pipeline."""
+    _delivery: Delivery
+    _machine: Callable[[], dict[str, float]] | None
+    """Reads values of the machine, which are logged with those of the step."""
+    _machine_read: float = -math.inf
 
     def __call__(self, iteration: int, values: Mapping[str, float | Image]) -> None:
         """Log values and pictures (H, W, 3) of an iteration; returns at once."""
@@ -229,7 +223,7 @@ def step_run(
         params: of the step; logged, and hashed into the provenance.
         data_version: of the photographs.
         tags: more facts.
-        machine: see `StepRun`.
+        machine: whether to log load and memory of the machine and its GPUs with the values, as `system/...`.
         retrying: see `Delivery`.
 
     Raises:
@@ -243,7 +237,7 @@ def step_run(
         run_id = _begin(client, adopted, step, params, facts)
     spools = Path(os.environ.get("BEBYGAN_UNTRACKED") or WORKSPACE / "untracked")
     delivery = Delivery(client, run_id, spools, retrying)
-    run = StepRun(client, run_id, delivery, parent, machine=machine)
+    run = StepRun(client, run_id, parent, delivery, _machine(run_id) if machine else None)
     status, seconds = "FAILED", _SECONDS_TO_FINISH
     try:
         yield run

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from signal import SIGTERM
 from typing import Any
@@ -29,29 +28,16 @@ _LAST_LINES = 200
 _OUT_OF_MEMORY = 137
 _STOPPED = (Preempted.exit_code, 128 + SIGTERM)
 """Exit codes of nodes that stopped because another one had failed."""
+_Lines = Counter[tuple[datetime, str]]
 
 
-@dataclass
-class _Read:
-    """How far the log of a pod has been read."""
-
-    newest: datetime | None = None
-    recent: Counter[tuple[datetime, str]] = field(default_factory=Counter)
-    """Lines that the next request will return again."""
-
-    def add(self, when: datetime, text: str) -> None:
-        """Record a line; once a second, drop lines that are too old for the next request."""
-        if self.newest is None or when >= self.newest + timedelta(seconds=1):
-            oldest = when - timedelta(seconds=_SECONDS_READ_AGAIN + 2)
-            self.recent = Counter({line: count for line, count in self.recent.items() if line[0] >= oldest})
-        self.newest = max(self.newest or when, when)
-        self.recent[when, text] += 1
-
-
-def _copy_log(api: ClusterApi, pod: str, read: _Read, log: Callable[[str], None], *, follow: bool) -> bool:
-    """Print the new lines of a pod's log; return whether this reached its end."""
-    again = Counter(read.recent)
-    since = read.newest - timedelta(seconds=_SECONDS_READ_AGAIN) if read.newest else None
+def _copy_log(api: ClusterApi, pod: str, read: _Lines, log: Callable[[str], None], *, follow: bool) -> bool:
+    """Print the lines of a pod's log that have not been read; return whether this reached its end."""
+    since = max(when for when, _ in read) - timedelta(seconds=_SECONDS_READ_AGAIN) if read else None
+    for old in [each for each in read if since and each[0] < since - timedelta(seconds=2)]:
+        # The server returns no line before `since`, which it rounds to seconds.
+        del read[old]
+    again = Counter(read)
     try:
         for line in api.log(pod, since, follow=follow):
             time_of_line, _, text = line.partition(" ")
@@ -64,7 +50,7 @@ def _copy_log(api: ClusterApi, pod: str, read: _Read, log: Callable[[str], None]
             if again[when, text]:
                 again[when, text] -= 1
             else:
-                read.add(when, text)
+                read[when, text] += 1
                 log(text)
     except (HTTPError, OSError):
         return False
@@ -96,7 +82,7 @@ def _follow(api: ClusterApi, name: str, log: Callable[[str], None], ended: threa
 
     Report for the pods of all nodes why they do not start: the others wait for them.
     """
-    reads: dict[str, _Read] = {}
+    reads: dict[str, _Lines] = {}
     done: set[str] = set()
     reported: dict[str, str] = {}
     tries, started = _TRIES_AT_THE_END, time.monotonic()
@@ -123,7 +109,7 @@ def _follow(api: ClusterApi, name: str, log: Callable[[str], None], ended: threa
             finished = phase in ("Succeeded", "Failed")
             if key not in reads:
                 log(f"log of pod {pod_name}:")
-            whole = _copy_log(api, pod_name, reads.setdefault(key, _Read()), log, follow=not finished and not last)
+            whole = _copy_log(api, pod_name, reads.setdefault(key, Counter()), log, follow=not finished and not last)
             if whole and finished:
                 done.add(key)
             unread = unread or not whole

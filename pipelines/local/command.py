@@ -50,13 +50,7 @@ def run(options: argparse.Namespace) -> None:
         return
     say(f"training: {decision.reason}")
     outcome = local.run(
-        job,
-        options.workspace,
-        remote,
-        ledger,
-        reason=decision.reason,
-        containers=containers,
-        network=options.network,
+        job, options.workspace, remote, ledger, reason=decision.reason, containers=containers, network=options.network
     )
     report = local.publish(outcome, options.workspace)
     registration = read_registration(outcome.registration)

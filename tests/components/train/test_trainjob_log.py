@@ -81,7 +81,9 @@ def test_a_failed_training_raises_its_own_error(
     code: int, starts: int, kind: type[Exception], controllers: Controllers
 ) -> None:
     script = f"echo working; echo 'error: what went wrong'; echo and so on; exit {code}"
-    with pytest.raises(kind, match=rf"exit code {code}: what went wrong; kubectl -n team describe trainjob") as caught:
+    with pytest.raises(
+        kind, match=rf"exit code {code}: what went wrong; for details: kubectl -n team describe trainjob"
+    ) as caught:
         Watcher(spec(script)).finish()
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
@@ -98,7 +100,9 @@ def test_the_error_is_that_of_the_node_that_failed_first(echo: int, reason: str 
         pod.say(f"error: of node {index}")
         pod.end(code, why)
     server.end(NAME, "Failed", "FailJobSetAction", "failed")
-    with pytest.raises(WeightsError, match=rf"pod {NAME}-node-0-1-\w+ ended with exit code 5: of node 1; kubectl"):
+    with pytest.raises(
+        WeightsError, match=rf"pod {NAME}-node-0-1-\w+ ended with exit code 5: of node 1; for details: kubectl"
+    ):
         watcher.finish()
 
 
