@@ -160,7 +160,7 @@ def test_the_launcher_raises_the_error_of_the_training(
     weights = warmup / "generator.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(
-        WeightsError, match=r"exit code 5: .*generator\.safetensors cannot be read as weights .*; kubectl"
+        WeightsError, match=r"exit code 5: .*generator\.safetensors cannot be read as weights .*; for details: kubectl"
     ):
         start("challenger")
     assert cluster.starts == 1
