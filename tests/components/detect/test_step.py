@@ -152,7 +152,7 @@ def test_a_tracker_that_is_away_is_told_and_not_taken_for_an_empty_one(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(ServiceError, match="see that it runs"):
+    with pytest.raises(ServiceError, match="check that it runs"):
         decide(job)
 
 
