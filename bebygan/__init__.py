@@ -17,4 +17,4 @@ __version__ = "0.1.0"
 SCALE = 4
 """Factor by which the generator enlarges each side of an image."""
 
-__getattr__, __dir__ = lazy_names(__name__, loading=("load",))
+__getattr__, __dir__ = lazy_names(__name__, __all__, ["loading"])

@@ -21,9 +21,9 @@ from torch import Tensor, distributed
 from bebygan.errors import ConfigError, Preempted, ServiceError
 
 _LONGEST_WAIT = timedelta(minutes=10)
-"""For a process that hangs. One that ends closes its connections, which the others notice at once."""
+"""For a process that hangs. The others notice at once when one ends, because its connections close."""
 GPUS = "BEBYGAN_GPUS"
-"""Environment variable: how many GPUs this machine must have. Without it one that has none trains on the CPU."""
+"""Environment variable: how many GPUs this machine must have. Without it a machine without GPUs uses its CPU."""
 
 
 def processes() -> int:
@@ -72,35 +72,35 @@ def _take_gpu() -> bool:
     gpus, asked = torch.cuda.device_count(), int(os.environ.get(GPUS, "0"))
     if gpus < asked:
         raise ConfigError(
-            f"{asked} GPUs were asked for and {gpus} are seen: see that node, driver and image fit, or ask for fewer"
+            f"{asked} GPUs were requested and {gpus} are visible: check node, driver and image, or request fewer"
         )
     if not gpus:
         return False
     wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if gpus < wanted:
         raise ConfigError(
-            f"{wanted} processes were asked for on a machine with {gpus} GPUs: "
-            "lower --nproc-per-node, or let them see more GPUs (CUDA_VISIBLE_DEVICES)"
+            f"{wanted} processes were requested on a machine with {gpus} GPUs: "
+            "lower --nproc-per-node, or make more GPUs visible (CUDA_VISIBLE_DEVICES)"
         )
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return True
 
 
 def _of_the_network(error: RuntimeError) -> bool:
-    # Of gloo's errors only the text says that they are.
+    # Only the text of gloo's errors identifies them.
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started, for the length of the body; do nothing where it did not.
+    """Join the processes that torchrun started, for the length of the body; do nothing without torchrun.
 
     torchrun's environment is read: WORLD_SIZE, RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
     Raises:
         ConfigError: this machine has fewer GPUs than processes, or than `GPUS` asks for.
-        ServiceError: the processes do not find each other.
-        Preempted: one of them ended or lost its network; its own error, if it could tell one, is the cause.
+        ServiceError: the processes cannot reach each other.
+        Preempted: one of them ended or lost its network; see its own messages.
     """
     on_gpus = _take_gpu()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -109,28 +109,27 @@ def joined() -> Iterator[None]:
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=_LONGEST_WAIT)
         if on_gpus:
-            # NCCL connects at the first use. What it cannot do on these machines it cannot do when tried again either,
-            # and later would be taken for the loss of a process.
+            # NCCL connects at the first use. Its failure here is permanent; later it would look like a lost process.
             distributed.all_reduce(torch.zeros(1, device="cuda"))
     except (RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError) and not _of_the_network(error):
             raise
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ServiceError(
-            f"the processes of the training cannot meet at {place} ({_first_line(error)}): "
-            "see that the port is free and reachable from all of them; between GPUs NCCL_DEBUG=INFO tells more"
+            f"the processes of the training cannot connect at {place} ({_first_line(error)}): "
+            "check that the port is free and reachable from all of them; between GPUs NCCL_DEBUG=INFO prints more"
         ) from error
     try:
         yield
     except RuntimeError as error:
         if not _of_the_network(error):
             raise
-        # Not this process's fault: a machine that vanishes, as spot machines do, shows itself to the others like this.
+        # The other processes see a lost machine, such as a spot machine, as this error.
         raise Preempted(
             f"another process of the training ended or lost its network ({_first_line(error)}): its own messages say "
-            "why; started again, training goes on from the last checkpoint"
+            "why; run again to continue from the last checkpoint"
         ) from error
-    # After an error the others may be gone, and leaving would wait for them.
+    # Not after an error: the other processes may be gone, and this would wait for them.
     distributed.destroy_process_group()
 
 
@@ -142,7 +141,7 @@ def share_of(batch: int, accumulate: int) -> int:
     """Return the samples of a batch that each process computes.
 
     Raises:
-        ConfigError: the batch cannot be divided among the processes, or a share into the parts asked for.
+        ConfigError: the batch cannot be divided among the processes, or a share into `accumulate` parts.
     """
     share, rest = divmod(batch, processes())
     if rest or share % accumulate:
@@ -176,7 +175,7 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def any_process(yes: bool) -> bool:
-    """Say whether any process says yes; the same answer on all of them. Waits for the other hosts, not for a GPU."""
+    """Return on all processes whether any of them passed True. Waits for the other hosts, not for a GPU."""
     if processes() == 1:
         return yes
     answer = torch.tensor(int(yes))
@@ -185,5 +184,5 @@ def any_process(yes: bool) -> bool:
 
 
 def wait_for_all() -> None:
-    """Return once every process is here."""
+    """Return once every process has called this."""
     any_process(False)

@@ -5,7 +5,7 @@ The step runner prints them as `error: ...` and ends the process with the class'
 
 
 class BebyganError(Exception):
-    """Base of the errors below; never raised itself."""
+    """Base of the errors below."""
 
     exit_code = 1
 
@@ -23,13 +23,13 @@ class DataError(BebyganError):
 
 
 class ServiceError(BebyganError):
-    """A bucket, tracker or registry is away, unknown or refuses."""
+    """A bucket, tracker or registry is unreachable, unknown or refuses a request."""
 
     exit_code = 4
 
 
 class WeightsError(BebyganError):
-    """Network weights cannot be had, are damaged, or belong to another architecture."""
+    """Network weights are not available, are damaged, or belong to another architecture."""
 
     exit_code = 5
 
@@ -40,7 +40,7 @@ class StorageError(BebyganError):
     exit_code = 6
 
 
-class Preempted(BebyganError):  # noqa: N818 - being asked to stop is no fault
+class Preempted(BebyganError):  # noqa: N818 - a request to stop is not an error
     """The process was asked to stop and saved its state: run the same command again (EX_TEMPFAIL)."""
 
     exit_code = 75

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written atomically."""
 
 import errno
 import hashlib
@@ -33,7 +33,7 @@ _SECONDS_BEFORE_ABANDONED = 60.0
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into a StorageError that says what to do."""
+    """Turn errors of the operating system while writing `path` into a StorageError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -57,7 +57,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers left in a folder: old enough, and no longer locked by a living one."""
+    """Remove temporary files of killed writers from a folder: those a minute old and not locked."""
     for part in folder.glob(f".*{_PART}"):
         try:
             if time.time() - part.stat().st_mtime > _SECONDS_BEFORE_ABANDONED:
@@ -67,13 +67,13 @@ def _remove_abandoned(folder: Path) -> None:
                     elif locked:
                         part.unlink()
         except (FileNotFoundError, PermissionError):
-            # Somebody was quicker, or it is somebody else's.
+            # Another process removed it, or another user owns it.
             continue
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Lock a file or folder for the length of the body; yield whether it could be."""
+    """Lock a file or folder for the length of the body; yield whether it is locked."""
     if sys.platform == "win32":
         # A file that is open cannot be renamed.
         yield False
@@ -109,7 +109,7 @@ def lock(file: int | IO[Any], *, shared: bool = False, wait: bool = False) -> bo
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; rename it to `path` when the body ends well, else remove it.
+    """Yield a temporary sibling of `path`; rename it to `path` if the body succeeds, else remove it.
 
     Raises:
         StorageError: the disk is full, over quota or read-only.
@@ -132,9 +132,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary sibling of `path`; put it in the place of `path` when the body ends well.
+    """Yield an empty temporary sibling of `path`; replace `path` with it if the body succeeds.
 
-    What stood at `path` before is replaced as a whole, and is kept when the body fails.
+    If the body fails, what was at `path` before is kept.
 
     Raises:
         StorageError: the disk is full, over quota or read-only.

@@ -56,7 +56,7 @@ def _computes_bf16(device: torch.device) -> bool:
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
-    """Say what `auto` means on a device; leave the rest as it is."""
+    """Replace `auto` by the precision that it means on a device."""
     if precision != "auto":
         return precision
     return "bf16" if _computes_bf16(device) else "fp32"
@@ -79,19 +79,19 @@ def tf32(allowed: bool) -> AbstractContextManager[None]:
 
 
 def compile_in_place(network: nn.Module) -> None:
-    """Let a network run compiled; where that fails, such as without a C++ compiler, warn and run it as it is."""
+    """Compile a network. If that fails, for example without a C++ compiler, warn and run it uncompiled."""
     # torch.compile(network) would put "_orig_mod." before each key of its state.
     network.compile()
     compiled = cast(Callable[..., Tensor], network._compiled_call_impl)
 
     def call(*inputs: Tensor) -> Tensor:
-        # Compiled is what a pass needs, so only a pass shows whether it can be.
+        # torch compiles during the first pass, so errors appear only here.
         try:
             return compiled(*inputs)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             name = type(network).__name__.lower()
-            _log.warning("warning: torch.compile does not work here (%s): the %s runs as it is", reason, name)
+            _log.warning("warning: torch.compile does not work here (%s): the %s runs uncompiled", reason, name)
             network._compiled_call_impl = None
             return cast(Tensor, network(*inputs))
 

@@ -223,17 +223,7 @@ class Optimisation(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class BestBuddySettings(Settings):
-    """Settings of the best-buddy loss.
-
-    Attributes:
-        alpha: weight of the distance from a candidate to the SR patch.
-        beta: weight of the distance from a candidate to the HR patch at the same position.
-        patch: side of the square patches, pixels.
-        stride: distance between neighbouring patches, pixels.
-        pyramid: how HR is shrunk to its half and quarter. matlab: antialiased bicubic, as in the paper. official:
-            bicubic with a = -0.75 without antialiasing, as in the official code.
-        chunk: patches of SR searched at a time; changes speed and memory, never the result.
-    """
+    """Settings of the best-buddy loss: the keyword arguments of `bebygan.losses.best_buddy_loss`, explained there."""
 
     alpha: Weight = 1.0
     beta: Weight = 1.0
@@ -249,14 +239,7 @@ class BestBuddySettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSettings(Settings):
-    """Which regions the discriminator sees: those where luma varies within a window.
-
-    Attributes:
-        mask_from: image that the mask is computed on. hr: as in the paper. lr: the enlarged LR, as in the official
-            code.
-        window: side of the window, odd, pixels.
-        threshold: standard deviation of luma in [0, 1] below which a pixel is flat; 0 hides nothing.
-    """
+    """Which regions the discriminator sees: the keyword arguments of `bebygan.losses.region_mask`, explained there."""
 
     mask_from: MaskSource = "hr"
     window: Annotated[int, Constraint(odd=True, at_least=3)] = 11

@@ -35,13 +35,5 @@ __all__ = [
 Image = npt.NDArray[np.uint8]
 """(H, W, 3), RGB."""
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    bicubic=("downscale", "resize"),
-    bicubic_uint8=("downscale_uint8", "resize_uint8"),
-    colour=("luma",),
-    convert=("to_image", "to_tensor"),
-    shards=("Patches", "PhotographPair", "read_patches", "write_shards"),
-    texture=("local_deviation",),
-    tiling=("upscale_image",),
-)
+_MODULES = ["bicubic_uint8", "colour", "shards", "texture", "bicubic", "convert", "tiling"]
+__getattr__, __dir__ = lazy_names(__name__, __all__, _MODULES)

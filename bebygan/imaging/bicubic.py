@@ -21,7 +21,7 @@ from bebygan.precision import full_precision
 def _weights(inputs: int, outputs: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the weights of one axis as a matrix (outputs, inputs)."""
     weights, positions = taps(inputs, outputs, scale)
-    # A matrix made in inference mode could never serve training.
+    # A matrix created in inference mode could not be used for training.
     with torch.inference_mode(False):
         matrix = torch.zeros(outputs, inputs, dtype=torch.float64)
         matrix.scatter_add_(1, torch.from_numpy(positions), torch.from_numpy(weights))
@@ -29,7 +29,7 @@ def _weights(inputs: int, outputs: int, scale: float, dtype: torch.dtype, device
 
 
 class _Product(torch.autograd.Function):
-    """rows @ images @ columns.T, exact backward too: autograd would run that in whatever precision training allows."""
+    """rows @ images @ columns.T, with an exact backward: autograd would use the precision of training."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Between images as arrays, (H, W, 3) uint8 RGB, and images as tensors, (N, 3, H, W) float32 RGB in [0, 1]."""
+"""Conversion between arrays (H, W, 3), uint8 RGB, and tensors (N, 3, H, W), float32 RGB in [0, 1]."""
 
 import numpy as np
 import torch

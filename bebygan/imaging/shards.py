@@ -7,8 +7,8 @@ A patches folder holds
 - `windows.npy`: one record a patch: photograph, top, left (HR pixels, multiples of the scale), split;
 - `patches.json`: format number, scale, patch size, checksums, and what the patches were made from.
 
-Overlapping windows written out would hold each pixel 3.3 times on the paper's 480/240 grid; decoding is what loading
-costs, and a memory map has none.
+Storing overlapping windows would repeat each pixel 3.3 times on the paper's 480/240 grid. A memory map needs no
+decoding, which would dominate the loading time.
 """
 
 import json
@@ -48,7 +48,7 @@ class PhotographPair:
 
 
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
-    """Write what np.save writes, but on a full disk raise the OSError that says so: numpy's own has no errno."""
+    """Write what np.save writes, but raise the OSError of a full disk: numpy's own has no errno."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.view(np.uint8).data)
@@ -164,7 +164,7 @@ def read_patches(folder: Path, split: PatchSplit, verify: bool = True) -> Patche
     except (ValueError, KeyError, EOFError) as error:
         raise DataError(f"{folder} holds no readable patches ({error}): make them again") from error
     for name, array in files.items():
-        # Bytes cannot be infinite or no number: a shard of floats could.
+        # A shard of floats could hold infinity or NaN.
         if name.startswith("shard-") and array.dtype != np.uint8:
             raise DataError(f"{folder / name} holds {array.dtype} and not bytes: make the patches again")
     hr, lr = [], []

@@ -26,8 +26,8 @@ def upscale_image(
     Each tile is computed with `overlap` more pixels on every side, which are then cut off. The generator's receptive
     field is wider than any useful overlap (radius 15 * blocks + 4 pixels, far less in effect), so tiles equal the whole
     only up to a tolerance: with trained weights of 23 blocks and an overlap of 32, fewer than 1 % of the values differ,
-    by at most 2 of 255 (without overlap 30 %, by up to 88). Where a GPU runs out of memory, all is done again with
-    tiles of half the size.
+    by at most 2 of 255 (without overlap 30 %, by up to 88). If a GPU runs out of memory, everything is computed
+    again with tiles of half the size.
 
     Args:
         generator: in any memory format.

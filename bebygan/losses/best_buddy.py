@@ -39,7 +39,7 @@ class BestBuddies:
     def origins(self) -> Tensor:
         """Return where each patch found its buddy, (B, N), int64: the place of the name in `ORIGINS`."""
         own = self.index == torch.arange(self.index.shape[1], device=self.index.device)
-        # Bounds are numbers of the host: to bring them to a GPU as a tensor would wait for it at every step.
+        # Bounds are numbers on the host: copying them to a GPU as a tensor would wait for it at every step.
         full, half, _ = accumulate(self.level_sizes)
         return torch.where(own, 0, 1 + (self.index >= full).long() + (self.index >= half).long())
 
@@ -110,8 +110,8 @@ def find_best_buddies(sr: Tensor, hr: Tensor, settings: BestBuddySettings = PAPE
         mean = candidates.mean(2, keepdim=True)
         index = _nearest(queries - mean, candidates - mean, settings.chunk)
         chosen = candidates.gather(2, index[:, None].expand(-1, candidates.shape[1], -1))
-        # In flat regions many candidates differ by less than a product rounds. Where the patch's own twin is the best
-        # of them, which is the rule there, its distance taken directly tells.
+        # In flat regions many candidates differ by less than the rounding of the product. The direct distance decides
+        # whether the HR patch at the same position, usually the best one there, is nearer.
         own = (queries - levels[0]).square_().sum(1) < (queries - chosen).square_().sum(1)
         index = torch.where(own, torch.arange(index.shape[1], device=index.device), index)
         chosen = torch.where(own[:, None], levels[0], chosen)
@@ -122,8 +122,8 @@ def find_best_buddies(sr: Tensor, hr: Tensor, settings: BestBuddySettings = PAPE
 def _nearest(queries: Tensor, candidates: Tensor, chunk: int) -> Tensor:
     """Return (B, N), the index of the candidate (B, d, M) nearest to each query (B, d, N).
 
-    No N x M matrix is kept: one buffer of `chunk` rows serves all products. |c|^2 rides along as one more row of the
-    candidates, against a column of ones, so that the product is the whole score.
+    No N x M matrix is kept: one buffer of `chunk` rows serves all products. |c|^2 is one more row of the
+    candidates, multiplied by a column of ones, so that the product is the whole score.
     """
     (batch, _, count), blocks = queries.shape, -(-candidates.shape[2] // _BLOCK)
     padding = blocks * _BLOCK - candidates.shape[2]

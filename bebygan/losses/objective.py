@@ -60,7 +60,7 @@ def generator_objective(
         and, beside the best-buddy loss, the shares of `BestBuddies.shares` as `buddies.own` and so on.
 
     Raises:
-        ValueError: a term of weight above 0 lacks its network or logits.
+        ValueError: the network or the logits of a term with a weight above 0 are missing.
     """
     terms: dict[str, Tensor] = {}
     shares: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Region-aware adversarial learning (arXiv 2103.15295 section 3.3): flat regions are kept from the discriminator.
+"""Region-aware adversarial learning (arXiv 2103.15295 section 3.3): the discriminator does not see flat regions.
 
 A pixel is flat where the standard deviation of luma in the window around it is below a threshold.
 """
@@ -46,7 +46,7 @@ def textured_regions(images: Tensor, *, window: int = 11, threshold: float = 0.0
     Args:
         images: (N, 3, H, W), RGB in [0, 1].
         window: side of the window, odd, pixels.
-        threshold: standard deviation of luma in [0, 1] below which a pixel is flat.
+        threshold: standard deviation of luma in [0, 1] below which a pixel is flat; 0 hides nothing.
 
     Returns:
         (N, 1, H, W), float32 (float64 for float64 images), without gradient.

@@ -1,6 +1,6 @@
 """The relativistic average adversarial loss (arXiv 1807.00734; ESRGAN formulas 1 and 2; arXiv 2103.15295 section 3.4).
 
-Each logit is judged against the mean logit of the other side. Both objectives below take the same two logit tensors,
+Each logit is compared with the mean logit of the other side. Both objectives below take the same two logit tensors,
 so one iteration needs two passes of the discriminator, not the official five:
 
     real = D(mask * hr)                  # graph to D

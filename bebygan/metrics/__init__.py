@@ -14,6 +14,4 @@ if TYPE_CHECKING:
     from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
 
 __all__ = ["PROTOCOL", "Lpips", "load_lpips", "lpips", "lr_psnr", "psnr_y", "ssim_y"]
-__getattr__, __dir__ = lazy_names(
-    __name__, fidelity=("lr_psnr", "psnr_y", "ssim_y"), perceptual=("Lpips", "load_lpips", "lpips")
-)
+__getattr__, __dir__ = lazy_names(__name__, __all__, ["fidelity", "perceptual"])

@@ -1,4 +1,4 @@
-"""What the numbers of this folder mean: published figures differ by more than models do when one of these differs."""
+"""Definitions of the metrics. Published figures with other definitions differ by more than models do."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -14,4 +14,4 @@ PROTOCOL: Mapping[str, str] = MappingProxyType(
         "against 8-bit LR, no crop, peak 255",
     }
 )
-"""Definition of each metric by its name; a value without this text is not comparable."""
+"""Definition of each metric by its name; values with other definitions are not comparable."""

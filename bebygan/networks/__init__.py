@@ -25,10 +25,4 @@ __all__ = [
     "save_generator",
     "vgg_layers",
 ]
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    discriminator=("Discriminator",),
-    generator=("Generator",),
-    naming=("Naming", "load_generator", "save_generator"),
-    perceptual=("AlexNet", "Vgg", "load_alexnet", "load_vgg"),
-)
+__getattr__, __dir__ = lazy_names(__name__, __all__, ["discriminator", "generator", "naming", "perceptual"])

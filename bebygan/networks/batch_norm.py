@@ -10,10 +10,9 @@ from bebygan.precision import at_least_float32
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """`BatchNorm2d`, whose statistics are those of the whole batch when several processes each hold a part of it.
+    """`BatchNorm2d` with the statistics of the whole batch, of which several processes hold parts of equal size.
 
-    The parts have one size. In contrast to torch's SyncBatchNorm it runs on CPUs too, where it can be tested, and takes
-    no module apart: a process alone runs torch's own.
+    Unlike torch's SyncBatchNorm it also runs on CPUs. A single process runs torch's `BatchNorm2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         x = at_least_float32(input)
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        # A row for each process, zeros but in its own: one sum brings all rows to all, and gradients back.
+        # One row per process, zero except its own: one sum gives all rows to all processes, and their gradients back.
         own_row = (torch.arange(processes(), device=x.device) == rank()).to(x.dtype)
         table = sum_over_processes(own_row[:, None, None] * torch.stack((variance, mean)))
         variances, means = table.unbind(1)
@@ -36,7 +35,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics towards a batch's, of so many values a channel."""
+        """Move the running statistics towards those of a batch with `count` values per channel."""
         unbiased = variance * (count / (count - 1))
         for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
             cast(Tensor, running).lerp_(value, cast(float, self.momentum))

@@ -49,10 +49,10 @@ class Discriminator(nn.Module):
         self.linear2 = nn.Linear(_HIDDEN, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Judge images.
+        """Return how real images look.
 
         Args:
-            images: (N, 3, size, size), RGB; flat regions black.
+            images: (N, 3, size, size), RGB, multiplied by the region mask.
 
         Returns:
             Logits (N, 1): the higher, the more real.

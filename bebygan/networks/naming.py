@@ -6,6 +6,7 @@ first release. The tensors are the same in all three.
 
 import re
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -20,29 +21,42 @@ from bebygan.settings import GeneratorShape
 Naming = Literal["esrgan", "basicsr", "old-esrgan"]
 State = Mapping[str, Tensor]
 
-_BASICSR = {
-    "conv_first": "conv_first",
-    "trunk_conv": "conv_body",
-    "upconv1": "conv_up1",
-    "upconv2": "conv_up2",
-    "HRconv": "conv_hr",
-    "conv_last": "conv_last",
+_DENSE: Mapping[Naming, str] = {
+    "esrgan": "RRDB_trunk.{}.RDB{}.conv{}",
+    "basicsr": "body.{}.rdb{}.conv{}",
+    "old-esrgan": "model.1.sub.{}.RDB{}.conv{}.0",
 }
-_OLD_ESRGAN = {
-    "conv_first": "model.0",
-    "upconv1": "model.3",
-    "upconv2": "model.6",
-    "HRconv": "model.8",
-    "conv_last": "model.10",
+"""Layers of the blocks: by number of the block, of the dense block in it (from 1), and of the convolution (from 1)."""
+_OTHERS: Mapping[Naming, tuple[str, ...]] = {
+    "esrgan": ("conv_first", "trunk_conv", "upconv1", "upconv2", "HRconv", "conv_last"),
+    "basicsr": ("conv_first", "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"),
+    # The first release keeps the trunk's last convolution in one sequence with the blocks: {} is their number.
+    "old-esrgan": ("model.0", "model.1.sub.{}", "model.3", "model.6", "model.8", "model.10"),
 }
-_INTERNAL_BLOCK = re.compile(r"RRDB_trunk\.(\d+)\.RDB(\d)\.conv(\d)\.(weight|bias)")
-_BASICSR_BLOCK = re.compile(r"body\.(\d+)\.rdb(\d)\.conv(\d)\.(weight|bias)")
-_OLD_BLOCK = re.compile(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(weight|bias)")
-_OLD_TRUNK = re.compile(r"model\.1\.sub\.\d+\.(weight|bias)")
+_BLOCK = re.compile(r"(?:RRDB_trunk|body|model\.1\.sub)\.(\d+)\.(?:RDB|rdb)\d\.")
+
+
+def _blocks(state: State) -> int:
+    """Return how many blocks a generator's weights have, in any naming."""
+    return max((int(match[1]) + 1 for key in state if (match := _BLOCK.match(key))), default=0)
+
+
+def _layers(naming: Naming, blocks: int) -> list[str]:
+    """Return the names of a generator's layers, in the same order for each naming."""
+    numbers = product(range(blocks), (1, 2, 3), (1, 2, 3, 4, 5))
+    return [_DENSE[naming].format(*each) for each in numbers] + [name.format(blocks) for name in _OTHERS[naming]]
+
+
+def _renamed(state: State, source: Naming, target: Naming) -> dict[str, Tensor]:
+    """Rename the layers of `source` to those of `target`; unknown keys stay as they are."""
+    blocks = _blocks(state)
+    names = dict(zip(_layers(source, blocks), _layers(target, blocks), strict=True))
+    parts = ((key.rpartition("."), value) for key, value in state.items())
+    return {f"{names.get(layer, layer)}{dot}{kind}": value for (layer, dot, kind), value in parts}
 
 
 def naming_of(state: State) -> Naming:
-    """Tell which naming the keys of a generator follow.
+    """Return the naming that the keys of a generator's weights follow.
 
     Raises:
         WeightsError: none of the three.
@@ -63,22 +77,7 @@ def to_internal(state: State) -> dict[str, Tensor]:
     Raises:
         WeightsError: see `naming_of`.
     """
-    naming = naming_of(state)
-    return {_internal_key(key, naming): value for key, value in state.items()}
-
-
-def _internal_key(key: str, naming: Naming) -> str:
-    if naming == "esrgan":
-        return key
-    pattern, outer = (_BASICSR_BLOCK, _BASICSR) if naming == "basicsr" else (_OLD_BLOCK, _OLD_ESRGAN)
-    if match := pattern.fullmatch(key):
-        block, dense, conv, kind = match.groups()
-        return f"RRDB_trunk.{block}.RDB{dense}.conv{conv}.{kind}"
-    if naming == "old-esrgan" and (match := _OLD_TRUNK.fullmatch(key)):
-        return f"trunk_conv.{match[1]}"
-    layer, _, kind = key.rpartition(".")
-    inner = {theirs: ours for ours, theirs in outer.items()}
-    return f"{inner[layer]}.{kind}" if layer in inner else key
+    return _renamed(state, naming_of(state), "esrgan")
 
 
 def to_naming(state: State, naming: Naming) -> dict[str, Tensor]:
@@ -87,47 +86,29 @@ def to_naming(state: State, naming: Naming) -> dict[str, Tensor]:
     Raises:
         WeightsError: a key is not one of `Generator`.
     """
-    blocks = shape_of(state).blocks
-    return {_public_key(key, naming, blocks): value for key, value in state.items()}
-
-
-def _public_key(key: str, naming: Naming, blocks: int) -> str:
-    match = _INTERNAL_BLOCK.fullmatch(key)
-    layer, _, kind = key.rpartition(".")
-    if not match and layer not in _BASICSR:
-        raise WeightsError(f"{key} is no weight of the generator")
-    if naming == "esrgan":
-        return key
-    if match:
-        block, dense, conv, kind = match.groups()
-        return (
-            f"body.{block}.rdb{dense}.conv{conv}.{kind}"
-            if naming == "basicsr"
-            else f"model.1.sub.{block}.RDB{dense}.conv{conv}.0.{kind}"
-        )
-    if naming == "basicsr":
-        return f"{_BASICSR[layer]}.{kind}"
-    # The first release keeps the trunk's last convolution in one sequence with the blocks.
-    return f"{_OLD_ESRGAN.get(layer, f'model.1.sub.{blocks}')}.{kind}"
+    known = set(_layers("esrgan", shape_of(state).blocks))
+    for key in state:
+        if key.rpartition(".")[0] not in known:
+            raise WeightsError(f"{key} is no weight of the generator")
+    return _renamed(state, "esrgan", naming)
 
 
 def shape_of(state: State) -> GeneratorShape:
     """Read a generator's size off its weights, which have the keys of `Generator`.
 
     Raises:
-        WeightsError: a key that tells it is missing.
+        WeightsError: a key that determines it is missing.
     """
-    blocks = {int(match[1]) for key in state if (match := _INTERNAL_BLOCK.fullmatch(key))}
-    telling = ("conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight")
-    missing = [key for key in telling if key not in state]
+    required = ("conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight")
+    missing = [key for key in required if key not in state]
     if missing:
         raise WeightsError(f"these are no weights of an RRDB generator: {missing[0]} is missing")
-    features, growth = (state[key].shape[0] for key in telling)
-    return GeneratorShape(blocks=max(blocks) + 1, features=features, growth=growth)
+    features, growth = (state[key].shape[0] for key in required)
+    return GeneratorShape(blocks=_blocks(state), features=features, growth=growth)
 
 
 def load_generator(path: Path) -> Generator:
-    """Build a generator of the size that its file of weights tells, in any of the three namings, on the CPU.
+    """Build a generator from a file of weights in any of the three namings, on the CPU.
 
     Args:
         path: .safetensors, or a file that torch.save wrote; see `read_state`.
@@ -150,7 +131,7 @@ def load_generator(path: Path) -> Generator:
 def save_generator(
     generator: Generator, path: Path, naming: Naming = "esrgan", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a generator's weights as safetensors, whole or not at all; the same weights are the same bytes.
+    """Write a generator's weights as safetensors, atomically; equal weights give equal bytes.
 
     Args:
         generator: on any device, in any memory format.

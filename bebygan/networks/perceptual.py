@@ -1,4 +1,4 @@
-"""Frozen ImageNet networks that look at images as a loss or metric: VGG16 and VGG19, and AlexNet's convolutions.
+"""Frozen ImageNet networks for a loss or metric: VGG16 and VGG19, and AlexNet's convolutions.
 
 Built from safetensors files whose keys are torchvision's: `features.0.weight`, `features.0.bias`, ...
 """
@@ -82,7 +82,7 @@ class Vgg(nn.Module):
 
 
 def load_vgg(path: Path, last: str | None = None) -> Vgg:
-    """Build a frozen VGG from a safetensors file, which tells VGG16 and VGG19 apart.
+    """Build a frozen VGG from a safetensors file, which determines whether it is VGG16 or VGG19.
 
     Args:
         path: torchvision's keys, `features.N.weight` and `.bias`; a classifier's keys are ignored.

@@ -1,4 +1,4 @@
-"""Files of network weights: read, and loaded only where every key and shape fits."""
+"""Files of network weights: reading them, and loading them with a check of every key and shape."""
 
 import json
 import pickle
@@ -52,14 +52,12 @@ def load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> No
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     for key, shape in wanted.items():
         if key not in state:
-            raise WeightsError(
-                f"{path} has no {key} {shape}: it belongs to another architecture than the one asked for"
-            )
+            raise WeightsError(f"{path} has no {key} {shape}: it belongs to another architecture")
         if tuple(state[key].shape) != shape:
-            raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}, the network asked for has {shape}")
+            raise WeightsError(f"{path}: {key} has shape {tuple(state[key].shape)}, the network has {shape}")
     for key, value in state.items():
         if key not in wanted:
-            raise WeightsError(f"{path} has {key} {tuple(value.shape)}, which the network asked for does not have")
+            raise WeightsError(f"{path} has {key} {tuple(value.shape)}, which the network does not have")
     network.load_state_dict(state)
 
 

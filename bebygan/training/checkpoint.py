@@ -33,9 +33,9 @@ _DIGEST_LENGTH = 64
 RunIdentity = Mapping[str, str]
 """What determines the result of a run, by name: parameters, data version, code, start weights."""
 Keep = Callable[[Iterable[int]], set[int]]
-"""Tells which of the checkpoints of these iterations stay."""
+"""Returns which of the checkpoints of these iterations are kept."""
 Saved = Callable[[Path, Keep], None]
-"""Told of each checkpoint once it is written; called from the thread that writes, which waits for it."""
+"""Called with each written checkpoint, in the writing thread, which waits for it."""
 
 
 def name_of(iteration: int) -> str:
@@ -50,16 +50,16 @@ def iteration_of(name: str) -> int | None:
 
 
 def checkpoints_in(folder: Path) -> dict[int, Path]:
-    """Return the checkpoints of a folder by iteration, oldest first; none where there is no folder."""
+    """Return the checkpoints of a folder by iteration, oldest first; none if the folder does not exist."""
     found = {iteration_of(path.name): path for path in folder.glob("iteration-*.checkpoint")}
     return {iteration: found[iteration] for iteration in sorted(number for number in found if number is not None)}
 
 
 def kept(iterations: Iterable[int], keep: Retention, history: Sequence[Mapping[str, float]], now: int) -> set[int]:
-    """Return the iterations whose checkpoints stay.
+    """Return the iterations whose checkpoints are kept.
 
     Args:
-        iterations: that have a checkpoint. Later ones than `now` do not stay: they were passed over as damaged.
+        iterations: that have a checkpoint. Those after `now` are not kept: they were skipped as damaged.
         keep: see `Retention`.
         history: logged values. A checkpoint's is the newest that was logged up to its iteration.
         now: iterations done.
@@ -92,7 +92,7 @@ def identity_in(file: BinaryIO) -> dict[str, str] | None:
 
 
 class _Hashed:
-    """Passes bytes on to a file and counts them into a digest: what torch.save writes to."""
+    """A file for torch.save that computes the digest of what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -119,7 +119,7 @@ def _write(path: Path, header: Mapping[str, object], state: Mapping[str, Any]) -
         try:
             torch.save(state, cast(BinaryIO, hashed))
         except RuntimeError:
-            # What torch raises at the end of a file that it could not write hides the operating system's reason.
+            # torch's error about a file that cannot be written hides the reason of the operating system.
             if hashed.failure is None:
                 raise
             raise hashed.failure from None
@@ -165,8 +165,8 @@ def _set_random_states(states: Mapping[str, Any]) -> None:
 def _on_host(value: Any, before: Any) -> Any:
     """Copy a tree of containers and tensors to the host.
 
-    The tensors of `before`, an earlier copy, are used again where they fit: fresh memory costs more than the copying,
-    and page-locked memory, which a GPU's copying needs to be fast, costs far more.
+    The tensors of `before`, an earlier copy, are reused if they fit: allocating memory costs more than copying, and
+    allocating page-locked memory, which fast copies from a GPU need, costs far more.
     """
     if isinstance(value, Tensor):
         fits = isinstance(before, Tensor) and before.shape == value.shape and before.stride() == value.stride()
@@ -186,10 +186,10 @@ def _on_host(value: Any, before: Any) -> Any:
 class Checkpoints:
     """The checkpoints of one run in one folder, at most one being written at a time.
 
-    With several processes all call `load` and `save`, and the first alone reads and writes. As a context manager it
-    waits at the end for the checkpoint that is being written.
+    All processes call `load` and `save`; only the first reads and writes. As a context manager it waits at the end for
+    the checkpoint that is being written.
 
-    A checkpoint that cannot be written does not stop training: that is said, and the next one is tried as usual.
+    A checkpoint that cannot be written causes a warning and does not stop training.
 
     Args:
         folder: of this run alone; created if missing.
@@ -218,13 +218,12 @@ class Checkpoints:
     def load(self) -> dict[str, Any] | None:
         """Return the state of the newest undamaged checkpoint, or None when there is none.
 
-        Sets every random generator of this process to where it stood; where there were fewer processes then, those of
-        the new ones stay.
+        Restores every random generator of this process, if the checkpoint has them for as many processes.
 
         Raises:
             ConfigError: the checkpoint belongs to another run; the message says what differs.
             DataError: every checkpoint is damaged, or the newest undamaged one has another format.
-            StorageError: nothing can be written to the folder, which is better known before training than after.
+            StorageError: nothing can be written to the folder.
         """
         found: list[dict[str, Any] | BebyganError | None] = [None]
         if rank() == 0:
@@ -233,7 +232,7 @@ class Checkpoints:
             except BebyganError as error:
                 found = [error]
         if processes() > 1:
-            # The error travels too: without it the others would wait for the first until they are killed.
+            # The error is sent too: otherwise the other processes would wait for the first one.
             distributed.broadcast_object_list(found)
         [state] = found
         if isinstance(state, BebyganError):
@@ -249,12 +248,14 @@ class Checkpoints:
         paths = checkpoints_in(self.folder)
         for path in reversed(paths.values()):
             if (content := _read(path)) is None:
-                _log.warning("warning: %s is damaged: its checksum does not fit; falling back to the one before", path)
+                _log.warning(
+                    "warning: %s is damaged: its checksum does not match; falling back to the one before", path
+                )
                 continue
             header, body = content
             if header["format"] != FORMAT:
                 raise DataError(
-                    f"{path} has format {header['format']}, this version of bebygan reads {FORMAT}: go on with the "
+                    f"{path} has format {header['format']}, this version of bebygan reads {FORMAT}: continue with the "
                     "version that wrote it, or choose another folder"
                 )
             if changed := differences(header["job"], self._identity):
@@ -262,13 +263,13 @@ class Checkpoints:
             state: dict[str, Any] = torch.load(body, map_location="cpu", weights_only=True)
             return state
         if paths:
-            raise DataError(f"every checkpoint in {self.folder} is damaged: remove them to begin anew")
+            raise DataError(f"every checkpoint in {self.folder} is damaged: remove them to start from the beginning")
         return None
 
     def save(self, iteration: int, state: Mapping[str, Any]) -> None:
         """Copy the state to the host and return; a thread writes it and removes checkpoints that need not stay.
 
-        Waits first for the checkpoint before, if it is still being written.
+        Waits first until the previous checkpoint is written.
 
         Args:
             iteration: iterations done.
@@ -311,7 +312,7 @@ class Checkpoints:
                     there[number].unlink(missing_ok=True)
         except (StorageError, OSError) as error:
             failure = error if isinstance(error, StorageError) else StorageError(f"cannot write {path}: {error}")
-            _log.warning("warning: no checkpoint of iteration %d: %s. Training goes on", iteration, failure)
+            _log.warning("warning: no checkpoint of iteration %d: %s. Training continues", iteration, failure)
             return failure
         if self._saved is not None:
             self._saved(path, keep)

@@ -35,12 +35,12 @@ from bebygan.training.validation import validate
 TrainStep = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]
 """One iteration on (state, LR, HR): updates networks and average; returns named scalars, still on the device."""
 FAULTS = "not-finite-*.safetensors"
-"""Names of the files, beside the checkpoints, with what was at fault when training diverged."""
+"""Names of the files beside the checkpoints with batch, losses and gradients of a training that diverged."""
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM came since; outside the main thread it never did."""
+    """Yield a function that returns whether SIGTERM was received; outside the main thread it is always False."""
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield requested.is_set
@@ -61,7 +61,7 @@ def _set_rate(state: TrainState, optimisation: Optimisation) -> float:
 
 
 def _logged(values: Mapping[str, Tensor], state: TrainState) -> dict[str, float]:
-    """Bring logged scalars to the host, which waits for the device: means over all processes; those not finite lack."""
+    """Return the finite ones of the logged scalars, as means over all processes. Waits for the device."""
     steps = {"skipped_steps": state.guard.skipped, "skipped_in_a_row": state.guard.in_a_row}
     scalars = [value.double() for value in (*values.values(), *steps.values())]
     numbers = (sum_over_processes(torch.stack(scalars)) / processes()).tolist()
@@ -70,7 +70,7 @@ def _logged(values: Mapping[str, Tensor], state: TrainState) -> dict[str, float]
 
 
 def _keep_faults(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values: Mapping[str, Tensor]) -> Path:
-    """Write batch, values and the gradients that are not finite into a file of this process; return its path."""
+    """Write batch, values and the non-finite gradients into a file of this process and return its path."""
     networks = {"generator": state.generator, "discriminator": state.discriminator}
     gradients = {
         f"gradient.{kind}.{name}": parameter.grad
@@ -89,7 +89,7 @@ def _keep_faults(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values
 
 
 class _Clock:
-    """How fast training goes, and which share of the time it waits for data, between two logged values."""
+    """Measures training speed and the share of time spent waiting for data, between two logged values."""
 
     def __init__(self) -> None:
         self._restart()
@@ -101,14 +101,14 @@ class _Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the body's time as waiting for the data of one more iteration."""
+        """Count the time of the body as waiting for the data of one iteration."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
         self._iterations += 1
 
     def read(self, batch: int) -> dict[str, float]:
-        """Return the values since the last reading, and begin anew."""
+        """Return the values since the last call, and restart."""
         seconds = time.perf_counter() - self._started
         values = {
             "samples_per_second": self._iterations * batch / seconds,
@@ -149,7 +149,7 @@ def fit(
 ) -> None:
     """Train until `optimisation.iterations`, resuming from the newest checkpoint of the same run.
 
-    Processes that `distributed.joined` brought together call it alike; the first alone logs and saves.
+    All processes within `bebygan.distributed.joined` call it with the same arguments; only the first logs and saves.
 
     Args:
         state: as `new_state` made it; changed in place.
@@ -158,15 +158,15 @@ def fit(
         step: one iteration.
         checkpoints: folder of this run's checkpoints.
         identity: what the run is made of; checkpoints of a run with another identity are rejected.
-        watch: called after each iteration with its number and, when there are new ones, the logged values. Beside those
-            that the history keeps they tell samples_per_second and data_wait_share, which no two runs have in common.
-        saved: told of each checkpoint once it is written.
+        watch: called after each iteration with its number and, if there are new ones, the logged values: those of the
+            history, and samples_per_second and data_wait_share, which differ from run to run.
+        saved: called with each checkpoint once it is written.
         validation: patches of the validation split, which the average is measured on.
 
     Raises:
         Preempted: SIGTERM came; the state is saved.
         StorageError: nothing can be written to the folder at the start, or SIGTERM came and the state could not be
-            saved. In between training goes on without, and says so.
+            saved. In between, training continues without a checkpoint and warns.
         ConfigError: the checkpoints belong to another run, or the batch cannot be divided among the processes.
         DataError: no patches, damaged checkpoints, or more than `optimisation.skip_limit` steps in a row whose losses
             or gradients are not finite; the last of them is kept in a file.
@@ -191,23 +191,25 @@ def fit(
             state.iteration += 1
             last = state.iteration == optimisation.iterations
             entry: dict[str, float] = {}
-            told: dict[str, float] = {}
+            speed: dict[str, float] = {}
             if last or state.iteration % optimisation.log_every == 0:
                 entry = _logged(values, state)
                 if entry.pop("skipped_in_a_row") > optimisation.skip_limit:
                     raise _diverged(checkpoints, state, lr, hr, values)
                 entry["learning_rate"] = rate
-                told = clock.read(optimisation.batch)
+                speed = clock.read(optimisation.batch)
             if validation and _due(state.iteration, optimisation.validate_every, last):
                 entry |= validate(state.average, validation, optimisation)
             if entry:
                 state.history.append({"iteration": state.iteration, **entry})
             if rank() == 0:
-                watch(state.iteration, state.history[-1] | told if entry else None)
+                watch(state.iteration, state.history[-1] | speed if entry else None)
             stop = any_process(stop_requested())
             if last or stop or state.iteration % optimisation.checkpoint_every == 0:
                 saver.save(state.iteration, state.state_dict())
             if stop and not last:
                 saver.wait()
                 wait_for_all()
-                raise Preempted(f"stopped on request after iteration {state.iteration}; run again to go on from there")
+                raise Preempted(
+                    f"stopped on request after iteration {state.iteration}; run again to continue from there"
+                )

@@ -1,4 +1,4 @@
-"""What training looks like: one picture of a few fixed samples, to be compared from one moment to another."""
+"""Pictures of training: a few fixed samples, to be compared between iterations."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ _GAP = 4
 
 
 def level_map(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> Image:
-    """Return a picture that tells where each patch found its best buddy, one pixel a patch, in `LEVEL_COLOURS`.
+    """Return a picture of where each patch found its best buddy: one pixel per patch, in `LEVEL_COLOURS`.
 
     Args:
         sr: (1, 3, H, W).
@@ -34,7 +34,7 @@ def level_map(sr: Tensor, hr: Tensor, settings: BestBuddySettings) -> Image:
 
 
 def _enlarged(image: Image, height: int, width: int) -> Image:
-    """Repeat pixels until an image has the size asked for."""
+    """Enlarge an image to a size by repeating pixels."""
     rows = np.arange(height) * image.shape[0] // height
     columns = np.arange(width) * image.shape[1] // width
     enlarged: Image = image[rows[:, None], columns]

@@ -1,7 +1,7 @@
-"""Which patch comes when: a pure function of seed and position, so that a run resumes exactly from its iteration.
+"""The order of patches: a pure function of seed and position, so that a run resumes exactly from its iteration.
 
-No generator has state here. Sample k of a run (counted over all processes) is patch `order(epoch)[k mod n]`, cropped
-and flipped by numbers drawn from (seed, k) alone: it is the same whatever the number of processes.
+Random generators have no state here. Sample k of a run (counted over all processes) is patch `order(epoch)[k mod n]`,
+cropped and flipped by numbers drawn from (seed, k) only: it does not depend on the number of processes.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,15 +113,15 @@ def batch(
 
 
 class Loader:
-    """Reads the batches of a run; while one is trained on, a thread reads the next.
+    """Reads the batches of a run, each process its own share, the next one in a thread during training.
 
-    Each process reads its own share. As a context manager it ends its thread.
+    As a context manager it ends its thread.
 
     Args:
         patches: of the training split.
         optimisation: see `Optimisation`.
         share: samples of a batch that this process reads.
-        device: where they are brought.
+        device: of the tensors.
     """
 
     def __init__(self, patches: Patches, optimisation: Optimisation, share: int, device: torch.device) -> None:
@@ -143,12 +143,12 @@ class Loader:
         lr, hr = batch_pixels(self._patches, self._optimisation.seed, first, self._share, self._optimisation.crop)
         if self._device.type != "cuda":
             return lr, hr
-        # Only page-locked memory is copied to a GPU while it computes. A new thread would do that with the first GPU.
+        # Only page-locked memory is copied to a GPU while it computes. A new thread would use the first GPU.
         with torch.cuda.device(self._device):
             return lr.pin_memory(), hr.pin_memory()
 
     def load(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Return LR and HR of an iteration, as `batch` does, and begin to read those of the next.
+        """Return LR and HR of an iteration, as `batch` does, and start reading the next.
 
         Raises:
             DataError: see `batch_pixels`.

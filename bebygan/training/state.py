@@ -14,14 +14,14 @@ from bebygan.precision import compile_in_place, resolve
 from bebygan.settings import Optimisation, Precision
 
 FIRST_SCALE = 2.0**16
-"""Of the losses in fp16, as torch's GradScaler begins."""
+"""First factor of the losses in fp16, as in torch's GradScaler."""
 
 
 @dataclass(slots=True)
 class Guard:
-    """What is remembered of steps that were skipped because losses or gradients were not finite; on the device.
+    """Counts of steps that were skipped because losses or gradients were not finite, on the device.
 
-    The host reads it when it logs, so no step waits for it.
+    The host reads them only when it logs, so no step waits for the device.
     """
 
     skipped: Tensor
@@ -29,7 +29,7 @@ class Guard:
     in_a_row: Tensor
     """Steps skipped since the last one that was not."""
     scale: Tensor
-    """What losses are multiplied by before their gradients are taken: 1 but in fp16."""
+    """Factor of the losses before gradients are computed: 1 except in fp16."""
     since_change: Tensor
     """Steps since the scale last changed."""
 
@@ -48,7 +48,7 @@ class TrainState:
 
     generator: Generator
     average: Generator
-    """Exponential moving average of the generator: what a run delivers."""
+    """Exponential moving average of the generator: the result of a run."""
     generator_optimiser: torch.optim.Adam
     discriminator: Discriminator | None
     discriminator_optimiser: torch.optim.Adam | None
@@ -94,7 +94,7 @@ class TrainState:
 
 
 def _adam(network: nn.Module, betas: tuple[float, float]) -> torch.optim.Adam:
-    # The schedule sets the rate before each step. Only the fused kernels can be told on the device to leave a step out.
+    # The schedule sets the rate before each step. Only the fused kernels can skip a step on the device.
     return torch.optim.Adam(network.parameters(), lr=0.0, betas=betas, fused=True)
 
 
@@ -110,7 +110,7 @@ def place(network: M, device: torch.device, *, channels_last: bool) -> M:
 def new_state(
     generator: Generator, discriminator: Discriminator | None, optimisation: Optimisation, device: torch.device
 ) -> TrainState:
-    """Place networks on a device, make their optimisers and average, and compile them where that is asked for."""
+    """Move networks to a device, create their optimisers and the moving average, and compile them if configured."""
     networks = [network for network in (generator, discriminator) if network is not None]
     for network in networks:
         place(network, device, channels_last=optimisation.channels_last).train()
@@ -129,7 +129,7 @@ def new_state(
 
 
 def decay_at(iteration: int, decay: float) -> float:
-    """Return the average's decay after so many iterations: min(decay, (1 + iteration) / (10 + iteration)).
+    """Return the moving average's decay at an iteration: min(decay, (1 + iteration) / (10 + iteration)).
 
     A young average forgets faster. With the full decay from the start, a share decay^iteration of the first, random
     weights would stay in it: 3 % after 3,500 iterations at 0.999.

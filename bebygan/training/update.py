@@ -1,6 +1,6 @@
-"""From gradients to weights: average, check, clip, step. A step that is not finite changes nothing.
+"""From gradients to weights: average, check, clip, step. A step with non-finite numbers changes nothing.
 
-Whether it is stays on the device, so no step waits for the host: the fused optimisers are told by a tensor.
+That decision stays on the device, as a tensor that the fused optimisers read, so no step waits for the host.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,19 @@ _CLIP_MARGIN = 1e-6
 
 
 def buffers_of(network: nn.Module | None) -> list[Tensor]:
-    """Return copies of a network's buffers, which a forward pass moves before anyone knows whether the step counts."""
+    """Return copies of a network's buffers, which a forward pass changes even if the step is skipped."""
     return [] if network is None else [buffer.clone() for buffer in network.buffers()]
 
 
 def _step(optimiser: torch.optim.Adam, divisor: Tensor | None, skip: Tensor) -> None:
     """Step with gradients divided by `divisor`, or not at all where `skip` is 1."""
-    # What torch's GradScaler sets too; Adam reads it by name.
+    # Adam reads these attributes, which torch's GradScaler sets.
     optimiser.grad_scale, optimiser.found_inf = divisor, skip  # type: ignore[attr-defined]
     optimiser.step()
 
 
 def _rescale(state: TrainState, skip: Tensor) -> None:
-    """Halve fp16's scale after an overflow, double it after a long time without."""
+    """Halve fp16's scale after an overflow, double it after many steps without one."""
     guard = state.guard
     steps = (guard.since_change + 1) * (1 - skip)
     grow = steps >= _STEPS_TO_DOUBLE
@@ -45,7 +45,7 @@ def _rescale(state: TrainState, skip: Tensor) -> None:
 def update(
     state: TrainState, optimisation: Optimisation, losses: Sequence[Tensor], buffers: Sequence[Tensor]
 ) -> Mapping[str, Tensor]:
-    """Step every network that has gradients, and move the average; on a loss or gradient that is not finite, neither.
+    """Step every network that has gradients, and update the moving average, unless a loss or gradient is not finite.
 
     Args:
         state: its gradients are those of the losses times `state.guard.scale`, of this process's share of the batch.

@@ -1,4 +1,4 @@
-"""How good the averaged generator is on patches of the validation split, while training goes on."""
+"""Validation of the averaged generator during training, on patches of the validation split."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from bebygan.training.sampling import whole_patch
 
 @torch.no_grad()
 def validate(generator: Generator, patches: Patches, optimisation: Optimisation) -> dict[str, float]:
-    """Return means over up to `optimisation.validate_patches` patches, always the same, each process doing its share.
+    """Return means over up to `optimisation.validate_patches` patches, always the same ones, each process its share.
 
     No random number is drawn, and the generator's weights and mode stay as they are.
 
@@ -26,8 +26,8 @@ def validate(generator: Generator, patches: Patches, optimisation: Optimisation)
         optimisation: see `Optimisation`.
 
     Returns:
-        validation.psnr_y (dB; see `metrics.protocol`) and validation.l1 (of RGB in [0, 1], not clamped); nothing where
-        the split has no patches.
+        validation.psnr_y (dB; see `metrics.protocol`) and validation.l1 (of RGB in [0, 1], not clamped); empty if the
+        split has no patches.
     """
     if not len(patches):
         return {}

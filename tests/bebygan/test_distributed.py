@@ -140,14 +140,14 @@ def test_fewer_gpus_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="4 processes were asked for on a machine with 2 GPUs"), joined():
+    with pytest.raises(ConfigError, match="4 processes were requested on a machine with 2 GPUs"), joined():
         pass
 
 
 def test_a_machine_that_should_have_gpus_and_has_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv(GPUS, "1")
-    with pytest.raises(ConfigError, match="1 GPUs were asked for and 0 are seen"), joined():
+    with pytest.raises(ConfigError, match="1 GPUs were requested and 0 are visible"), joined():
         pass
 
 
@@ -158,7 +158,7 @@ def test_an_interface_that_a_machine_lacks_is_told_in_one_line(monkeypatch: pyte
         monkeypatch.setenv(name, value)
     other = threading.Thread(target=lambda: distributed.TCPStore("127.0.0.1", port, 2, is_master=False))
     other.start()
-    with pytest.raises(ServiceError, match=r"cannot meet at .*Unable to find address for: nowhere0"), joined():
+    with pytest.raises(ServiceError, match=r"cannot connect at .*Unable to find address for: nowhere0"), joined():
         pass
     other.join(60)
 
@@ -174,7 +174,7 @@ def test_a_port_in_use_is_told_in_one_line(folder: Path) -> None:
         )  # fmt: skip
     assert ended.returncode == 4
     [line] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert f"cannot meet at 127.0.0.1:{port}" in line
+    assert f"cannot connect at 127.0.0.1:{port}" in line
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_loudly(
     newest = tmp_path / "iteration-00000002.checkpoint"
     newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
     assert loaded_iteration(tmp_path) == 1
-    assert f"{newest} is damaged: its checksum does not fit; falling back to the one before" in caplog.text
+    assert f"{newest} is damaged: its checksum does not match; falling back to the one before" in caplog.text
 
 
 def test_after_a_fall_back_the_damaged_one_does_not_count_among_those_that_stay(tmp_path: Path) -> None:
@@ -198,7 +198,9 @@ def test_where_all_are_damaged_nothing_is_begun_anew_by_itself(tmp_path: Path) -
     save(tmp_path, 1, 2)
     for path in tmp_path.iterdir():
         path.write_bytes(b"damaged")
-    with pytest.raises(DataError, match=rf"every checkpoint in {tmp_path} is damaged: remove them to begin anew"):
+    with pytest.raises(
+        DataError, match=rf"every checkpoint in {tmp_path} is damaged: remove them to start from the beginning"
+    ):
         load(tmp_path)
 
 
@@ -302,7 +304,7 @@ def test_a_full_disk_stops_nothing_and_room_that_is_made_is_used(
         with pytest.raises(StorageError, match=r"cannot write .*: the disk is full"):
             checkpoints.wait()
         assert "warning: no checkpoint of iteration 2: cannot write" in caplog.text
-        assert "Training goes on" in caplog.text
+        assert "Training continues" in caplog.text
         assert names(small_disk / "job") == [1]
         ballast.unlink()
         checkpoints.save(3, state(3, large=large))

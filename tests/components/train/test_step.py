@@ -187,7 +187,7 @@ def test_a_full_disk_for_checkpoints_logs_a_warning_and_training_completes(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [re.sub(r"/\S*", "PLACE", warning) for warning in warnings] == [
         f"warning: no checkpoint of iteration {iteration}: cannot write PLACE the disk is full; nothing was left "
-        "there. Make room or choose another folder, then run again. Training goes on"
+        "there. Make room or choose another folder, then run again. Training continues"
         for iteration in (2, 4)
     ]
 
@@ -334,7 +334,7 @@ def test_a_stopped_training_resumes_with_the_same_result(patches: Path, warmup: 
     assert process.returncode == 75
     # A slow machine prints its progress first.
     stopped = re.search(
-        r"^error: stopped on request after iteration (\d+); run again to go on from there\n\Z", error, re.M
+        r"^error: stopped on request after iteration (\d+); run again to continue from there\n\Z", error, re.M
     )
     assert stopped, error
     assert not (tmp_path / "out").exists()
