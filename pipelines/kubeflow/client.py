@@ -108,7 +108,7 @@ def _one_line(text: object) -> str:
 
 
 def _message(error: api.ApiException) -> str:
-    """Return the server's message, else the body of its answer."""
+    """Return the server's message, else its whole answer."""
     try:
         return _one_line(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
@@ -253,18 +253,16 @@ class Kubeflow:
             pages = self._pages(f"listing the {text}s", find, f"{kind}s", filter=_filter(display_name=name))
             return next((getattr(each, id_) for each in pages if each.display_name == name), None)
 
-        def created() -> str:
+        id_of = self._ids.get((kind, name)) or found()
+        if not id_of:
             try:
-                return str(getattr(self._ask(f"creating the {text} {name}", create, repeatable=False), id_))
+                id_of = str(getattr(self._ask(f"creating the {text} {name}", create, repeatable=False), id_))
             except ServiceError as error:
                 # The server answers 500 to an upload whose name is taken.
-                if status_of(error) in (409, 500) and (existing := found()):
-                    return existing
-                raise
-
-        if (kind, name) not in self._ids:
-            self._ids[kind, name] = found() or created()
-        return self._ids[kind, name]
+                if status_of(error) not in (409, 500) or not (id_of := found()):
+                    raise
+        self._ids[kind, name] = id_of
+        return id_of
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; create it if it does not exist."""

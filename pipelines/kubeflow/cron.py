@@ -7,39 +7,39 @@ are in the controller's time zone: UTC, unless its CRON_SCHEDULE_TIMEZONE is set
 
 import re
 
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
-    ("second", 0, 59, {}),
-    ("minute", 0, 59, {}),
-    ("hour", 0, 23, {}),
-    ("day of the month", 1, 31, {}),
-    ("month", 1, 12, {name: number for number, name in enumerate(_MONTHS, 1)}),
-    ("day of the week", 0, 6, {name: number for number, name in enumerate(_DAYS)}),
+_FIELDS = (
+    ("second", 0, 59, ""),
+    ("minute", 0, 59, ""),
+    ("hour", 0, 23, ""),
+    ("day of the month", 1, 31, ""),
+    ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
+    ("day of the week", 0, 6, "sun mon tue wed thu fri sat"),
 )
+"""Name, lowest and highest value, and the names of all values."""
 _LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _PART = re.compile(r"(?P<all>[*?])?(?:(?P<low>\w+)(?:-(?P<high>\w+))?)?(?:/(?P<step>\d+))?", re.ASCII)
 
 
-def _number(text: str, names: dict[str, int], field: str) -> int:
-    number = names.get(text.lower())
-    if number is None and not text.isdecimal():
-        known = f" or one of {', '.join(names)}" if names else ""
-        raise ValueError(f"{field}: {text!r} is not a number{known}")
-    return int(text) if number is None else number
-
-
-def _values(text: str, field: str, lowest: int, highest: int, names: dict[str, int]) -> set[int]:
+def _values(text: str, field: str, lowest: int, highest: int, names: str) -> set[int]:
     """Return the values that a field matches; a ValueError names the wrong part."""
+
+    def number(value: str) -> int:
+        if value.lower() in names.split():
+            return lowest + names.split().index(value.lower())
+        if not value.isdecimal():
+            known = f" or one of {', '.join(names.split())}" if names else ""
+            raise ValueError(f"{field}: {value!r} is not a number{known}")
+        return int(value)
+
     found: set[int] = set()
     for part in text.split(","):
         match = _PART.fullmatch(part)
         if not match or bool(match["all"]) == bool(match["low"]):
             raise ValueError(f"{field}: {part!r} is none of *, 5, 1-5, */5, 1-30/5, or several with commas between")
-        low = lowest if match["all"] else _number(match["low"], names, field)
+        low = lowest if match["all"] else number(match["low"])
         # A single value with a step is a range up to the highest value.
         to_the_end = match["all"] or (match["step"] and not match["high"])
-        high = highest if to_the_end else _number(match["high"] or match["low"], names, field)
+        high = highest if to_the_end else number(match["high"] or match["low"])
         step = int(match["step"] or 1)
         if low < lowest or high > highest:
             raise ValueError(f"{field}: {part!r} is not within {lowest}-{highest}")

@@ -29,12 +29,11 @@ class _Pods:
     def _ask(self, doing: str, call: Callable[..., Any], **named: Any) -> Any:
         try:
             return call(namespace=self.namespace, _request_timeout=(5, 30), **named)
-        except client.ApiException as error:
-            cause: Exception = error
-            text = f"{error.status} {error.reason}"
-        except (HTTPError, OSError) as error:
-            cause, text = error, kfp.reason_of(error)
-        raise ServiceError(f"{doing} failed at Kubernetes' {self.host}, namespace {self.namespace} ({text})") from cause
+        except (client.ApiException, HTTPError, OSError) as error:
+            refused = f"{error.status} {error.reason}" if isinstance(error, client.ApiException) else ""
+            cause = refused or kfp.reason_of(error)
+            where = f"Kubernetes' {self.host}, namespace {self.namespace}"
+            raise ServiceError(f"{doing} failed at {where} ({cause})") from error
 
     def list(self) -> list[client.V1Pod]:
         """Return the pods with a task's label, or all pods of the run if no pod has one; oldest first."""
@@ -57,11 +56,7 @@ class _Pods:
 
 
 def _pods(kubeflow: Kubeflow, run_id: str) -> _Pods:
-    """Connect to the cluster of the kubeconfig, else to that of the pod in which this runs.
-
-    Raises:
-        ServiceError: there is neither a kubeconfig nor a pod's account.
-    """
+    """Connect to the cluster of the kubeconfig, else to that of the pod in which this runs."""
     settings, kubeconfig = client.Configuration(), os.environ.get("KUBECONFIG")
     own = None
     try:
@@ -119,13 +114,9 @@ def _show(
 
 
 def logs(kubeflow: Kubeflow, run_id: str, only: str | None = None, *, follow: bool = False) -> Iterator[str]:
-    """Yield the logs of a run's tasks below headings with a task's name and state.
+    """Yield the logs of a run's tasks, or of one, below headings with a task's name and state.
 
-    Args:
-        kubeflow: the server.
-        run_id: the run.
-        only: name of the only task to show; None shows all tasks.
-        follow: yield new lines until the run ends.
+    With `follow`, yield new lines until the run ends.
 
     Raises:
         ConfigError: the run has no such task.

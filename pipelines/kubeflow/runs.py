@@ -49,13 +49,7 @@ def watch(kubeflow: Kubeflow, run_id: str) -> Iterator[Run]:
 
 
 def wait(kubeflow: Kubeflow, run_id: str, tasks: Collection[str], report: Callable[[str], None]) -> None:
-    """Wait until a run ends, and report one line whenever a task changes its state.
-
-    Args:
-        kubeflow: the server.
-        run_id: the run.
-        tasks: names of the pipeline's tasks, which Kubeflow lists among its own nodes.
-        report: called with each line.
+    """Wait until a run ends, and report one line whenever one of the tasks changes its state.
 
     Raises:
         ServiceError: the server stays unreachable, or the run does not succeed; names the failed tasks.

@@ -64,11 +64,10 @@ def _description(owner: str, name: str, specification: str, *, held: bool) -> st
 
 def existing(recurring_runs: Iterable[RecurringRun], owner: str) -> list[ServerSchedule]:
     """Return the owner's schedules among all recurring runs of a server, sorted by name and age, the oldest first."""
-    marks = ((_MARK.fullmatch(each.description), each) for each in recurring_runs)
     found = [
         ServerSchedule(mark["name"], mark["hash"], bool(mark["held"]), each)
-        for mark, each in marks
-        if mark and mark["owner"] == owner
+        for each in recurring_runs
+        if (mark := _MARK.fullmatch(each.description)) and mark["owner"] == owner
     ]
     return sorted(found, key=lambda each: (each.name, each.run.created_at, each.run.id))
 
@@ -93,10 +92,8 @@ def _difference(declared: DeclaredSchedule, there: RecurringRun) -> str:
 
 def _plan_one(name: str, declared: DeclaredSchedule | None, there: Sequence[ServerSchedule]) -> list[Action]:
     held = any(each.held for each in there)
-    matching = (
-        each for each in there if declared and (each.specification, each.held) == (declared.specification, held)
-    )
-    chosen = next(matching, None)
+    wanted = declared and (declared.specification, held)
+    chosen = next((each for each in there if (each.specification, each.held) == wanted), None)
     others = [each for each in there if each is not chosen]
     actions = []
     if declared and not chosen:
@@ -135,15 +132,8 @@ def apply(
 ) -> list[str]:
     """Create, replace, enable, disable and delete an owner's schedules until the server has the declared ones.
 
-    Args:
-        kubeflow: the server.
-        owner: owner of the schedules; schedules of other owners are not changed.
-        declared: all of the owner's schedules, with different names.
-        report: called after each change.
-
-    Returns:
-        Names of schedules that still have an old, disabled recurring run, because one of its runs is active. A later
-        apply deletes it.
+    Report each change. Return the names of schedules that still have an old, disabled recurring run, because one of its
+    runs is active; a later apply deletes it.
 
     Raises:
         ServiceError: the server is unreachable or rejects a request, or another client keeps changing the schedules.

@@ -1,4 +1,4 @@
-"""README.md and docs/how-it-works.md against what is there: commands, parameters, files, exit codes, figures."""
+"""The commands, parameters, files, exit codes and figures in README.md and docs/how-it-works.md exist and are right."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_every_command_of_the_readme_exists_with_its_options(
     assert options <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
 
 
-def test_every_target_that_is_named_can_be_made() -> None:
+def test_every_make_target_named_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
     named |= set(re.findall(r"`make ([a-z-]+)`", README + HOW))
@@ -58,14 +58,14 @@ def test_every_target_that_is_named_can_be_made() -> None:
     assert named <= targets
 
 
-def test_every_file_that_is_named_exists() -> None:
+def test_every_file_named_in_the_readme_exists() -> None:
     named = re.findall(r"\]\(([\w./-]+)\)", README)
     named += re.findall(r"`((?:params|infra|data|docs)/[\w./-]+)`", README + HOW)
     assert len(named) > 8
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_every_parameter_that_is_named_exists() -> None:
+def test_every_parameter_named_in_the_documents_exists() -> None:
     told = set(re.findall(rf"(?:`|--set )((?:{'|'.join(PARAMS)})\.[a-z_.]+)", README + HOW)) - {"patches.json"}
     assert len(told) > 6
     assert told <= names(PARAMS)

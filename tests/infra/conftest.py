@@ -1,6 +1,6 @@
 """A Docker engine of our own, and the images of the steps built by it.
 
-Both stay in the user's cache folder, so that a second session starts the engine, finds nothing to build, and goes on.
+Both stay in the user's cache folder, so that a second test session starts the engine and builds nothing.
 """
 
 import fcntl

@@ -184,7 +184,7 @@ def _wrong_resources(where: str, container: Manifest) -> Iterator[str]:
 
 
 def wrong_security(manifests: list[Manifest]) -> Iterator[str]:
-    """Pods that the pod security standard 'restricted' refuses, and more rights than that where none are needed."""
+    """Pods that the pod security standard 'restricted' rejects, and permissions that no pod needs."""
     for manifest in manifests:
         template = pod_template(manifest)
         if template is None:
@@ -248,7 +248,7 @@ def _references(value: object) -> Iterator[tuple[str, str, str | None, bool]]:
 
 
 def wrong_references(manifests: list[Manifest], secrets: list[Manifest]) -> Iterator[str]:
-    """Names and keys that pods, bindings, monitors and addresses refer to and that nobody defines."""
+    """Undefined names and keys that pods, bindings, monitors and addresses refer to."""
     defined = {(each["kind"], each["metadata"]["name"]): each for each in [*manifests, *secrets]}
     for manifest in manifests:
         where = name_of(manifest)
@@ -305,7 +305,7 @@ def _pods(manifests: list[Manifest]) -> list[tuple[dict[str, str], set[int] | No
 
 
 def wrong_selectors(manifests: list[Manifest]) -> Iterator[str]:
-    """Services, budgets, monitors and policies that select nothing, or ports on which nobody listens."""
+    """Services, budgets, monitors and policies that select nothing, or ports on which no container listens."""
     pods = _pods(manifests)
     for manifest in manifests:
         where, spec = name_of(manifest), manifest.get("spec", {})
@@ -379,7 +379,7 @@ def flow_allowed(manifests: list[Manifest], source: Mapping[str, str], target: M
 
 
 def wrong_rights(manifests: list[Manifest]) -> Iterator[str]:
-    """Wildcards, verbs that Kubernetes does not have, all secrets, and rights that nobody is bound to."""
+    """Wildcards, verbs that Kubernetes does not have, access to all Secrets, and roles without a binding."""
     bound = {each["roleRef"]["name"] for each in manifests if each["kind"] == "RoleBinding"}
     for manifest in manifests:
         if manifest["kind"] != "Role":

@@ -1,4 +1,4 @@
-"""docs/cluster.md against what is there: commands, files, names, secrets."""
+"""The commands, files, names and Secrets in docs/cluster.md exist."""
 
 import re
 import shlex
@@ -23,7 +23,6 @@ KUBECTL = sorted(set(re.findall(r"\bkubectl ([^|;&#)<\n]+)", SHELL)))
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_exists_with_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # With --help behind them, arguments before are still checked for being known as commands.
     words = shlex.split(command)
     options = {word for word in words if word.startswith("--")}
     positional = [word for word in words[:2] if not word.startswith("-") and "/" not in word]
@@ -70,7 +69,7 @@ def test_every_object_that_a_command_names_is_in_the_manifests() -> None:
     named = re.findall(r"\b((?:cronjob|deployment|statefulset|service)/[a-z-]+)", "\n".join(lines))
     assert len(named) > 8
     assert set(named) - there == set()
-    # And what each account may do is told.
+    # The page describes the permissions of each account.
     told = TEXT.split("## Who may do what")[1].split("\n## ")[0]
     accounts = {each["metadata"]["name"] for each in built if each["kind"] == "ServiceAccount"}
     assert accounts - set(re.findall(r"`([a-z-]+)`", told)) == set()

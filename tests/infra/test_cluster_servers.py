@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
 PROGRAMS = Path(sys.executable).parent
 RESTORER = {"AWS_ACCESS_KEY_ID": "restorer", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
-"""May write every bucket, which nobody may from day to day."""
+"""A key that may write every bucket, which no key in the manifests may."""
 POD = {"metadata.namespace": "bebygan", "status.podIP": "10.1.2.3"}
 """What the API server would fill in."""
 
@@ -164,7 +164,7 @@ def ask(
         return answer.status, answer.read()
 
 
-def test_each_key_opens_its_own_buckets_only(described: Described, store: str) -> None:
+def test_each_key_opens_only_its_own_buckets(described: Described, store: str) -> None:
     def may(secret: str) -> set[str]:
         s3, found = client(described, store, secret), set()
         for bucket in ("photographs", "bebygan", "mlflow", "backup"):
@@ -210,9 +210,7 @@ def test_the_tracking_server_answers_to_its_names_and_accounts(described: Descri
     assert b"mlflow_http_request_total" in metrics
 
 
-def test_an_artifact_goes_through_the_tracking_server_into_its_bucket(
-    described: Described, tracker: str, store: str
-) -> None:
+def test_the_tracking_server_stores_artifacts_in_its_bucket(described: Described, tracker: str, store: str) -> None:
     admin = f"admin:{described.values('Secret', 'mlflow-server')['MLFLOW_AUTH_ADMIN_PASSWORD']}"
     assert ask(tracker, "/api/2.0/mlflow-artifacts/artifacts/9/a.txt", admin, body=b"weights")[0] == 200
     found = client(described, store, "mlflow-server").get_object(Bucket="mlflow", Key="artifacts/9/a.txt")
@@ -241,7 +239,9 @@ def restore(described: Described, store: str, folder: Path, **changes: str) -> A
     return run_container(described, "CronJob restore", "buckets", folder, AWS_ENDPOINT_URL=store, **changes)
 
 
-def test_a_backup_holds_everything_and_puts_back_what_is_lost(described: Described, store: str, tmp_path: Path) -> None:
+def test_a_backup_contains_everything_and_restores_lost_objects(
+    described: Described, store: str, tmp_path: Path
+) -> None:
     steps, dump = client(described, store, "bebygan-s3"), tmp_path / "mlflow.dump"
 
     def put(key: str, body: bytes) -> None:
@@ -279,7 +279,7 @@ def test_a_backup_holds_everything_and_puts_back_what_is_lost(described: Describ
     assert "bebygan: 0 objects copied" in back_up(described, store, tmp_path).stdout
 
 
-def test_what_is_deleted_while_a_bucket_is_saved_is_left_out(
+def test_objects_deleted_during_a_backup_are_left_out(
     described: Described, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = importlib.util.spec_from_file_location("backup", KUBERNETES / "base" / "backup.py")
@@ -302,7 +302,7 @@ def test_what_is_deleted_while_a_bucket_is_saved_is_left_out(
     assert module.listing(s3, "backup", "new/").keys() == {"kept"}
 
 
-def test_dumps_beyond_those_to_keep_are_removed(described: Described, store: str, tmp_path: Path) -> None:
+def test_only_the_newest_dumps_are_kept(described: Described, store: str, tmp_path: Path) -> None:
     dump = tmp_path / "mlflow.dump"
     dump.write_bytes(b"newest")
     s3 = client(described, store, "backup")
@@ -314,7 +314,7 @@ def test_dumps_beyond_those_to_keep_are_removed(described: Described, store: str
     assert not [key for key in kept if key.startswith(("database/2001", "database/2002"))]
 
 
-def test_an_empty_backup_and_a_missing_bucket_are_named(described: Described, store: str, tmp_path: Path) -> None:
+def test_an_empty_backup_and_a_missing_bucket_are_reported(described: Described, store: str, tmp_path: Path) -> None:
     nothing = restore(described, store, tmp_path, TARGET="photographs", **RESTORER)
     assert nothing.returncode == 1
     assert nothing.stderr.startswith("backup: s3://photographs/database/ contains no dump")

@@ -19,7 +19,7 @@ def pins(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*Dockerfile")), ids=lambda path: path.name)
-def test_hadolint_has_nothing_to_say(path: Path) -> None:
+def test_hadolint_finds_nothing(path: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     checked = subprocess.run([str(hadolint), str(path)], check=False, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
@@ -52,7 +52,7 @@ def test_an_image_gets_the_versions_that_are_tested(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_everything_locked_carries_its_hashes(step: str) -> None:
+def test_every_locked_package_has_hashes(step: str) -> None:
     lock = (FOLDER / f"{step}.lock").read_text()
     for name in pins(FOLDER / f"{step}.lock"):
         assert re.search(rf"^{re.escape(name)}==\S+ \\\n    --hash=sha256:[0-9a-f]{{64}}", lock, re.MULTILINE), name
@@ -64,7 +64,7 @@ def test_the_torch_image_gets_the_torch_that_is_tested() -> None:
     assert pins(ROOT / "requirements.lock")["torch"].partition("+")[0] == asked[1]
 
 
-def test_no_image_holds_what_is_the_others() -> None:
+def test_no_image_contains_packages_of_the_other_steps() -> None:
     data, torch = (pins(FOLDER / f"{step}.lock") for step in STEPS)
     assert not data.keys() & {"torch", "mlflow", "safetensors"}
     assert not torch.keys() & {"dvc", "great-expectations", "kubernetes", "google-cloud-storage", "kfp-server-api"}

@@ -97,12 +97,12 @@ def run_in_containers(project: Path, *arguments: str) -> Finished:
 
 
 @pytest.mark.parametrize("step", LIMITS)
-def test_an_image_is_no_larger_than_promised(step: str, engine: docker.DockerClient, images: dict[str, str]) -> None:
+def test_an_image_is_not_larger_than_documented(step: str, engine: docker.DockerClient, images: dict[str, str]) -> None:
     assert engine.images.get(images[step]).attrs["Size"] <= LIMITS[step]
 
 
 @pytest.mark.parametrize("step", LIMITS)
-def test_an_image_holds_this_code_and_says_where_it_comes_from(
+def test_an_image_contains_this_code_and_its_revision(
     step: str, engine: docker.DockerClient, images: dict[str, str]
 ) -> None:
     program = "from components.tracking.provenance import *; print(code_hash()); print(BUILD_INFO.read_text())"
@@ -130,7 +130,7 @@ def test_the_command_in_an_image_finds_the_pipeline_beside_it(
 
 
 @pytest.mark.parametrize("step", LIMITS)
-def test_an_image_runs_as_nobody_special_and_starts_no_program_of_its_own(
+def test_an_image_runs_as_an_ordinary_user_and_has_no_entry_point(
     step: str, engine: docker.DockerClient, images: dict[str, str]
 ) -> None:
     config = engine.images.get(images[step]).attrs["Config"]
@@ -143,7 +143,7 @@ def test_an_image_runs_as_nobody_special_and_starts_no_program_of_its_own(
 
 
 @pytest.mark.parametrize("step", LIMITS)
-def test_nothing_of_the_machine_that_built_an_image_stays_in_it(
+def test_an_image_contains_nothing_of_the_machine_that_built_it(
     step: str, engine: docker.DockerClient, images: dict[str, str]
 ) -> None:
     image = engine.images.get(images[step])
@@ -161,7 +161,7 @@ def test_nothing_of_the_machine_that_built_an_image_stays_in_it(
         ("torch", "torch mlflow boto3 kfp", "dvc great_expectations kubernetes kfp_server_api google.cloud"),
     ],
 )
-def test_an_image_holds_what_its_steps_need_and_not_what_the_others_do(
+def test_an_image_contains_only_the_packages_that_its_steps_need(
     step: str, there: str, not_there: str, engine: docker.DockerClient, images: dict[str, str]
 ) -> None:
     program = """
@@ -177,7 +177,7 @@ print(*[name for name in sys.argv[1:] if found(name)])
     assert found.split() == there.split()
 
 
-def test_the_bill_of_materials_is_what_is_inside(
+def test_the_bill_of_materials_lists_the_packages_of_the_image(
     engine: docker.DockerClient, images: dict[str, str], tmp_path: Path
 ) -> None:
     binaries = os.path.relpath(Path(sys.executable).parent, ROOT)
@@ -204,7 +204,7 @@ def test_every_step_runs_in_a_container_of_its_own(seen: dict[str, dict[str, Any
     assert len({attributes["Id"] for attributes in seen.values()}) == len(STEPS)
 
 
-def test_no_container_is_given_more_than_it_needs(seen: dict[str, dict[str, Any]], project: Path) -> None:
+def test_a_container_gets_no_more_permissions_than_it_needs(seen: dict[str, dict[str, Any]], project: Path) -> None:
     for attributes in seen.values():
         host = attributes["HostConfig"]
         assert attributes["Config"]["User"].split(":")[0] not in {"", "0", "root"}
@@ -220,7 +220,7 @@ def test_no_container_is_given_more_than_it_needs(seen: dict[str, dict[str, Any]
         assert not scratch.exists(), "it goes when the run ends"
 
 
-def test_what_containers_made_is_there_and_tracked(seen: dict[str, dict[str, Any]], project: Path) -> None:
+def test_the_output_of_containers_exists_and_is_tracked(seen: dict[str, dict[str, Any]], project: Path) -> None:
     assert len(seen) == len(STEPS)
     uri = f"sqlite:///{project / 'workspace' / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -247,7 +247,7 @@ def test_a_second_run_has_nothing_to_do(seen: dict[str, dict[str, Any]], project
         ("warmup.weights=params.yaml", 5, "error: warmup: "),
     ],
 )
-def test_a_step_that_refuses_ends_the_run_with_its_line_and_its_code(
+def test_a_failing_step_ends_the_run_with_its_message_and_exit_code(
     change: str, code: int, line: str, seen: dict[str, dict[str, Any]], project: Path
 ) -> None:
     assert len(seen) == len(STEPS)
@@ -340,7 +340,7 @@ def test_a_step_that_exceeds_its_memory_limit_is_named(
         ("photographs", "", "sqlite:////elsewhere/mlflow.db", None, "refused"),
     ],
 )
-def test_containers_reach_a_network_only_where_something_remote_is_named(  # noqa: PLR0917
+def test_containers_have_a_network_only_if_a_remote_address_is_given(  # noqa: PLR0917
     source: str, remote: str, store: str, asked: str | None, network: str,
     engine: docker.DockerClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -374,7 +374,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_training(
     assert engine.containers.list(all=True) == []
 
 
-def test_images_of_other_sources_are_refused(
+def test_images_of_other_sources_are_rejected(
     engine: docker.DockerClient,  # noqa: ARG001
     new_project: Callable[[str], Path],  # noqa: F811
 ) -> None:
@@ -387,7 +387,7 @@ def test_images_of_other_sources_are_refused(
     shutil.rmtree(project)
 
 
-def test_an_engine_that_is_away_and_an_image_that_is_missing_are_said(
+def test_an_unreachable_engine_and_a_missing_image_are_reported(
     docker_host: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BEBYGAN_TORCH_IMAGE", "bebygan-nowhere:1")

@@ -1,4 +1,4 @@
-"""What `make setup` does with the Python it finds and with a .venv that is there already."""
+"""`make setup` with different versions of Python, and with an existing .venv."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def setup(folder: Path, programs: Path, *arguments: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.13", "2.7"])
-def test_another_python_is_refused_by_name_before_anything_is_made(
+def test_an_unsupported_python_is_rejected_before_anything_is_created(
     version: str, checkout: Path, programs: Path
 ) -> None:
     found = interpreter(programs, version)
@@ -74,7 +74,7 @@ def test_a_missing_python_is_reported(checkout: Path, programs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3"])
-def test_an_environment_is_made_once(name: str, checkout: Path, programs: Path) -> None:
+def test_an_environment_is_created_once(name: str, checkout: Path, programs: Path) -> None:
     interpreter(programs, "3.13" if name != "python3" else "3.12")
     found = interpreter(programs, name.removeprefix("python") if "." in name else "3.12", name)
     done = setup(checkout, programs)
@@ -85,7 +85,7 @@ def test_an_environment_is_made_once(name: str, checkout: Path, programs: Path) 
 
 
 @pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
-def test_the_environment_of_another_folder_is_made_again(
+def test_the_environment_of_another_folder_is_created_again(
     how: object, checkout: Path, programs: Path, tmp_path: Path
 ) -> None:
     interpreter(programs, "3.11")
@@ -98,7 +98,7 @@ def test_the_environment_of_another_folder_is_made_again(
     assert "Nothing to be done" in setup(tmp_path / "elsewhere", programs).stdout
 
 
-def test_the_environment_of_another_python_is_made_again(checkout: Path, programs: Path, tmp_path: Path) -> None:
+def test_the_environment_of_another_python_is_created_again(checkout: Path, programs: Path, tmp_path: Path) -> None:
     first = interpreter(programs, "3.11")
     setup(checkout, programs)
     other = interpreter(tmp_path / "other", "3.12")

@@ -1,4 +1,4 @@
-"""The manifests of a cluster, built by kubectl: what an API server would refuse, what would not work once applied."""
+"""The manifests of a cluster, built by kubectl: an API server accepts them, and their objects fit together."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def named(name: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def secrets() -> list[Manifest]:
-    """What the single node's script prints, and what its text says is brought by the user."""
+    """The Secrets that the single node's script prints, and those that users create."""
     printed = subprocess.run(
         ["sh", KUBERNETES / "overlays/single-node/secrets.sh"], capture_output=True, text=True, check=True
     )
@@ -86,7 +86,7 @@ def test_every_kustomization_builds_as_it_is(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["base", "overlays/single-node"])
-def test_without_components_no_kind_is_needed_that_a_bare_cluster_lacks(folder: str) -> None:
+def test_without_components_every_kind_is_one_of_kubernetes_itself(folder: str) -> None:
     assert not list(wrong_schemas(list(yaml.safe_load_all(build(KUBERNETES / folder))), VERSIONS[-1]))
 
 
@@ -97,7 +97,7 @@ def test_every_kind_and_field_is_known_to_kubernetes(
     assert list(wrong_schemas([*manifests, *secrets], version)) == []
 
 
-def test_everything_that_is_referred_to_exists_and_fits(manifests: list[Manifest], secrets: list[Manifest]) -> None:
+def test_every_reference_has_a_matching_object(manifests: list[Manifest], secrets: list[Manifest]) -> None:
     assert findings(manifests, secrets) == []
 
 
@@ -282,13 +282,13 @@ def test_only_pods_of_runs_get_a_token_of_the_api(manifests: list[Manifest]) -> 
 
 
 def test_no_pod_gets_the_proxy_that_istio_adds_in_a_profile(manifests: list[Manifest]) -> None:
-    # It refuses pods of runs, which have none, and keeps a Job from ending.
+    # A proxy rejects pods of runs, which have none, and keeps a Job from ending.
     templates = [template for each in manifests if (template := pod_template(each))]
     assert len(templates) > 5
     assert all(each["metadata"]["labels"]["sidecar.istio.io/inject"] == "false" for each in templates)
 
 
-def test_no_secret_stands_in_a_manifest(manifests: list[Manifest]) -> None:
+def test_no_manifest_contains_a_secret(manifests: list[Manifest]) -> None:
     assert not [name_of(each) for each in manifests if each["kind"] == "Secret"]
     for each in manifests:
         for one in containers(pod_template(each)):
@@ -329,7 +329,7 @@ def test_images_are_named_by_a_tag_that_is_not_latest(single_node: list[Manifest
     assert all(":" in image and not image.endswith(":latest") for image in images)
 
 
-def test_production_is_refused_while_an_image_has_no_digest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_production_is_rejected_while_an_image_has_no_digest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifests", str(KUBERNETES / "overlays/production")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -358,12 +358,12 @@ def test_production_is_printed_once_every_image_has_a_digest(
     assert images == {f"{name}@{digest}" for name in IMAGES}
 
 
-def test_a_digest_that_is_only_hinted_at_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_placeholder_digest_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifests", str(production(tmp_path, "sha256:..."))]) == 2
     assert "no digest: bebygan-torch-python@sha256:..., " in capsys.readouterr().err
 
 
-def test_a_machine_without_kubectl_is_told_so(
+def test_a_machine_without_kubectl_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -374,7 +374,7 @@ def test_a_machine_without_kubectl_is_told_so(
     )
 
 
-def test_a_folder_that_is_no_kustomization_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_kustomization_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifests", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path) in error
@@ -397,7 +397,7 @@ def checkov() -> Path:
 
 
 @pytest.mark.slow
-def test_checkov_finds_nothing_that_is_not_explained_beside_it(checkov: Path, tmp_path: Path) -> None:
+def test_checkov_finds_only_what_a_comment_explains(checkov: Path, tmp_path: Path) -> None:
     right = {name: with_every_component(name, tmp_path) for name in OVERLAYS}
     broken = copy.deepcopy(right["single-node"])
     container(broken, "Deployment mlflow")["securityContext"]["allowPrivilegeEscalation"] = True
@@ -413,7 +413,9 @@ def test_checkov_finds_nothing_that_is_not_explained_beside_it(checkov: Path, tm
     assert all(len(each["check_result"]["suppress_comment"]) > 20 for each in results["skipped_checks"])
 
 
-def test_what_tasks_refer_to_is_made_by_the_manifests(manifests: list[Manifest], secrets: list[Manifest]) -> None:
+def test_the_manifests_create_every_object_that_tasks_refer_to(
+    manifests: list[Manifest], secrets: list[Manifest]
+) -> None:
     cluster = load_cluster(ROOT / "infra/cluster.yaml")
     names, training = cluster.names, cluster.training
     wanted = {f"ConfigMap {names.config_map}", f"PersistentVolumeClaim {names.claim}"}

@@ -42,7 +42,7 @@ def _right(method: str, path: str) -> str:
     return f"{ {'POST': 'create', 'DELETE': 'delete', 'WATCH': 'watch'}[method] } {resource}"
 
 
-def test_the_launcher_of_a_trainjob_asks_for_what_its_role_grants(
+def test_the_launcher_of_a_trainjob_needs_exactly_the_permissions_of_its_role(
     granted: dict[str, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patience = Patience(between_looks=0.05)

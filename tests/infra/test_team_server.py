@@ -35,7 +35,7 @@ def test_every_password_is_long_random_and_its_own() -> None:
     assert len({*passwords, *new_secrets().values()}) == 25
 
 
-def test_no_password_has_a_default_or_stands_in_the_file() -> None:
+def test_no_password_has_a_default_or_is_written_in_the_file() -> None:
     text = (INFRA / "compose.yaml").read_text()
     asked = set(re.findall(r"\$\{(\w+):\?", text))
     assert asked == SECRETS.keys() - {"COMPOSE_PROJECT_NAME"}
@@ -70,19 +70,19 @@ def test_nothing_runs_as_root_or_writes_to_its_image(described: dict[str, dict[s
     assert "docker.sock" not in (INFRA / "compose.yaml").read_text()
 
 
-def test_servers_come_back_are_watched_and_have_a_limit(described: dict[str, dict[str, Any]]) -> None:
+def test_servers_restart_and_have_health_checks_and_limits(described: dict[str, dict[str, Any]]) -> None:
     for name, service in described.items():
         assert (service.get("restart") == "unless-stopped") == (name in SERVERS)
         assert ("healthcheck" in service) == (name in SERVERS)
         assert name == "volumes" or service["mem_limit"]
 
 
-def test_ports_are_published_on_loopback_alone(described: dict[str, dict[str, Any]]) -> None:
+def test_ports_are_published_on_loopback_only(described: dict[str, dict[str, Any]]) -> None:
     published = {name: service["ports"] for name, service in described.items() if "ports" in service}
     assert published == {"seaweedfs": ["127.0.0.1:8333:8333"], "mlflow": ["127.0.0.1:5000:5000"]}
 
 
-def test_what_is_mounted_is_there(described: dict[str, dict[str, Any]]) -> None:
+def test_every_mounted_file_exists(described: dict[str, dict[str, Any]]) -> None:
     for service in described.values():
         for mount in service.get("volumes", ()):
             if isinstance(mount, dict):
@@ -95,7 +95,7 @@ def test_what_is_mounted_is_there(described: dict[str, dict[str, Any]]) -> None:
                 assert mode == ["ro"]
 
 
-def test_each_server_has_the_keys_of_its_own_work_only(described: dict[str, dict[str, Any]]) -> None:
+def test_each_server_has_only_its_own_keys(described: dict[str, dict[str, Any]]) -> None:
     expected = {"mlflow": "MLFLOW", "setup": "ADMIN", "pipeline": "PIPELINE"}
     for name, keys in expected.items():
         variables = described[name]["environment"]
@@ -144,7 +144,7 @@ def healthy(described: dict[str, dict[str, Any]], last: Path) -> bool:
     return not subprocess.run(test, env={"PATH": os.environ["PATH"], "LAST_RUN": str(last)}, check=False).returncode
 
 
-def test_the_timer_runs_again_and_again_says_what_failed_and_ends_when_asked(
+def test_the_timer_repeats_the_run_reports_failures_and_ends_on_request(
     timer: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = timer('n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) > count; [ "$n" -ne 1 ] || exit 3')
@@ -158,7 +158,7 @@ def test_the_timer_runs_again_and_again_says_what_failed_and_ends_when_asked(
     assert told.count("timer: ") == 1
 
 
-def test_servers_that_are_away_are_looked_for_sooner_and_ever_more_rarely(
+def test_after_an_unreachable_server_the_timer_retries_soon_with_growing_pauses(
     timer: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = timer('n=$(cat count 2>/dev/null || echo 0); echo $((n + 1)) > count; [ "$n" -eq 9 ] || exit 4')
@@ -227,7 +227,7 @@ def emptied(s3: Any, bucket: str) -> dict[str, bytes]:
     return contents
 
 
-def test_a_saved_bucket_comes_back_byte_for_byte_and_each_content_is_kept_once(
+def test_a_saved_bucket_is_restored_byte_for_byte_and_each_content_is_stored_once(
     buckets: Callable[..., Any], s3: Any, bucket: str, tmp_path: Path
 ) -> None:
     first = buckets("save", "1")
@@ -247,9 +247,7 @@ def contents(folder: Path) -> int:
     return len([path for path in (folder / "objects").rglob("*") if path.is_file()])
 
 
-def test_a_bucket_that_holds_something_else_is_not_restored_into(
-    buckets: Callable[..., Any], s3: Any, bucket: str
-) -> None:
+def test_a_bucket_with_other_objects_is_not_restored(buckets: Callable[..., Any], s3: Any, bucket: str) -> None:
     buckets("save", "1")
     for key, body in (("new", b"new"), ("a", b"of another size")):
         s3.put_object(Bucket=bucket, Key=key, Body=body)
@@ -261,7 +259,7 @@ def test_a_bucket_that_holds_something_else_is_not_restored_into(
 
 
 @pytest.mark.parametrize("damage", ["damaged", "missing"])
-def test_a_damaged_backup_is_not_passed_off_as_whole_and_a_broken_restore_can_be_completed(
+def test_a_damaged_backup_is_rejected_and_an_interrupted_restore_can_be_completed(
     damage: str, buckets: Callable[..., Any], s3: Any, bucket: str, tmp_path: Path
 ) -> None:
     buckets("save", "1")
@@ -282,7 +280,7 @@ def test_a_damaged_backup_is_not_passed_off_as_whole_and_a_broken_restore_can_be
     assert emptied(s3, bucket) == before
 
 
-def test_contents_that_no_backup_names_any_more_go_with_the_next_backup(
+def test_the_next_backup_deletes_contents_that_no_backup_lists(
     buckets: Callable[..., Any], s3: Any, bucket: str, tmp_path: Path
 ) -> None:
     buckets("save", "1")
@@ -329,14 +327,14 @@ def test_an_object_that_is_deleted_while_buckets_are_saved_is_left_out(
     assert json.loads(line)["key"] == "kept"
 
 
-def test_saving_what_is_not_there_leaves_no_listing(buckets: Callable[..., Any], tmp_path: Path) -> None:
+def test_saving_a_missing_bucket_writes_no_listing(buckets: Callable[..., Any], tmp_path: Path) -> None:
     refused = buckets("save", "1", into="no-such-bucket")
     assert refused.returncode == 1
     assert "NoSuchBucket" in refused.stderr
     assert not (tmp_path / "1" / "objects.jsonl").exists()
 
 
-def test_two_backups_into_one_folder_do_not_meet(tmp_path: Path) -> None:
+def test_a_second_concurrent_backup_into_a_folder_is_rejected(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     second = subprocess.run(["sh", SCRIPTS / "backup.sh", tmp_path], capture_output=True, text=True, check=False)
@@ -347,13 +345,13 @@ def test_two_backups_into_one_folder_do_not_meet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["backup.sh", "restore.sh"])
-def test_a_script_without_its_folder_says_how_it_is_used(script: str, tmp_path: Path) -> None:
+def test_a_script_without_its_folder_prints_its_usage(script: str, tmp_path: Path) -> None:
     done = subprocess.run(["sh", SCRIPTS / script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"usage: {script} FOLDER")
 
 
-def test_the_scripts_are_sound_to_shellcheck() -> None:
+def test_shellcheck_finds_nothing() -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
     # where.sh is checked with those that source it.
     scripts = [path for path in SCRIPTS.glob("*.sh") if path.name != "where.sh"]

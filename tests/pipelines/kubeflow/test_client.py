@@ -29,7 +29,7 @@ def job(server: Standin, daily: DeclaredSchedule) -> DeclaredSchedule:
     return daily
 
 
-def test_a_recurring_run_is_made_disabled_and_can_be_enabled_disabled_and_deleted(
+def test_a_recurring_run_is_created_disabled_and_can_be_enabled_disabled_and_deleted(
     server: Standin, job: DeclaredSchedule
 ) -> None:
     connected = connect()
@@ -62,7 +62,7 @@ def test_deleting_a_recurring_run_leaves_its_runs_alone(server: Standin, job: De
     assert connected.run(run).alive
 
 
-def test_what_is_gone_needs_no_disabling_or_deleting(server: Standin) -> None:
+def test_disabling_or_deleting_a_missing_recurring_run_succeeds(server: Standin) -> None:
     connect().change("disable", "0000")
     connect().change("delete", "0000")
     assert len(server.requests) == 4
@@ -78,7 +78,7 @@ def test_experiments_pipelines_and_versions_are_created_once(server: Standin, jo
 
 
 @pytest.mark.parametrize("taken", [409, 500])
-def test_two_clients_that_create_the_same_at_once_both_succeed(
+def test_two_clients_that_create_the_same_object_concurrently_both_succeed(
     server: Standin, job: DeclaredSchedule, taken: int
 ) -> None:
     server.taken_status = taken
@@ -115,7 +115,7 @@ def test_a_run_is_started_and_read(server: Standin, job: DeclaredSchedule) -> No
     assert [run.id for run in connected.runs()] == [started]
 
 
-def test_runs_are_told_apart_by_the_recurring_run_that_started_them(server: Standin, job: DeclaredSchedule) -> None:
+def test_active_runs_are_listed_by_the_recurring_run_that_started_them(server: Standin, job: DeclaredSchedule) -> None:
     connected = connect()
     first, second = (connected.create_recurring_run(job, "for tests") for _ in range(2))
     connected.change("enable", first)
@@ -169,7 +169,7 @@ def test_tasks_have_states_and_errors(server: Standin, job: DeclaredSchedule) ->
         (500, "see the log of its deployment"),
     ],
 )
-def test_a_refusal_becomes_one_line_with_advice(server: Standin, status: int, told: str) -> None:
+def test_an_error_status_becomes_one_line_with_advice(server: Standin, status: int, told: str) -> None:
     connected = connect()
     server.fail(status, times=20)
     with pytest.raises(ServiceError) as caught:
@@ -182,7 +182,7 @@ def test_a_refusal_becomes_one_line_with_advice(server: Standin, status: int, to
     assert caught.value.exit_code == 4
 
 
-def test_a_busy_server_is_asked_again(server: Standin) -> None:
+def test_a_request_to_a_busy_server_is_repeated(server: Standin) -> None:
     connected = connect()
     server.fail(429, times=2)
     assert connected.recurring_runs() == []
@@ -190,13 +190,13 @@ def test_a_busy_server_is_asked_again(server: Standin) -> None:
     assert connected.experiment("tests")
 
 
-def test_a_server_that_stumbles_is_asked_again_for_what_does_no_harm(server: Standin) -> None:
+def test_a_repeatable_request_is_repeated_after_a_server_error(server: Standin) -> None:
     connected = connect()
     server.fail(503, times=2)
     assert connected.recurring_runs() == []
 
 
-def test_what_may_have_been_done_is_not_asked_for_again(server: Standin, job: DeclaredSchedule) -> None:
+def test_a_request_that_may_have_succeeded_is_not_repeated(server: Standin, job: DeclaredSchedule) -> None:
     connected = connect()
     server.fail(500, times=1, request="POST /apis/v2beta1/runs")
     with pytest.raises(ServiceError, match="starting daily failed"):
@@ -206,7 +206,7 @@ def test_what_may_have_been_done_is_not_asked_for_again(server: Standin, job: De
     ]
 
 
-def test_a_login_page_is_not_taken_for_an_answer(server: Standin) -> None:
+def test_a_login_page_is_rejected(server: Standin) -> None:
     connected = connect()
     server.fail(200, body="<html>please log in</html>")
     with pytest.raises(ServiceError, match=r"perhaps a login page.*KFP_TOKEN"):
@@ -225,7 +225,9 @@ def test_a_login_page_is_not_taken_for_an_answer(server: Standin) -> None:
     ],
     ids=["a question", "a deletion", "a change"],
 )
-def test_a_server_that_never_answers_is_given_up_in_time(server: Standin, ask: Callable[[Kubeflow], object]) -> None:
+def test_a_request_without_answer_fails_within_its_time_limit(
+    server: Standin, ask: Callable[[Kubeflow], object]
+) -> None:
     assert Patience().request <= 60
     connected = client.connect(Patience(request=2))
     server.fail(0, times=9)
@@ -236,7 +238,7 @@ def test_a_server_that_never_answers_is_given_up_in_time(server: Standin, ask: C
 
 
 @pytest.mark.parametrize("busy", [429, 503])
-def test_a_server_that_stays_busy_is_given_up_in_time(server: Standin, busy: int) -> None:
+def test_a_request_to_a_server_that_stays_busy_fails_within_its_time_limit(server: Standin, busy: int) -> None:
     connected = client.connect(Patience(request=1, pause=0.4))
     server.fail(busy, times=9)
     started = time.monotonic()
@@ -245,7 +247,7 @@ def test_a_server_that_stays_busy_is_given_up_in_time(server: Standin, busy: int
     assert time.monotonic() - started < 1 + 1
 
 
-def test_a_server_that_cuts_every_connection_is_told(server: Standin) -> None:
+def test_a_server_that_closes_every_connection_is_reported(server: Standin) -> None:
     connected = connect()
     server.dies_at = 0
     with pytest.raises(
@@ -255,7 +257,7 @@ def test_a_server_that_cuts_every_connection_is_told(server: Standin) -> None:
 
 
 @pytest.mark.parametrize("host", ["http://127.0.0.1:9", "http://nowhere.invalid"])
-def test_an_address_where_nobody_answers_is_told(
+def test_an_unreachable_address_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     monkeypatch.setenv("KFP_HOST", host)
@@ -268,7 +270,7 @@ def test_an_address_where_nobody_answers_is_told(
     assert not caplog.records
 
 
-def test_a_certificate_that_is_not_trusted_is_told_and_can_be_named(
+def test_an_untrusted_certificate_is_reported_and_its_authority_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate, authority = loopback_certificate(tmp_path)
@@ -298,7 +300,7 @@ def test_the_token_is_read_again_for_each_request(
 
 
 @pytest.mark.parametrize("name", ["KF_PIPELINES_SA_TOKEN_PATH", "SSL_CERT_FILE"])
-def test_a_file_that_is_named_and_not_there_is_refused(
+def test_a_missing_token_or_certificate_file_is_rejected(
     monkeypatch: pytest.MonkeyPatch, server: Standin, name: str
 ) -> None:
     monkeypatch.setenv(name, "/nowhere/file")
@@ -307,9 +309,7 @@ def test_a_file_that_is_named_and_not_there_is_refused(
     assert server.requests == []
 
 
-def test_with_several_users_the_namespace_is_asked_for_and_named(
-    server: Standin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_with_several_users_requires_a_namespace(server: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
     server.multi_user = True
     with pytest.raises(ConfigError, match="KFP_NAMESPACE"):
         connect()
@@ -322,15 +322,15 @@ def test_with_several_users_the_namespace_is_asked_for_and_named(
     assert experiment["namespace"] == "ada"
 
 
-def test_with_one_user_a_namespace_does_no_harm(server: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_with_one_user_ignores_the_namespace(server: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KFP_NAMESPACE", "ada")
     connect().experiment("tests")
     [experiment] = server.tables["experiments"].values()
     assert "namespace" not in experiment
 
 
-def test_the_stand_in_refuses_what_the_models_do_not_know(server: Standin, job: DeclaredSchedule) -> None:
-    """It is worth nothing when it lets everything pass."""
+def test_the_stand_in_rejects_what_the_official_models_reject(server: Standin, job: DeclaredSchedule) -> None:
+    """Otherwise the other tests would prove nothing."""
     connected = connect()
     settings = kfp_server_api.Configuration(host=server.url)
     create = kfp_server_api.RecurringRunServiceApi(

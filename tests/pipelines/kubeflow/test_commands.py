@@ -1,4 +1,4 @@
-"""The commands that speak to a cluster, with the real pipelines, against a stand-in server."""
+"""The commands for a cluster, with the real pipeline and a stand-in server."""
 
 import os
 import re
@@ -163,7 +163,7 @@ def test_a_plan_names_what_changed_and_apply_does_it(
         ({"require_digests": True}, "schedule often: infra/cluster.yaml names an image without a digest"),
     ],
 )
-def test_what_is_wrong_is_refused_before_any_request(
+def test_invalid_schedules_are_rejected_before_any_request(
     server: Standin,
     file: Callable[..., str],
     capsys: pytest.CaptureFixture[str],
@@ -175,7 +175,7 @@ def test_what_is_wrong_is_refused_before_any_request(
     assert server.requests == []
 
 
-def test_images_by_digest_are_taken_where_they_are_required(
+def test_images_with_digests_are_accepted_where_digests_are_required(
     server: Standin, file: Callable[..., str], tmp_path: Path
 ) -> None:
     cluster = tmp_path / "cluster.yaml"
@@ -185,7 +185,7 @@ def test_images_by_digest_are_taken_where_they_are_required(
     assert len(server.schedules()) == 2
 
 
-def test_a_server_that_dies_amid_apply_is_told_and_a_second_apply_completes_the_first(
+def test_a_server_that_dies_during_apply_is_reported_and_a_second_apply_completes_the_first(
     server: Standin, file: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.dies_at = 8
@@ -215,7 +215,7 @@ def test_a_schedule_is_paused_and_resumed_by_its_name(
 
 
 def submitted(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
-    """Submit; return the exit code, the run's id and what a person was told."""
+    """Submit a run; return the exit code, the run's id and the messages."""
     code = cli.main(["submit", "--source", "s3://photographs", *options])
     told = capsys.readouterr()
     return code, told.out.strip(), told.err
@@ -254,7 +254,7 @@ def test_a_run_is_submitted_with_its_parameters(server: Standin, capsys: pytest.
         ("--experiment=\u00e9", "--experiment: '\u00e9' must be"),
     ],
 )
-def test_what_kubeflow_cannot_store_or_open_is_rejected_before_any_request(
+def test_inputs_that_kubeflow_cannot_store_or_open_are_rejected_before_any_request(
     server: Standin, capsys: pytest.CaptureFixture[str], option: str, told: str
 ) -> None:
     code, _, error = submitted(capsys, option)

@@ -17,11 +17,11 @@ from pipelines.kubeflow.cron import checked
         "0 0 2 31 2 1",
     ],
 )
-def test_what_kubeflow_reads_is_taken(expression: str) -> None:
+def test_expressions_that_kubeflow_accepts_are_accepted(expression: str) -> None:
     assert checked(expression) == expression
 
 
-def test_blanks_are_made_one() -> None:
+def test_fields_are_separated_by_one_space() -> None:
     assert checked("  0 0  2 * *\t* ") == "0 0 2 * * *"
 
 
@@ -48,6 +48,6 @@ def test_blanks_are_made_one() -> None:
         ("0 0 2 31 feb,apr *", "no month of 'feb,apr' has a day 31, so it would never start"),
     ],
 )
-def test_what_is_wrong_is_told_by_its_field(expression: str, told: str) -> None:
+def test_an_invalid_expression_is_rejected_with_the_name_of_the_field(expression: str, told: str) -> None:
     with pytest.raises(ValueError, match=re.escape(told)):
         checked(expression)

@@ -110,7 +110,7 @@ def unreachable(cluster: ApiServer) -> str:
 
 
 @pytest.mark.parametrize("fault", [no_kubeconfig, forbidden, unreachable])
-def test_a_cluster_that_cannot_be_asked_is_reported_with_where_else_to_look(
+def test_a_cluster_that_is_unreachable_is_reported_with_other_ways_to_find_the_logs(
     cluster: ApiServer, start: START, capsys: pytest.CaptureFixture[str], fault: Callable[[ApiServer], str]
 ) -> None:
     run, told = start(), fault(cluster)
@@ -129,7 +129,7 @@ def test_an_unknown_run_is_reported(cluster: ApiServer, capsys: pytest.CaptureFi
     assert cluster.requests == []
 
 
-def test_a_reader_who_has_seen_enough_ends_the_logs_without_a_word(
+def test_a_closed_pipe_ends_the_logs_without_an_error(
     cluster: ApiServer, start: START, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start()

@@ -28,7 +28,7 @@ def test_containers_are_found_at_any_depth() -> None:
     assert [each["name"] for each in containers(job)] == ["a", "b", "a", "b"]
 
 
-def test_what_kubectl_builds_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_kubectl_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["manifests", str(kustomization(tmp_path, IMAGE))]) == 0
     assert [each["image"] for each in containers(yaml.safe_load(capsys.readouterr().out))] == [IMAGE]
 
@@ -46,7 +46,7 @@ def test_a_kustomization_that_does_not_build_is_reported_with_the_reason(tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_kubectl_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kubectl_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(ConfigError, match="kubectl is not on the PATH"):

@@ -25,7 +25,9 @@ def details(state: str, error: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "CANCELED"])
-def test_waiting_for_a_run_ends_as_the_run_does(kubeflow_server: Standin, start: START, state: str) -> None:
+def test_waiting_for_a_run_succeeds_or_fails_as_the_run_does(
+    kubeflow_server: Standin, start: START, state: str
+) -> None:
     looks = []
 
     def go_on(request: str) -> None:
@@ -49,7 +51,7 @@ def test_waiting_for_a_run_ends_as_the_run_does(kubeflow_server: Standin, start:
     assert lines == ["train running", "notify succeeded", f"train {state.lower()}"]
 
 
-def test_waiting_outlasts_a_server_that_is_unreachable(
+def test_waiting_continues_through_an_outage_of_the_server(
     kubeflow_server: Standin, start: START, caplog: pytest.LogCaptureFixture
 ) -> None:
     looks = []
@@ -67,7 +69,9 @@ def test_waiting_outlasts_a_server_that_is_unreachable(
     assert [record.message.endswith("; trying again") for record in caplog.records] == [True]
 
 
-def test_waiting_ends_with_the_token(kubeflow_server: Standin, start: START, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_fails_if_the_token_expires(
+    kubeflow_server: Standin, start: START, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KFP_TOKEN", "ours")
     looks = []
 

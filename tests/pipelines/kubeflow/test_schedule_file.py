@@ -1,4 +1,4 @@
-"""The file of schedules: what is read and what is rejected."""
+"""The file of schedules is read, and invalid files are rejected."""
 
 from pathlib import Path
 
@@ -50,7 +50,9 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("owner: us", "owner: [", "is not YAML"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_the_schedule(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_an_invalid_file_is_rejected_with_the_name_of_the_schedule(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
     path = tmp_path / "schedules.yaml"
     assert old in FILE
     path.write_text(FILE.replace(old, new))

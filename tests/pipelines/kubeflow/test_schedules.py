@@ -1,4 +1,4 @@
-"""Declared schedules and what becomes of them on a stand-in server, through kfp's real client."""
+"""Schedules applied to a stand-in server through kfp's real client."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from tests.standins.kubeflow import ALIVE, Standin, connect
 
 @pytest.fixture
 def server(kubeflow_server: Standin) -> Standin:
-    # So that nothing but our own care keeps runs alive.
+    # Deleting a recurring run kills its runs, so only our own code protects them.
     kubeflow_server.honours_orphan = False
     return kubeflow_server
 
@@ -39,7 +39,7 @@ def declared(schedules: Sequence[DeclaredSchedule]) -> dict[str, list[tuple[str,
     return {each.name: [(each.cron or "", "DISABLE" if each.paused else "ENABLE")] for each in schedules}
 
 
-def test_what_is_declared_is_made_and_enabled(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
+def test_declared_schedules_are_created_and_enabled(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
     schedules = [wanted("daily"), wanted("often", cron=None, interval=900), wanted("later", paused=True)]
     assert apply(connect(), "us", schedules) == []
     assert state(server) == declared(schedules)
@@ -69,7 +69,6 @@ def test_a_hundred_unchanged_schedules_cost_two_requests_in_all(
     apply(connect(), "us", schedules)
     server.requests.clear()
     apply(connect(), "us", schedules)
-    # The mark is 200.
     assert server.requests == ["GET /apis/v2beta1/healthz", "GET /apis/v2beta1/recurringruns"]
 
 
@@ -86,7 +85,7 @@ def test_a_hundred_unchanged_schedules_cost_two_requests_in_all(
         {"pipeline": "another"},
     ],
 )
-def test_a_changed_schedule_is_replaced_whatever_changed(
+def test_a_schedule_is_replaced_if_any_of_its_fields_changes(
     server: Standin,
     wanted: Callable[..., DeclaredSchedule],
     greeting_pipeline: CompiledPipeline,
@@ -103,7 +102,7 @@ def test_a_changed_schedule_is_replaced_whatever_changed(
     assert len(server.tables["pipeline_versions"]) == (2 if "pipeline" in change else 1)
 
 
-def test_pausing_in_the_file_changes_no_more_than_that(
+def test_pausing_in_the_file_only_disables_the_recurring_run(
     server: Standin, wanted: Callable[..., DeclaredSchedule]
 ) -> None:
     apply(connect(), "us", [wanted("daily")])
@@ -115,7 +114,7 @@ def test_pausing_in_the_file_changes_no_more_than_that(
     assert server.schedules()["daily"][0]["mode"] == "ENABLE"
 
 
-def test_a_schedule_with_a_run_alive_is_disabled_and_deleted_later(
+def test_a_schedule_with_an_active_run_is_disabled_and_deleted_later(
     server: Standin, wanted: Callable[..., DeclaredSchedule]
 ) -> None:
     apply(connect(), "us", [wanted("daily"), wanted("gone")])
@@ -133,7 +132,7 @@ def test_a_schedule_with_a_run_alive_is_disabled_and_deleted_later(
     assert server.killed == []
 
 
-def test_an_old_schedule_that_is_declared_again_is_taken_up_again(
+def test_an_old_recurring_run_is_reused_if_its_schedule_is_declared_again(
     server: Standin, wanted: Callable[..., DeclaredSchedule]
 ) -> None:
     apply(connect(), "us", [wanted("daily")])
@@ -145,7 +144,7 @@ def test_an_old_schedule_that_is_declared_again_is_taken_up_again(
     assert (again["recurring_run_id"], again["mode"]) == (old["recurring_run_id"], "ENABLE")
 
 
-def test_schedules_of_others_are_left_alone(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
+def test_schedules_of_other_owners_are_not_changed(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
     apply(connect(), "them", [wanted("daily")])
     connected = connect()
     by_hand = connected.create_recurring_run(wanted("daily", cron="0 0 1 * * *"), "made in the browser")
@@ -171,7 +170,7 @@ def test_the_forecast_is_what_apply_then_does(server: Standin, wanted: Callable[
     assert writing == [request for request in server.requests if not request.startswith("GET")][: len(writing)]
 
 
-def test_what_is_paused_by_hand_stays_so_until_it_is_resumed_by_hand(
+def test_a_schedule_paused_by_hand_stays_paused_until_it_is_resumed_by_hand(
     server: Standin, wanted: Callable[..., DeclaredSchedule]
 ) -> None:
     other = wanted("other")
@@ -189,9 +188,7 @@ def test_what_is_paused_by_hand_stays_so_until_it_is_resumed_by_hand(
     assert state(server) == {"daily": [("0 0 3 * * *", "ENABLE")], "other": [("0 0 2 * * *", "ENABLE")]}
 
 
-def test_pausing_and_resuming_at_once_leaves_it_as_it_was(
-    server: Standin, wanted: Callable[..., DeclaredSchedule]
-) -> None:
+def test_pausing_and_resuming_restores_a_schedule(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
     apply(connect(), "us", [wanted("daily")])
     server.tick()
     pause(connect(), "us", "daily")
@@ -206,7 +203,7 @@ def test_pausing_and_resuming_at_once_leaves_it_as_it_was(
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it did it", "after it did it"])
-def test_pausing_and_resuming_can_be_repeated_when_the_server_died(
+def test_pausing_and_resuming_can_be_repeated_after_the_server_died(
     server: Standin, wanted: Callable[..., DeclaredSchedule], before: bool
 ) -> None:
     apply(connect(), "us", [wanted("daily")])
@@ -233,7 +230,7 @@ def test_pausing_and_resuming_can_be_repeated_when_the_server_died(
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it did it", "after it did it"])
-def test_an_apply_during_which_the_server_died_is_completed_by_the_next(
+def test_the_next_apply_completes_one_during_which_the_server_died(
     server: Standin, wanted: Callable[..., DeclaredSchedule], before: bool
 ) -> None:
     """At each request in turn, of an apply that makes, replaces, pauses and removes, with a run alive."""
@@ -272,8 +269,8 @@ def test_an_apply_during_which_the_server_died_is_completed_by_the_next(
     assert server.killed == []
 
 
-def test_two_who_apply_at_once_duplicate_nothing(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
-    """All that they do falls into one second, so that the server cannot tell which was first."""
+def test_two_concurrent_applies_create_no_duplicates(server: Standin, wanted: Callable[..., DeclaredSchedule]) -> None:
+    """All requests fall into one second, so that the server cannot sort them by time."""
     schedules = [wanted("daily"), wanted("new")]
     for change in range(10):
         schedules = [wanted("daily", parameters={"name": f"{change}"}), wanted(f"new-{change}")]
@@ -313,7 +310,7 @@ STEPS = st.lists(st.tuples(FILES, st.booleans(), st.booleans()), min_size=1, max
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
-def test_whatever_is_edited_what_is_declared_is_there_once_and_no_run_is_killed(
+def test_after_any_edits_each_declared_schedule_exists_once_and_no_run_was_killed(
     server: Standin,
     wanted: Callable[..., DeclaredSchedule],
     steps: list[tuple[dict[str, tuple[int, bool]], bool, bool]],
