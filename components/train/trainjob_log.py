@@ -71,7 +71,7 @@ def _trouble(pod: client.V1Pod) -> str | None:
     return None
 
 
-def describe_command(api: ClusterApi, name: str) -> str:
+def _describe_command(api: ClusterApi, name: str) -> str:
     """Return the commands that show why a TrainJob has no pods: Kubernetes reports a refused pod on its Job."""
     kubectl = f"kubectl -n {api.namespace} describe"
     return f"{kubectl} job {name}-{CONTAINER}-0; {kubectl} trainjob,jobset {name}"
@@ -92,7 +92,7 @@ def _follow(api: ClusterApi, name: str, log: Callable[[str], None], ended: threa
         unread = False
         pods = api.pods(name)
         if not pods and time.monotonic() - started > api.patience.first_pod and not reported:
-            reported[name] = f"no pod yet; to see why: {describe_command(api, name)}"
+            reported[name] = f"no pod yet; to see why: {_describe_command(api, name)}"
             log(reported[name])
         for pod in pods:
             key, pod_name, phase = pod.metadata.uid, pod.metadata.name, pod.status.phase
@@ -169,7 +169,7 @@ def failure_of(api: ClusterApi, name: str, condition: Mapping[str, Any]) -> Exce
         return ConfigError(f"{what}: it took longer than its hours; allow more and run again to resume it")
     container = _failed_container(api.pods(name))
     if container is None:
-        return ServiceError(f"{what}; for details: {describe_command(api, name)}")
+        return ServiceError(f"{what}; for details: {_describe_command(api, name)}")
     pod, code, reason = container
     what = (
         f"{what}; pod {pod} ended with exit code {code}: {_error_line(api, pod)}; for details: "
