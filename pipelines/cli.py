@@ -146,14 +146,14 @@ def _hint(word: str, known: Iterable[str]) -> str:
 
 def _suggest_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """End with a usage error if a command is misspelt. argparse reports a command that resembles no other."""
-    commands = parser.get_default("commands")
-    rest = [word for word in words if not word.startswith("-")]
-    if not commands or not rest:
-        return
-    if rest[0] in commands:
-        _suggest_command(commands[rest[0]], rest[1:])
-    elif hint := _hint(rest[0], commands):
-        parser.error(f"there is no command {rest[0]}{hint}")
+    for word in words:
+        commands = parser.get_default("commands") or {}
+        if word in commands:
+            parser = commands[word]
+        elif commands and not word.startswith("-"):
+            if hint := _hint(word, commands):
+                parser.error(f"there is no command {word}{hint}")
+            return
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
