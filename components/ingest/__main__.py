@@ -12,7 +12,7 @@ from components.ingest.step import checks_page, ingest
 def _run(options: argparse.Namespace, params: Params) -> None:
     report = ingest(options.source, options.dataset, options.docs, params.ingest, options.remote)
     sides = ", ".join(f"{count} {side}" for side, count in report.splits.items())
-    print(f"{options.dataset}: {report.accepted} photographs ({sides})")
+    print(f"{options.dataset}: {sum(report.splits.values())} photographs ({sides})")
     if report.quarantined:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.quarantined.items())
         print(f"quarantined: {reasons}; {options.docs / 'quarantine.json'} says what to do with each")

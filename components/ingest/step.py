@@ -43,11 +43,11 @@ _SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Photo
 class IngestReport:
     """Counts of the files of a source."""
 
-    accepted: int
+    splits: Mapping[Split, int]
+    """Accepted photographs by split."""
+    quarantined: Mapping[Reason, int]
     skipped: int
     """Files that are clearly not pictures."""
-    quarantined: Mapping[Reason, int]
-    splits: Mapping[Split, int]
     data_version: str
 
 
@@ -208,6 +208,5 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
                 fault = "; ".join([*failed, f"see {docs / checks_page(pages).relative_to(pages)}"]) if failed else None
         if fault:
             raise DataError(fault)
-    reasons = Counter(entry.reason for entry in quarantined)
-    version = push(dataset, remote) if remote else data_version(dataset)
-    return IngestReport(len(photographs), skipped, dict(sorted(reasons.items())), counts, version)
+    reasons = dict(sorted(Counter(entry.reason for entry in quarantined).items()))
+    return IngestReport(counts, reasons, skipped, push(dataset, remote) if remote else data_version(dataset))

@@ -33,7 +33,7 @@ from components.artifacts import (
 from components.config import Metric
 
 BEFORE = Path(__file__).parent / "previous_version"
-"""Files that the version before wrote, without a schema's number."""
+"""Files of the previous version, without the number of a schema."""
 READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "verdict.json": (read_verdict, "evaluate"),
     "metrics.json": (read_means, "evaluate"),

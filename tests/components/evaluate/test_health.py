@@ -19,7 +19,7 @@ TRAINED = [
     (0.139, 1.689, -0.275, 0.784), (0.381, 2.957, 2.025, 0.845), (0.005, 3.84, -1.747, 0.786),
     (0.323, 0.624, -0.455, 0.364), (0.539, 1.147, 0.616, 0.466),
 ]
-"""What `make run` logged, every tenth iteration."""
+"""Values of every tenth iteration of `make run`."""
 FROZEN = [
     (0.709, 0.057, 0.084, 0.474), (0.714, 0.109, 0.144, 0.374), (0.688, 0.163, 0.15, 0.825),
     (0.714, 0.078, 0.113, 0.722), (0.665, 0.151, 0.092, 0.488), (0.724, 0.199, 0.258, 0.43),
@@ -30,13 +30,13 @@ FROZEN = [
     (0.7, 0.233, 0.247, 0.455), (0.664, 0.157, 0.095, 0.395), (0.697, 0.085, 0.091, 0.53),
     (0.685, 0.296, 0.278, 0.624),
 ]
-"""The same networks and photographs, each iteration, with a discriminator whose learning rate is 0."""
+"""Values of every iteration with the same networks and photographs and a discriminator with learning rate 0."""
 # fmt: on
 GOOD = {"discriminator": 0.45, "logit_real": 1.0, "logit_fake": -0.5, "textured_share": 0.6}
 
 
 def training(**changed: float) -> list[dict[str, float]]:
-    """Forty logged values: the first half good, the second with what changed."""
+    """Return forty logged entries: the first half good, the second half with the changed values."""
     return [{"iteration": n, **GOOD, **(changed if n >= 20 else {})} for n in range(40)]
 
 

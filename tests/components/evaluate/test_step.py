@@ -46,7 +46,7 @@ def compared(
     tmp_path: Path,
     mlflow_store: str,  # noqa: ARG001
 ) -> Callable[..., str]:
-    """Runs the step on warm-up, challenger and dataset of this test; its output is tmp_path/out."""
+    """Run the step on warm-up, challenger and dataset of this test, with the output tmp_path/out."""
     folders = {"warmup": generator_folder("warmup", 1), "challenger": generator_folder("challenger", 2)}
 
     def run_step(**changed: Any) -> str:
@@ -185,7 +185,7 @@ def test_the_report_is_self_contained_and_complete(compared: Callable[..., str],
 def test_tiles_change_the_values_only_slightly(compared: Callable[..., str], tmp_path: Path) -> None:
     compared(crop=None)
     whole = read_means(tmp_path / "out")
-    # The generator has one block: its sight ends within the overlap.
+    # The generator has one block, and its receptive field is smaller than the overlap.
     compared(crop=None, tile=32)
     assert read_means(tmp_path / "out")["challenger"] == pytest.approx(whole["challenger"])
 

@@ -45,7 +45,7 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
-    """Encode an RGB PNG by hand: Pillow writes no 16-bit RGB, and no header that lies about its size."""
+    """Encode an RGB PNG, because Pillow can write neither 16-bit RGB nor a header with a false size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

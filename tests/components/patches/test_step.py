@@ -51,7 +51,7 @@ def flat(height: int, width: int) -> Pixels:
 
 
 def write_dataset(folder: Path, entries: Sequence[Entry]) -> Path:
-    """Write a dataset as ingest does, as far as patches look."""
+    """Write a dataset with the columns that the step reads."""
     (folder / "photographs").mkdir(parents=True)
     rows = []
     for entry in entries:
@@ -148,7 +148,7 @@ def test_lr_is_the_downscale_of_the_whole_photograph(tmp_path: Path) -> None:
     opened = read_patches(tmp_path / "patches", "train")
     whole = downscale_uint8(image, 4)
     np.testing.assert_array_equal(opened.lr[0], whole)
-    # A patch's own downscale would mirror at the patch's border instead of seeing what lies beyond it.
+    # The downscale of a single patch would mirror pixels at its border instead of using those beyond it.
     assert not np.array_equal(downscale_uint8(image[24:72, 24:72], 4), whole[6:18, 6:18])
 
 

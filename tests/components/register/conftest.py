@@ -25,7 +25,7 @@ def challenger(generator_folder: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the folder of an evaluation of a challenger."""
+    """Write the folder of an evaluation of a challenger."""
 
     def write(challenger: Path, verdict: str, champion: str | None = None, **changed: Any) -> Path:
         folder = tmp_path / "evaluation"
@@ -54,7 +54,7 @@ def registered(
     mlflow_store: str,  # noqa: ARG001
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Registration]:
-    """Registers a challenger by a verdict; the clean process, which takes seconds, has tests of its own."""
+    """Register a challenger without the load check, which takes seconds and has its own tests."""
     monkeypatch.setattr(step, "check_loads", lambda *_: None)
 
     def run_step(

@@ -42,7 +42,7 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_after(survived: int) -> Iterator[None]:
-    """Let whoever changes registry or ledger die at the change after so many."""
+    """Raise `Killed` at the change of registry or ledger that follows `survived` others."""
     from mlflow import MlflowClient
 
     changes = 0
@@ -197,7 +197,7 @@ def test_a_champion_that_a_person_chose_is_recorded_and_kept(
 def test_a_ledger_newer_than_a_restored_registry_promotes_no_other_model(
     registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The number of a version that the backup did not know is given again, to other weights."""
+    """The registry assigns the number of a version that is missing from the backup again, to other weights."""
     ledger = str(tmp_path / "ledger")
     registered(generator_folder("one", 1), "promote", ledger=ledger)
     lost = replace(entries(ledger, "tests")[0], number=2, version="2", previous="1", weights_sha256="f" * 64)

@@ -56,7 +56,7 @@ def assert_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tenso
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A file of weights of the tiny generator."""
+    """Write the weights of the tiny generator."""
     torch.manual_seed(7)
     path = tmp_path / "given.safetensors"
     save_generator(Generator(GeneratorShape(blocks=1, features=4, growth=2)), path, metadata={"by": "tests"})
@@ -65,7 +65,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, patches: Path) -> Path:
-    """Output of a warm-up from scratch that nothing came between."""
+    """Return the output of an uninterrupted warm-up from scratch."""
     folder = tmp_path_factory.mktemp("undisturbed")
     warm_up(patches, folder / "out", folder / "checkpoints", params=tiny(), track=ignore)
     return folder / "out"
