@@ -80,6 +80,14 @@ def test_after_a_kill_the_champion_is_valid_and_a_repeated_call_completes(
     assert versions() == 2
 
 
+@pytest.fixture
+def ledger(registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path) -> str:
+    """Return the address of a ledger that holds the promotion of version 1."""
+    address = str(tmp_path / "ledger")
+    registered(generator_folder("one", 1), "promote", ledger=address)
+    return address
+
+
 def moves(ledger: str) -> list[tuple[str | None, str | None, str]]:
     return [(move.previous, move.version, move.verdict) for move in entries(ledger, "tests")]
 
@@ -87,12 +95,10 @@ def moves(ledger: str) -> list[tuple[str | None, str | None, str]]:
 def test_the_ledger_records_version_reason_data_and_user_of_each_promotion(
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
-    tmp_path: Path,
+    ledger: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOGNAME", "ada")
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
     two = generator_folder("two", 2)
     registered(two, "keep", champion="1", ledger=ledger)
     for _ in range(2):
@@ -112,10 +118,8 @@ def test_the_next_registration_completes_the_ledger_after_a_kill(
     survived: int,
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
-    tmp_path: Path,
+    ledger: str,
 ) -> None:
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
     two = generator_folder("two", 2)
     with killed_after(survived), pytest.raises(Killed):
         registered(two, "promote", champion="1", ledger=ledger)
@@ -134,11 +138,9 @@ def test_the_next_registration_completes_the_ledger_after_a_kill(
 def test_the_second_of_two_concurrent_promotions_is_refused_and_not_recorded(
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
-    tmp_path: Path,
+    ledger: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
     two, three = generator_folder("two", 2), generator_folder("three", 3)
     real = promotion.append
 
@@ -157,13 +159,11 @@ def test_the_second_of_two_concurrent_promotions_is_refused_and_not_recorded(
 def test_a_process_that_moves_the_aliases_late_restores_those_of_the_newest_entry(
     registered: Callable[..., Registration],
     generator_folder: Callable[..., Path],
-    tmp_path: Path,
+    ledger: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mlflow import MlflowClient
 
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
     two, three = generator_folder("two", 2), generator_folder("three", 3)
     real = MlflowClient.set_registered_model_alias
 
@@ -180,10 +180,8 @@ def test_a_process_that_moves_the_aliases_late_restores_those_of_the_newest_entr
 
 
 def test_a_champion_that_a_person_chose_is_recorded_and_kept(
-    registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path
+    registered: Callable[..., Registration], generator_folder: Callable[..., Path], ledger: str
 ) -> None:
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
     registered(generator_folder("two", 2), "promote", champion="1", ledger=ledger)
     mlflow_client().set_registered_model_alias("tests", "champion", "1")
     for _ in range(2):
@@ -195,11 +193,9 @@ def test_a_champion_that_a_person_chose_is_recorded_and_kept(
 
 
 def test_a_ledger_newer_than_a_restored_registry_promotes_no_other_model(
-    registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path
+    registered: Callable[..., Registration], generator_folder: Callable[..., Path], ledger: str
 ) -> None:
     """The registry assigns the number of a version that is missing from the backup again, to other weights."""
-    ledger = str(tmp_path / "ledger")
-    registered(generator_folder("one", 1), "promote", ledger=ledger)
     lost = replace(entries(ledger, "tests")[0], number=2, version="2", previous="1", weights_sha256="f" * 64)
     append(ledger, "tests", lost)
     assert registered(generator_folder("two", 2), "keep", champion="1", ledger=ledger).champion == "1"
