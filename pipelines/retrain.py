@@ -26,10 +26,10 @@ from components.train.launch_component import train_on_nodes
 from components.warmup.component import warmup
 from pipelines.kubeflow.resources import VOLUME, Cluster, place, trainjob_yaml
 
-PIPELINE = "bebygan-retrain"
+PIPELINE_NAME = "bebygan-retrain"
 CACHED = frozenset(("ingest", "patches", "warmup"))
-"""Steps that are not repeated for the same inputs. The others depend on more than their inputs: checkpoints make a
-repeated training short, and the champion that a challenger meets may be another one."""
+"""Steps that are not repeated for the same inputs. The results of the others depend on the current champion too, or
+take little time: a repeated training resumes from its last checkpoint."""
 DESCRIPTION = "Retrain Beby-GAN; replace the champion only by a better model."
 
 
@@ -114,7 +114,7 @@ def add_steps(
 def retrain_here(job: Job, *, remote: str, checkpoints: str, ledger: str) -> Any:
     """Return the pipeline for one machine: the six steps of a job, without inputs. See `add_steps`."""
 
-    @dsl.pipeline(name=PIPELINE, description=DESCRIPTION)
+    @dsl.pipeline(name=PIPELINE_NAME, description=DESCRIPTION)
     def pipeline() -> Outputs:
         tasks = add_steps(
             source=job.source,
@@ -147,7 +147,7 @@ def retrain_on(cluster: Cluster) -> Any:
     if cluster.training.where == "trainjob":
         trainer = partial(train_on_nodes, trainjob=trainjob_yaml(cluster))
 
-    @dsl.pipeline(name=PIPELINE, description=DESCRIPTION)
+    @dsl.pipeline(name=PIPELINE_NAME, description=DESCRIPTION)
     def pipeline(
         source: str,
         params: str,

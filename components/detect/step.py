@@ -79,8 +79,7 @@ def _reason(job: Job, made: _Made | None) -> str:
 def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decision:
     """Decide whether to train.
 
-    A finished run of the same photographs, code and parameters makes another one pointless, whether or not its
-    challenger became champion.
+    A job with a finished run is skipped, even if its challenger did not become champion.
 
     Args:
         job: the run in question.
@@ -99,10 +98,10 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
     made = _pipeline_run_of_champion(job.params.evaluate.model_name)
     # Kubeflow's MLflow plugin may track this run in another experiment than the runs before.
     also_in = [made[1].info.experiment_id] if made and made[1] else []
-    if earlier := ended_runs({"fingerprint": job.fingerprint}, "FINISHED", also_in):
+    same = {"fingerprint": job.fingerprint}
+    if earlier := ended_runs(same, "FINISHED", also_in):
         return Decision("skip", f"photographs, parameters and code are those of the finished run {earlier[0]}")
-    tried = {"fingerprint": job.fingerprint, **PREFLIGHT_PASSED}
-    if tries and len(failed := ended_runs(tried, "FAILED", also_in)) >= tries:
+    if tries and len(failed := ended_runs(same | PREFLIGHT_PASSED, "FAILED", also_in)) >= tries:
         return Decision(
             "skip",
             f"{len(failed)} runs of the same photographs, parameters and code failed, the last one {failed[0]}: "

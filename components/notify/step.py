@@ -7,29 +7,27 @@ is never printed.
 import json
 import logging
 import os
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+from urllib.error import HTTPError
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from bebygan.errors import ConfigError, ServiceError
 from components.config import Params, from_yaml
 from components.progress import say
-from components.tracking.client import mlflow_client, service_errors
+from components.tracking.client import tracker
 from components.tracking.registry import champion
 from components.tracking.runs import close_pipeline_run
 
 _PIPELINE = "retraining"
 """Name of the pipeline in messages."""
 _SECONDS_TO_ANSWER = 10.0
-_SECONDS_BEFORE_TRYING_AGAIN = (1.0, 5.0)
 _LONGEST_ERROR = 2000
 """Characters of an error that are posted."""
 _log = logging.getLogger(__name__)
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +41,8 @@ class Ending:
     """Registered model of the pipeline; empty if its parameters are invalid."""
 
     @property
-    def status(self) -> Status:
-        """Return MLflow's name for the state."""
+    def status(self) -> Literal["FINISHED", "FAILED", "KILLED"]:
+        """Return MLflow's name of the state."""
         if self.state == "SUCCEEDED":
             return "FINISHED"
         return "KILLED" if self.state.startswith("CANCEL") else "FAILED"
@@ -53,7 +51,7 @@ class Ending:
 def model_of(params: str) -> str:
     """Return the name of the registered model in a pipeline's parameters, or nothing if they are invalid.
 
-    The pipeline failed then, and its error says what is invalid: that must still be posted.
+    In that case the pipeline has failed, and its error, which names the invalid parameter, must still be posted.
     """
     try:
         return from_yaml(Params, params).evaluate.model_name
@@ -61,38 +59,34 @@ def model_of(params: str) -> str:
         return ""
 
 
-def console_link() -> str:
+def _console_link() -> str:
     """Return the address of this Kubeflow run's page, or "" if BEBYGAN_CONSOLE or KFP_RUN_ID is not set."""
     console, run = os.environ.get("BEBYGAN_CONSOLE", ""), os.environ.get("KFP_RUN_ID", "")
     return f"{console.rstrip('/')}/#/runs/details/{run}" if console and run else ""
 
 
-def tracker_link(run: str) -> str:
-    """Return the address of a run's page in MLflow, or an empty string if BEBYGAN_TRACKER is not set.
-
-    Raises:
-        ServiceError: the tracker is unreachable or refuses.
-    """
-    tracker = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/")
-    if not tracker:
-        return ""
-    with service_errors("asking for the run of the pipeline"):
-        return f"{tracker}/#/experiments/{mlflow_client().get_run(run).info.experiment_id}/runs/{run}"
-
-
 def _end_run(ending: Ending, console: str) -> dict[str, str] | None:
-    """End the run in MLflow; return its id and link (empty if no run was opened), or None if MLflow is unreachable."""
+    """End the run in MLflow; return its id and link, empty if none was opened, or None if MLflow is unreachable.
+
+    The link is empty unless BEBYGAN_TRACKER is set.
+    """
     tags = {"console": console, "error": ending.error[:_LONGEST_ERROR]}
+    pages, link = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/"), ""
     try:
         run = close_pipeline_run(ending.status, {name: value for name, value in tags.items() if value}) or ""
-        return {"mlflow_run": run, "tracker": tracker_link(run) if run else ""}
+        if pages and run:
+            with tracker("asking for the run of the pipeline") as client:
+                link = f"{pages}/#/experiments/{client.get_run(run).info.experiment_id}/runs/{run}"
     except ServiceError as error:
         _log.warning("warning: %s. The pipeline's run there is not ended", error)
         return None
+    return {"mlflow_run": run, "tracker": link}
 
 
 def _champion(model: str) -> str | None:
-    """Return the champion's version, empty if there is none, or None if the registry is unreachable."""
+    """Return the champion's version, empty if there is none, or None if it is unknown."""
+    if not model:
+        return None
     try:
         reigning = champion(model)
     except ServiceError as error:
@@ -101,44 +95,55 @@ def _champion(model: str) -> str | None:
     return reigning.version if reigning else ""
 
 
-def post(address: str, message: Mapping[str, str]) -> None:
-    """Post a message as JSON, and try again if the webhook is unreachable.
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, OSError) and getattr(error, "code", 500) in (429, *range(500, 600))
+
+
+RETRYING = Retrying(
+    retry=retry_if_exception(_may_pass),
+    wait=wait_exponential(multiplier=1, exp_base=5),
+    stop=stop_after_attempt(3),
+    reraise=True,
+)
+"""Policy for a webhook that is unreachable or busy."""
+
+
+def _post(address: str, message: Mapping[str, str], retrying: Retrying) -> None:
+    """Post a message as JSON.
 
     Raises:
-        ServiceError: the webhook did not accept the message. The error does not contain the address.
+        ServiceError: the webhook did not accept it. The error does not contain the address.
     """
     if not address.startswith(("http://", "https://")):
         raise ServiceError("the webhook's address does not begin with http:// or https://: correct BEBYGAN_WEBHOOK_URL")
     body = json.dumps(message).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310 - checked above
-    for wait in (*_SECONDS_BEFORE_TRYING_AGAIN, None):
-        try:
-            with urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER):  # noqa: S310
-                return
-        except urllib.error.HTTPError as error:
+    try:
+        retrying(urllib.request.urlopen, request, timeout=_SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+        if isinstance(error, HTTPError):
             reason = f"it answers {error.code}"
-            final = error.code < 500 and error.code != 429
-        except OSError as error:
-            reason = str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
-            final = False
-        if final or wait is None:
-            break
-        time.sleep(wait)
-    raise ServiceError(f"the webhook did not take the message ({reason}): see that it runs, or correct its secret")
+        problem = f"the webhook did not take the message ({reason}): see that it runs, or correct its secret"
+        raise ServiceError(problem) from error
 
 
-def notify(ending: Ending) -> None:
+def notify(ending: Ending, retrying: Retrying = RETRYING) -> None:
     """End the pipeline's run in MLflow and post a message to the webhook.
 
-    A run that found nothing to do posts no message: schedules start many of them. It is recognized by the fact that it
-    succeeded and opened no run in MLflow.
+    A run that found nothing to do posts no message, because schedules start many of them. Such a run succeeded and
+    opened no run in MLflow.
 
     A failure to report is logged and is not an error: it must not fail a successful training.
+
+    Args:
+        ending: how the pipeline ended.
+        retrying: policy for the webhook.
     """
-    console = console_link()
+    console = _console_link()
     run = _end_run(ending, console)
     nothing_to_do = ending.status == "FINISHED" and run is not None and not run["mlflow_run"]
-    reigning = _champion(ending.model) if ending.model else None
+    reigning = _champion(ending.model)
     named = f"{ending.model} version {reigning}" if reigning else "unknown" if reigning is None else "none yet"
     how = "nothing to do" if nothing_to_do else ending.state.lower()
     text = f"{_PIPELINE} of {ending.model or 'an unknown model'}: {how}; champion: {named}"
@@ -162,6 +167,6 @@ def notify(ending: Ending) -> None:
         "console": console,
     }
     try:
-        post(address, message)
+        _post(address, message, retrying)
     except ServiceError as error:
         _log.warning("warning: %s", error)

@@ -5,7 +5,6 @@ import sys
 
 from components.cli import run_step, step_parser
 from components.config import Params
-from components.preflight.step import Places, checks, preflight
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, params: Params) -> None:
     """Run all checks; see `components.preflight.step.preflight`."""
+    # `bebygan --help` needs the arguments above only, and these imports take seconds.
+    from components.preflight.step import Places, checks, preflight  # noqa: PLC0415
+
     places = Places(
         source=options.source, remote=options.remote, checkpoints=options.checkpoints, ledger=options.ledger
     )

@@ -1,4 +1,7 @@
-"""Test everything that a run needs concurrently, and report everything that is missing."""
+"""Test everything that a run needs concurrently, and report everything that is missing.
+
+The imports take seconds: import this module only to run the checks.
+"""
 
 import os
 import threading
@@ -8,11 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from bebygan.errors import BebyganError, ConfigError, ServiceError, WeightsError
+from bebygan.pretrained import GENERATORS, weights_file
 from components.config import Params
 from components.progress import say
 from components.stores import check_writable, open_store
 from components.stores.source import open_source
+from components.tracking.registry import check_rights
+from components.tracking.runs import check_tracker
 
 _SECONDS_FOR_A_SERVICE = 40.0
 _SECONDS_FOR_WEIGHTS = 600.0
@@ -42,45 +50,32 @@ class Check:
     """Time limit."""
 
 
-def _refuse_volume(place: str, volume: str) -> None:
+def _outside(volume: str, place: str) -> str:
     if volume and Path(place).is_relative_to(volume):
         raise ConfigError(f"{place} is on the volume, which only trainings mount: name s3://bucket/prefix instead")
+    return place
 
 
 def _photographs(source: str, volume: str) -> str:
-    _refuse_volume(source, volume)
-    open_source(source)
+    open_source(_outside(volume, source))
     return "can be listed"
 
 
 def _writable(place: str, volume: str, *, conditional: bool) -> str:
-    _refuse_volume(place, volume)
-    check_writable(open_store(place, patient=False), conditional=conditional)
+    check_writable(open_store(_outside(volume, place), patient=False), conditional=conditional)
     return "can be written"
 
 
-def _tracker() -> str:
-    from components.tracking.runs import check_tracker  # noqa: PLC0415
-
-    return f"answers at {check_tracker()}"
-
-
 def _registry(model: str) -> str:
-    from components.tracking.registry import check_rights  # noqa: PLC0415
-
     check_rights(model)
     return f"allows changes of {model}"
 
 
 def _weights(name: str) -> str:
-    from bebygan.pretrained import weights_file  # noqa: PLC0415
-
     return f"at {weights_file(name)}"
 
 
 def _start(weights: str) -> str:
-    from bebygan.pretrained import GENERATORS  # noqa: PLC0415
-
     if weights in GENERATORS:
         return _weights(weights)
     if not Path(weights).is_file():
@@ -92,8 +87,6 @@ def _start(weights: str) -> str:
 
 
 def _gpus(asked: int) -> str:
-    import torch  # noqa: PLC0415
-
     found = torch.cuda.device_count()
     if found < asked:
         raise ConfigError(
@@ -118,7 +111,6 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
         params: parameters of the run, which name the model and the weights.
         gpus: number of GPUs that this machine must have.
     """
-    _imported()
     service, source, volume = _SECONDS_FOR_A_SERVICE, places.source, places.volume
     found = [Check(f"photographs in {source}", partial(_photographs, source, volume), service)]
     for what, place, refused, conditional in (
@@ -129,26 +121,16 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
         if place:
             attempt = partial(_writable, place, refused, conditional=conditional)
             found.append(Check(f"{what} {place}", attempt, service))
-    found.append(Check("MLflow", _tracker, service))
+    found.append(Check("MLflow", lambda: f"answers at {check_tracker()}", service))
     found.append(Check("model registry", partial(_registry, params.evaluate.model_name), service))
-    networks = ["alexnet", "lpips-alex"]
-    if params.train.losses.perceptual:
-        networks.insert(0, params.train.perceptual.network)
-    for name in networks:
+    perceptual = (params.train.perceptual.network,) if params.train.losses.perceptual else ()
+    for name in (*perceptual, "alexnet", "lpips-alex"):
         found.append(Check(f"weights {name}", partial(_weights, name), _SECONDS_FOR_WEIGHTS))
     if start := params.warmup.weights:
         found.append(Check(f"weights {start}", partial(_start, start), _SECONDS_FOR_WEIGHTS))
     if gpus:
         found.append(Check("GPUs", partial(_gpus, gpus), service))
     return found
-
-
-def _imported() -> None:
-    """Import what the checks need, so that the seconds it takes do not count against a service's time limit."""
-    import bebygan.pretrained  # noqa: F401, PLC0415
-    from components.tracking.client import mlflow_client  # noqa: PLC0415
-
-    mlflow_client()
 
 
 def _attempted(check: Check, started: float, outcomes: dict[str, str | Exception]) -> None:

@@ -6,10 +6,11 @@ import time
 from tabulate import tabulate
 
 from bebygan.errors import ConfigError
+from bebygan.files import whole_file
 from components.job import inputs_of
 from components.progress import say
 from pipelines.kubeflow.client import connect
-from pipelines.kubeflow.compilation import compiled_retrain, retrain_manifests, retrain_yaml, write_pipeline
+from pipelines.kubeflow.compilation import compiled_retrain, retrain_manifests, retrain_yaml
 from pipelines.kubeflow.requests import RunRequest
 from pipelines.kubeflow.resources import TASKS, load_cluster
 from pipelines.kubeflow.runs import age, wait
@@ -27,7 +28,8 @@ def compile_pipeline(options: argparse.Namespace) -> None:
         if options.manifests
         else retrain_yaml(cluster, options.params)
     )
-    write_pipeline(options.output, content)
+    with whole_file(options.output) as temporary:
+        temporary.write_bytes(content)
     print(options.output)
 
 

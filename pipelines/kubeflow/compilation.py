@@ -1,4 +1,4 @@
-"""Pipelines as Kubeflow reads them."""
+"""Compile the pipeline to what Kubeflow reads."""
 
 import tempfile
 from pathlib import Path
@@ -8,17 +8,16 @@ import yaml
 from kfp.compiler import Compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
-from bebygan.files import whole_file
 from components.config import Params, load_params
 from components.job import inputs_of
 from pipelines.kubeflow.requests import CompiledPipeline
 from pipelines.kubeflow.resources import Cluster
-from pipelines.retrain import PIPELINE, retrain_on
+from pipelines.retrain import PIPELINE_NAME, retrain_on
 
 
 def _compiled(pipeline: Any, **options: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        # The compiler goes by the suffix.
+        # The compiler chooses the format by the suffix.
         path = Path(folder) / "pipeline.yaml"
         Compiler().compile(pipeline, str(path), **options)
         return path.read_bytes()
@@ -35,14 +34,14 @@ def compiled_retrain(cluster: Cluster) -> CompiledPipeline:
     Raises:
         ConfigError: params.yaml cannot be read or is wrong.
     """
-    return CompiledPipeline(PIPELINE, retrain_yaml(cluster, load_params()))
+    return CompiledPipeline(PIPELINE_NAME, retrain_yaml(cluster, load_params()))
 
 
 def retrain_manifests(cluster: Cluster, params: Params, namespace: str) -> bytes:
     """Return the pipeline and this version of it as Kubernetes objects (pipelines.kubeflow.org/v2beta1)."""
-    name = CompiledPipeline(PIPELINE, retrain_yaml(cluster, params)).version
+    name = CompiledPipeline(PIPELINE_NAME, retrain_yaml(cluster, params)).version
     options = KubernetesManifestOptions(
-        pipeline_name=PIPELINE, pipeline_version_name=name, namespace=namespace, include_pipeline_manifest=True
+        pipeline_name=PIPELINE_NAME, pipeline_version_name=name, namespace=namespace, include_pipeline_manifest=True
     )
     written = _compiled(
         retrain_on(cluster),
@@ -56,13 +55,3 @@ def retrain_manifests(cluster: Cluster, params: Params, namespace: str) -> bytes
         if each["kind"] == "PipelineVersion":
             each["spec"]["displayName"] = name
     return yaml.safe_dump_all(objects, sort_keys=True).encode()
-
-
-def write_pipeline(path: Path, content: bytes) -> None:
-    """Write a compiled pipeline.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content)

@@ -24,10 +24,10 @@ _SECONDS_BETWEEN_ATTEMPTS = 60
 
 
 def amount(quantity: str) -> float:
-    """Return the number that Kubernetes means by a quantity such as 500m or 2Gi."""
+    """Return the value of a Kubernetes quantity such as 500m or 2Gi."""
     match = _QUANTITY.fullmatch(quantity)
     if match is None:
-        raise ValueError(f"{quantity!r} is no quantity of Kubernetes, such as 500m, 2 or 16Gi")
+        raise ValueError(f"{quantity!r} is not a Kubernetes quantity, such as 500m, 2 or 16Gi")
     return float(match[1]) * _UNITS[match[2] or ""]
 
 
@@ -49,7 +49,7 @@ ImageName = Annotated[str, Constraint(pattern=r"[\w][\w.:/-]*(@sha256:[0-9a-f]{6
 
 @dataclass(frozen=True, kw_only=True)
 class Toleration(Settings):
-    """A taint of machines that a task puts up with."""
+    """A taint of machines that a task tolerates."""
 
     key: str
     operator: Literal["Equal", "Exists"]
@@ -59,12 +59,12 @@ class Toleration(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResources(Settings):
-    """What one task is given."""
+    """Machine, time and retries of one task."""
 
     cpu: Range
-    """Requested, and at most."""
+    """Request and limit."""
     memory: Range
-    """Requested, and at most; what lies in /dev/shm counts."""
+    """Request and limit; the content of /dev/shm counts."""
     gpus: NotNegative
     gpu_type: str
     """Name of the resource, such as nvidia.com/gpu."""
@@ -72,7 +72,7 @@ class TaskResources(Settings):
     """Labels of the machines to run on."""
     tolerations: tuple[Toleration, ...]
     shared_memory: Size | None
-    """Size of /dev/shm, which training loaders need more of than the 64 MiB that containers get; none leaves it."""
+    """Size of /dev/shm; training loaders need more than the 64 MiB of a container. null leaves it."""
     hours: Hours
     """After which one attempt is stopped."""
     retries: Annotated[int, Constraint(at_least=0, at_most=10)]
@@ -85,7 +85,7 @@ class TaskResources(Settings):
 
     @property
     def retry_window(self) -> int:
-        """Return for how many seconds after the first attempt began another one may begin: longer than all of them."""
+        """Return the seconds after the start of the first attempt in which another may start: longer than all take."""
         between = _SECONDS_BETWEEN_ATTEMPTS * (1 << self.retries)
         return (self.retries + 1) * self.seconds + between + _SECONDS_OF_GRACE
 
@@ -113,14 +113,14 @@ DATA_TASKS = frozenset(("look", "ingest", "patches", "launch"))
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Settings):
-    """The two images; in production by digest, else a new image of an old name passes for the old one."""
+    """The two images. In production they are named by digest: a tag can be moved to another image."""
 
     data: ImageName
     torch: ImageName
 
     @property
     def version(self) -> str:
-        """Return the identity of the code, as runs and caches know it."""
+        """Return the identity of the code for runs and caches."""
         return f"{self.data} {self.torch}"
 
     @property
@@ -131,7 +131,7 @@ class Images(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Settings):
-    """Where the train step computes."""
+    """Where the train step runs."""
 
     where: Literal["pod", "trainjob"]
     """In its own pod, or on other machines as a TrainJob of Kubeflow Trainer, which survives the loss of a machine."""
@@ -145,11 +145,10 @@ class Training(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Names(Settings):
-    """What the tasks refer to in their namespace, by name."""
+    """Names of the objects in the namespace that tasks refer to."""
 
     config_map: Name
-    """MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, BEBYGAN_CONSOLE, BEBYGAN_TRACKER; what it lacks is
-    not set."""
+    """MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, BEBYGAN_CONSOLE, BEBYGAN_TRACKER, each optional."""
     s3_secret: Name
     mlflow_secret: Name
     webhook_secret: Name
@@ -159,78 +158,78 @@ class Names(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster(Settings):
-    """All that infra/cluster.yaml says."""
+    """All settings of infra/cluster.yaml."""
 
     images: Images
     names: Names
     training: Training
     steps: Steps
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_pod, gpus = self.training.where == "pod", self.steps.train.gpus
+        require(
+            not in_pod or self.training.nodes == 1,
+            "a pod is one machine: set training.where to trainjob, or training.nodes to 1",
+        )
+        for name in TASKS:
+            require(
+                getattr(self.steps, name).gpus <= 1 or (not in_pod and name in ("preflight", "train")),
+                f"steps.{name}.gpus: a pod computes on one GPU; only train can use more, with training.where set to "
+                "trainjob",
+            )
+        require(
+            self.steps.preflight.gpus in (0, gpus),
+            f"steps.preflight.gpus must be that of steps.train, {gpus}, or 0",
+        )
+
 
 CLUSTER_FILE = Path("infra/cluster.yaml")
 VOLUME = "/volume"
-"""Where the volume is mounted, in tasks and in the pods of a TrainJob."""
+"""Folder where the volume is mounted, in tasks and in the pods of a TrainJob."""
 
 
 def load_cluster(path: Path = CLUSTER_FILE) -> Cluster:
-    """Read what tasks are given.
+    """Read the settings of a cluster.
 
     Raises:
         ConfigError: the file cannot be read, or a name is unknown (the nearest one is named), missing or out of range.
     """
     try:
-        text = path.read_text()
+        return from_yaml(Cluster, path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the cluster's settings {path}: {error.strerror}") from error
-    try:
-        cluster = from_yaml(Cluster, text)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    train, in_pod = cluster.steps.train, cluster.training.where == "pod"
-    if in_pod and cluster.training.nodes > 1:
-        raise ConfigError(f"{path}: a pod is one machine: set training.where to trainjob, or training.nodes to 1")
-    for name in TASKS:
-        if getattr(cluster.steps, name).gpus > 1 and (in_pod or name not in ("preflight", "train")):
-            raise ConfigError(
-                f"{path}: steps.{name}.gpus: a pod computes on one GPU; train alone can use more, with training.where "
-                "set to trainjob"
-            )
-    if cluster.steps.preflight.gpus not in (0, train.gpus):
-        raise ConfigError(f"{path}: steps.preflight.gpus must be that of steps.train, {train.gpus}, or 0")
-    return cluster
 
 
-_S3 = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-_MLFLOW = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-_WEBHOOK = ("BEBYGAN_WEBHOOK_URL",)
 _READS_BUCKETS = frozenset(("preflight", "look", "ingest", "warmup", "train", "evaluate", "register"))
 _TRACKED = frozenset(("preflight", "decide", "warmup", "train", "evaluate", "register", "notify"))
+_POSTS = frozenset(("notify",))
 _ON_VOLUME = frozenset(("preflight", "warmup", "train", "launch"))
+"""Tasks by what they read, or mount."""
 
 
-def _same(names: tuple[str, ...]) -> dict[str, str]:
-    return {name: name for name in names}
-
-
-def _given_addresses(task: dsl.PipelineTask, name: str, names: Names) -> None:
+def _set_environment(task: dsl.PipelineTask, name: str, names: Names) -> None:
     """Give a task the addresses and credentials that it needs, by reference, and no others."""
-    # Optional all: a pod that lacks one would wait for it without a word, where preflight says what is missing.
-    if name in _READS_BUCKETS:
-        kubernetes.use_secret_as_env(task, names.s3_secret, _same(_S3), optional=True)
-    if name in _TRACKED:
-        kubernetes.use_secret_as_env(task, names.mlflow_secret, _same(_MLFLOW), optional=True)
-    if name == "notify":
-        kubernetes.use_secret_as_env(task, names.webhook_secret, _same(_WEBHOOK), optional=True)
-    addresses = [
-        *(("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION") if name in _READS_BUCKETS else ()),
-        *(("MLFLOW_TRACKING_URI",) if name in _TRACKED else ()),
-        *(("BEBYGAN_CONSOLE", "BEBYGAN_TRACKER") if name == "notify" else ()),
-    ]
-    if addresses:
-        kubernetes.use_config_map_as_env(task, names.config_map, _same(tuple(addresses)), optional=True)
+    # All are optional: a pod without a mandatory one waits without a message, while preflight names what is missing.
+    for users, secret, keys in (
+        (_READS_BUCKETS, names.s3_secret, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+        (_TRACKED, names.mlflow_secret, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
+        (_POSTS, names.webhook_secret, ("BEBYGAN_WEBHOOK_URL",)),
+    ):
+        if name in users:
+            kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+    addresses = (
+        (_READS_BUCKETS, ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")),
+        (_TRACKED, ("MLFLOW_TRACKING_URI",)),
+        (_POSTS, ("BEBYGAN_CONSOLE", "BEBYGAN_TRACKER")),
+    )
+    if given := {key: key for users, keys in addresses for key in keys if name in users}:
+        kubernetes.use_config_map_as_env(task, names.config_map, given, optional=True)
 
 
-def _given_machine(task: dsl.PipelineTask, step: TaskResources) -> None:
+def _set_machine(task: dsl.PipelineTask, step: TaskResources) -> None:
     task.set_cpu_request(step.cpu[0]).set_cpu_limit(step.cpu[1])
     task.set_memory_request(step.memory[0]).set_memory_limit(step.memory[1])
     if step.gpus:
@@ -242,7 +241,7 @@ def _given_machine(task: dsl.PipelineTask, step: TaskResources) -> None:
 
 
 def _launcher(train: TaskResources) -> TaskResources:
-    """Return what the task is given that starts a TrainJob and watches it: little, but more time than that has."""
+    """Return the resources of the task that starts and watches a TrainJob: little, but more time than the TrainJob."""
     return replace(
         train,
         cpu=("100m", "1"),
@@ -256,7 +255,7 @@ def _launcher(train: TaskResources) -> TaskResources:
 
 
 def place(task: dsl.PipelineTask, name: str, cluster: Cluster) -> None:
-    """Give a task all that it has on a cluster.
+    """Give a task everything that it gets on a cluster.
 
     Args:
         task: of the pipeline.
@@ -270,25 +269,25 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster) -> None:
     task.set_container_image(image)
     task.set_env_variable("BEBYGAN_IMAGE", image)
     if step.gpus:
-        # Where the driver fails training would take the processor instead, for days.
+        # Without this, training would run on the processor for days if the driver fails.
         task.set_env_variable("BEBYGAN_GPUS", str(step.gpus))
-    _given_machine(task, step)
-    _given_addresses(task, name, cluster.names)
+    _set_machine(task, step)
+    _set_environment(task, name, cluster.names)
     kubernetes.add_pod_label(task, TASK_LABEL, "train" if name == "launch" else name)
     kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", f"metadata.labels['{RUN_LABEL}']")
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
-    # All that is written to beside a root filesystem that may be read-only, and that is not ours anyway.
+    # Tasks write here only: the root filesystem may be read-only.
     kubernetes.empty_dir_mount(task, "tmp", "/tmp")  # noqa: S108
     kubernetes.empty_dir_mount(task, "workspace", "/app/workspace")
     if step.shared_memory:
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", "Memory", step.shared_memory)  # noqa: S108
     if name in _ON_VOLUME:
         kubernetes.mount_pvc(task, cluster.names.claim, VOLUME)
-        # What MLflow did not take would be lost with the pod.
+        # What could not be sent to MLflow would be lost with the pod.
         task.set_env_variable("BEBYGAN_UNTRACKED", f"{VOLUME}/untracked")
     kubernetes.set_timeout(task, step.seconds)
     if step.retries:
-        # Kubeflow counts the window from the start of the first attempt, and without one allows an hour.
+        # Kubeflow's window begins with the first attempt and is one hour by default.
         task.set_retry(step.retries, f"{_SECONDS_BETWEEN_ATTEMPTS}s", 2.0, f"{step.retry_window}s")
 
 

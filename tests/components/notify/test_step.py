@@ -3,10 +3,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tenacity import wait_fixed
 
 from components.config import load_params, one_line_yaml
-from components.notify import step as module
-from components.notify.step import Ending, model_of, notify
+from components.notify.step import RETRYING, Ending, model_of
+from components.notify.step import notify as run
 from components.tracking.client import mlflow_client
 from components.tracking.runs import open_pipeline_run
 from tests.standins.webhook import Webhook
@@ -17,9 +18,12 @@ FAILED = Ending(state="FAILED", error="train: no GPU", model="bebygan")
 SUCCEEDED = Ending(state="SUCCEEDED", error="", model="bebygan")
 
 
+def notify(ending: Ending) -> None:
+    run(ending, RETRYING.copy(wait=wait_fixed(0.05)))
+
+
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    monkeypatch.setattr(module, "_SECONDS_BEFORE_TRYING_AGAIN", (0.05, 0.05))
     with standin() as hook:
         monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", hook.address)
         yield hook
@@ -141,7 +145,6 @@ def test_a_webhook_that_is_away_or_none_is_no_failure(
     address: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", address)
-    monkeypatch.setattr(module, "_SECONDS_BEFORE_TRYING_AGAIN", (0.05,))
     with caplog.at_level(logging.WARNING):
         notify(SUCCEEDED)
     assert said in caplog.text

@@ -23,7 +23,7 @@ from pipelines import cli
 from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml
 from pipelines.kubeflow.requests import CompiledPipeline
 from pipelines.kubeflow.resources import TASKS, Cluster, TaskResources, amount, load_cluster
-from pipelines.retrain import PIPELINE, retrain_here
+from pipelines.retrain import PIPELINE_NAME, retrain_here
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {
@@ -418,7 +418,7 @@ def test_the_manifests_hold_the_same_pipeline_under_a_name_that_changes_with_it(
     assert version["spec"]["platformSpec"] == platforms
     assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "bebygan-retrain"
     name = version["metadata"]["name"]
-    assert name == version["spec"]["displayName"] == CompiledPipeline(PIPELINE, compiled).version
+    assert name == version["spec"]["displayName"] == CompiledPipeline(PIPELINE_NAME, compiled).version
     assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name)
     other = load_params(ROOT / "params.yaml", ["train.seed=8"])
     assert name not in retrain_manifests(cluster, other, "team").decode()
@@ -465,7 +465,7 @@ def test_training_on_other_machines_leaves_a_small_task_that_watches(tmp_path: P
     [
         ("steps.train.memery", ["1Gi", "2Gi"], r"no parameter steps\.train\.memery; did you mean steps\.train\.memory"),
         ("steps.train.memory", ["3Gi", "2Gi"], r"steps\.train\.memory: the request 3Gi is more than the limit 2Gi"),
-        ("steps.train.memory", ["3 gigs", "2Gi"], "'3 gigs' is no quantity of Kubernetes"),
+        ("steps.train.memory", ["3 gigs", "2Gi"], "'3 gigs' is not a Kubernetes quantity"),
         ("steps.trian", {}, r"no parameter steps\.trian; did you mean steps\.train"),
         ("steps.train.tolerations", [{"kee": "x"}], r"0\.kee; did you mean steps\.train\.tolerations\.0\.key"),
         ("steps.train.hours", 0, r"steps\.train\.hours"),
