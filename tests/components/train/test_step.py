@@ -21,7 +21,7 @@ from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
 from bebygan.settings import GanSettings
-from components.config import load_params
+from components.config import load_params, to_yaml
 from components.tracking.client import mlflow_client
 from components.train.__main__ import main
 from components.train.step import train
@@ -354,3 +354,35 @@ def test_a_stopped_training_resumes_with_the_same_result(patches: Path, warmup: 
     last = int(stopped[1])
     assert steps == [set(range(1, last + 1)), set(range(last + 1, 61))]
     assert runs[1].data.params["iterations"] == "60"
+
+
+@pytest.mark.slow
+def test_two_trainings_of_the_same_job_at_once_share_their_checkpoints_and_both_end(
+    patches: Path, warmup: Path, tmp_path: Path
+) -> None:
+    """On a cluster a submitted run beside a scheduled one of the same job: it costs time and harms nothing."""
+    params = tmp_path / "params.yaml"
+    params.write_text(to_yaml(tiny("iterations=40", "checkpoint_every=1")))
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from bebygan.settings import GanSettings\n"
+        "from components.config import from_yaml\n"
+        "from components.train.step import train\n"
+        "patches, warmup, output, checkpoints, params = map(Path, sys.argv[1:])\n"
+        "group = from_yaml(GanSettings, params.read_text())\n"
+        "train(patches, warmup, output, checkpoints, params=group, track=lambda *_: None)\n"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, patches, warmup, tmp_path / name, tmp_path / "shared", params],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert contents(tmp_path / "one")["generator.safetensors"] == contents(tmp_path / "two")["generator.safetensors"]
