@@ -226,7 +226,7 @@ def test_preflight_finds_everything_and_names_what_an_account_may_not(
     reader = run(project, *command, environment=team.environment("pipeline", **READER))
     assert reader.code == 4
     refused = ("MLflow: storing a file", "model registry: ")
-    lines = r"^error: 2 of \d+ checks failed: " + "; ".join(rf"{each}.*Permission denied.*" for each in refused)
+    lines = r"^error: 2 of \d+ checks failed: " + "; ".join(rf"{each}.*permission is denied.*" for each in refused)
     assert re.search(lines, reader.err, re.MULTILINE)
 
 
