@@ -44,3 +44,9 @@ class Preempted(BebyganError):  # noqa: N818 - a request to stop is not an error
     """The process was asked to stop and saved its state: run the same command again (EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+def error_of(exit_code: int, message: str) -> BebyganError | RuntimeError:
+    """Return the error for which another process ended with an exit code; a RuntimeError if it met a bug."""
+    kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}
+    return kinds.get(exit_code, RuntimeError)(message)

@@ -13,7 +13,7 @@ from kubernetes import client  # type: ignore[import-untyped]
 from kubernetes.client.exceptions import ApiException  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
-from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
+from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError, error_of
 from components.train.cluster_api import ClusterApi, one_line
 from components.train.trainjob import CONTAINER
 
@@ -177,5 +177,4 @@ def failure_of(api: ClusterApi, name: str, condition: Mapping[str, Any]) -> Exce
     )
     if reason == "OOMKilled" or code == _OUT_OF_MEMORY:
         return ConfigError(f"{what}; it exceeded its memory limit: allow more, or lower train.batch")
-    kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}
-    return kinds[code](what) if code in kinds else RuntimeError(what)
+    return error_of(code, what)

@@ -20,7 +20,7 @@ from typing import NamedTuple, TextIO
 import psutil
 from kfp import local
 
-from bebygan.errors import BebyganError, ConfigError, Preempted, ServiceError
+from bebygan.errors import ConfigError, Preempted, ServiceError, error_of
 from bebygan.files import lock, whole_folder
 from components.artifacts import read_verdict
 from components.cli import FAILURE_FILE
@@ -149,8 +149,7 @@ def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
     """
     failure = json.loads((path.read_text() if path.exists() else "") or "{}")
     if "exit_code" in failure:
-        kinds = {kind.exit_code: kind for kind in BebyganError.__subclasses__()}
-        return kinds[failure["exit_code"]](failure["message"])
+        return error_of(failure["exit_code"], failure["message"])
     if stopped:
         return Preempted("stopped on request; run again to continue")
     step, limit = failure.get("step"), Path(f"{path}.memory")
