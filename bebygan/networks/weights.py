@@ -1,5 +1,6 @@
 """Files of network weights: reading them, and loading them with a check of every key and shape."""
 
+import hashlib
 import json
 import pickle
 import zipfile
@@ -8,21 +9,57 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bebygan.errors import WeightsError
 
 _NESTED_UNDER = ("params_ema", "params", "state_dict")
 """Where public checkpoints keep their weights; the averaged ones are the ones that were published."""
+_SEAL = "digest"
+"""Metadata of the files that `safetensors_bytes` writes: the SHA-256 of tensors and other metadata."""
+_WRITER = {"written_by": "bebygan"}
+"""More metadata of these files: with it, a file whose digest has lost its name is damaged, too."""
 _DAMAGED = (EOFError, RuntimeError, OSError, ValueError, AttributeError, KeyError)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of the tensors, in the order of their names."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        kind = tensor.numpy().dtype.str if tensor.dtype != torch.bfloat16 else "bfloat16"
+        state.update(f"{name} {kind} {tuple(tensor.shape)}\n".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    facts = json.dumps([digest(tensors), sorted(metadata.items())])
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    expected = metadata.pop(_SEAL, None)
+    if (expected or _WRITER.items() <= metadata.items()) and _seal(tensors, metadata) != expected:
+        raise ValueError("its content differs from the digest in it")
+    return tensors
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return the text that a readable .safetensors file holds beside its tensors."""
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file or, from any other ending, of a file that torch.save wrote.
 
-    The latter is read without running code from it; weights nested under params_ema, params or state_dict are found.
+    The former is compared with the digest that this project writes into it. The latter is read without running code
+    from it; weights nested under params_ema, params or state_dict are found.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds no mapping of names to tensors.
@@ -30,7 +67,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no weights at {path}: fetch them or correct the path")
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        content: Any = _read_safetensors(path) if safe else torch.load(path, "cpu", weights_only=True)
     except (*_DAMAGED, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path} cannot be read as weights ({reason}): fetch it again or convert it") from error
@@ -64,13 +102,15 @@ def load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> No
 def safetensors_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Return the content of a safetensors file, the same for the same tensors and metadata.
 
-    The library writes metadata in another order each time, so the header (8 bytes of length, then JSON) is sorted.
+    The metadata get a digest of the content, which `read_state` verifies. The library writes metadata in another order
+    each time, so the header (8 bytes of length, then JSON) is sorted.
     """
-    content = save(dict(state), dict(metadata) or None)
+    metadata = {**metadata, **_WRITER}
+    metadata[_SEAL] = _seal(state, metadata)
+    content = save(dict(state), metadata)
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
-    if metadata:
-        header["__metadata__"] = dict(sorted(metadata.items()))
+    header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[end:]

@@ -12,7 +12,6 @@ BEBYGAN_WEIGHTS_SOURCES, a comma-separated list, selects and orders the sources.
 the default is ~/.cache/bebygan.
 """
 
-import hashlib
 import http.client
 import importlib.util
 import os
@@ -27,25 +26,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from bebygan.errors import ConfigError, WeightsError
 from bebygan.files import lock, sha256_of, storage_errors, whole_file
-from bebygan.networks.weights import read_state, safetensors_bytes
+from bebygan.networks.weights import digest, metadata_of, read_state, safetensors_bytes
 from bebygan.pretrained.registry import KNOWN, Source
 
 SECONDS_WITHOUT_AN_ANSWER = 5.0
-
-
-def digest(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of the tensors, in the order of their names."""
-    state = hashlib.sha256()
-    for name in sorted(tensors):
-        array = tensors[name].contiguous().numpy()
-        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        state.update(array.data)
-    return state.hexdigest()
 
 
 def _fitting(name: str, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -79,6 +67,19 @@ def _read(name: str, source: Source, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _converted(name: str, path: Path) -> dict[str, Tensor]:
+    """Read a file that `weights_file` wrote, and compare its tensors with the pinned digest of their source."""
+    tensors = _fitting(name, read_state(path), str(path))
+    written, sources = metadata_of(path), KNOWN[name].sources
+    source = sources.get(written.get("source", ""))
+    pinned = {each.tensors_sha256 for each in ([source] if source else sources.values())}
+    # Files of earlier versions hold the digest of their tensors as "sha256".
+    allowed = pinned if all(pinned) else {written.get("sha256", "")}
+    if allowed != {""} and digest(tensors) not in allowed:
+        raise WeightsError(f"{path} holds other numbers than the published weights {name}: download them again")
+    return tensors
+
+
 def _from_folder(name: str) -> dict[str, Tensor]:
     configured = os.environ.get("BEBYGAN_WEIGHTS")
     if not configured:
@@ -86,7 +87,7 @@ def _from_folder(name: str) -> dict[str, Tensor]:
     folder, sources = Path(configured), KNOWN[name].sources.values()
     converted = folder / f"{name}.safetensors"
     if converted.is_file():
-        return _fitting(name, read_state(converted), str(converted))
+        return _converted(name, converted)
     for source in sources:
         if (folder / source.file_name).is_file():
             return _read(name, source, folder / source.file_name)
@@ -167,17 +168,11 @@ def _cache() -> Path:
 
 def _is_intact(name: str, path: Path) -> bool:
     """Return whether a cached file exists and holds the tensors that were written to it."""
-    if not path.is_file():
-        return False
     try:
-        tensors = read_state(path)
-        _fitting(name, tensors, str(path))
+        _converted(name, path)
     except WeightsError:
         return False
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    source = KNOWN[name].sources.get(metadata.get("source", ""))
-    return digest(tensors) == ((source and source.tensors_sha256) or metadata.get("sha256"))
+    return True
 
 
 def _how_to_get(name: str) -> str:
@@ -221,6 +216,6 @@ def weights_file(name: str) -> Path:
                 reasons.append(f"{kind}: {error}")
                 continue
             with whole_file(path) as temporary:
-                temporary.write_bytes(safetensors_bytes(tensors, {"source": kind, "sha256": digest(tensors)}))
+                temporary.write_bytes(safetensors_bytes(tensors, {"source": kind}))
             return path
     raise WeightsError(f"cannot get the weights {name}: {'; '.join(reasons)}. To go on, {_how_to_get(name)}")

