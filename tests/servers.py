@@ -5,6 +5,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -134,9 +135,78 @@ def postgres(service: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+STRANGER = {"aws_access_key_id": "stranger", "aws_secret_access_key": "a-key-that-the-stranger-chose"}
+
+
+def _protobuf(*fields: tuple[int, bytes]) -> bytes:
+    return b"".join(bytes([number << 3 | 2, len(value)]) + value for number, value in fields)
+
+
+_KEYS = _protobuf(*((number, value.encode()) for number, value in enumerate(STRANGER.values(), start=1)))
+_GRPC_CALLS = {
+    "messaging_pb.SeaweedS3IamCache/PutIdentity": _protobuf(
+        (1, _protobuf((1, b"stranger"), (2, _KEYS), (3, b"Admin"), (3, b"Read"), (3, b"List"), (3, b"Write")))
+    ),
+    "messaging_pb.SeaweedS3IamCache/RemoveIdentity": _protobuf((1, b"nobody")),
+    "messaging_pb.SeaweedS3IamCache/PutPolicy": _protobuf((1, b"all"), (2, b"{}")),
+    "messaging_pb.SeaweedS3IamCache/ListPolicies": b"",
+    "s3_lifecycle_pb.SeaweedS3LifecycleInternal/LifecycleDelete": _protobuf((1, b"no-bucket"), (2, b"no-object")),
+}
+"""Calls of SeaweedFS's administration, by method."""
+
+
+def grpc_answers(host: str, port: int, method: str, message: bytes) -> bool:
+    """Whether a gRPC call without a login is executed: a refused one is answered by a status without a message."""
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    headers = {":method": "POST", ":scheme": "http", ":path": f"/{method}", ":authority": host}
+    headers |= {"content-type": "application/grpc", "te": "trailers"}
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in headers.items()
+    )
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    settings, data, end = 4, 0, 1
+    with socket.create_connection((host, port), 10) as connection, connection.makefile("rb") as received:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings, 0, 0))
+        connection.sendall(frame(1, 4, 1, block) + frame(data, end, 1, body))
+        while len(head := received.read(9)) == 9:
+            received.read(int.from_bytes(head[:3], "big"))
+            kind, flags = head[3], head[4]
+            if kind == data:
+                return True
+            if kind == settings and not flags:
+                connection.sendall(frame(settings, 1, 0))
+            if kind == 1 and flags & end:
+                break
+    return False
+
+
+def listening(host: str) -> set[int]:
+    """Ports on which a server listens on an address of this machine."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    address = socket.inet_aton(host)[::-1].hex().upper()
+    return {
+        int(local.split(":")[1], 16) for _, local, _, state, *_ in lines if local.startswith(address) and state == "0A"
+    }
+
+
+def open_to_strangers(store: str) -> list[str]:
+    """What else than S3 a server executes without a login on the address of its store: port and method."""
+    host, port = store.removeprefix("http://").split(":")
+    return [
+        f"{other} {method}"
+        for other in sorted(listening(host) - {int(port)})
+        for method, message in _GRPC_CALLS.items()
+        if grpc_answers(host, other, method, message)
+    ]
+
+
 @contextmanager
-def seaweedfs(service: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    """Start SeaweedFS as the service says; yield the address of its S3 store."""
+def seaweedfs(service: Mapping[str, Any], folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """Start SeaweedFS as the service says, S3 on `host`; yield the address of its S3 store."""
     folder.mkdir()
     names = ("master", "volume", "filer", "s3")
     ports = dict(zip([*names, *(f"{name}.grpc" for name in names)], free_ports(8), strict=True))
@@ -154,10 +224,10 @@ def seaweedfs(service: Mapping[str, Any], folder: Path) -> Iterator[str]:
     log = folder / "log"
     with log.open("w") as lines:
         server = subprocess.Popen(
-            ["sh", script, *service["command"], f"-dir={folder}", "-s3.ip.bind=127.0.0.1", *there],
+            ["sh", script, *service["command"], f"-dir={folder}", f"-s3.ip.bind={host}", *there],
             env=environment, stdout=lines, stderr=lines,
         )  # fmt: skip
-    address = f"http://127.0.0.1:{ports['s3']}"
+    address = f"http://{host}:{ports['s3']}"
     try:
         wait_for(lambda: answers(f"{address}/healthz"), server, log)
         yield address

@@ -1,5 +1,7 @@
 #!/bin/sh
 # Writes the permissions of the S3 store's keys to a file that only this user reads, and executes `weed server`.
+# SeaweedFS opens a gRPC port beside S3, on the same address, with calls that create administrators and delete objects.
+# It refuses them to callers without a token that is signed with this key. The key is new at each start; nobody has it.
 set -eu
 
 umask 077
@@ -17,4 +19,6 @@ cat > "$identities" <<EOF
    "actions": ["Read:mlflow", "List:mlflow", "Write:mlflow", "Tagging:mlflow"]}
 ]}
 EOF
+key=$(head -c 512 /dev/urandom | LC_ALL=C tr -dc 'A-Za-z0-9' | head -c 32)
+export WEED_JWT_FILER_SIGNING_KEY="${key:?no random key for the gRPC port}"
 exec weed -logtostderr=true server -s3.config="$identities" "$@"

@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 from pipelines.kubeflow.manifests import build, containers
 from tests.conftest import free_ports
 from tests.infra.manifest_checks import Manifest, name_of, pod_template
-from tests.servers import answers, mlflow_server, postgres, wait_for
+from tests.servers import STRANGER, answers, listening, mlflow_server, open_to_strangers, postgres, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +31,8 @@ KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
 PROGRAMS = Path(sys.executable).parent
 RESTORER = {"AWS_ACCESS_KEY_ID": "restorer", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
 """A key that may write every bucket, which no key in the manifests may."""
+POD_ADDRESS = "127.0.0.3"
+"""Of the S3 store's pod. Nothing else on this machine listens there."""
 POD = {"metadata.namespace": "bebygan", "status.podIP": "10.1.2.3"}
 """What the API server would fill in."""
 
@@ -42,8 +44,11 @@ class Described:
     objects: dict[str, Manifest]
 
     def container(self, workload: str, name: str) -> Any:
-        [found] = [each for each in containers(pod_template(self.objects[workload])) if each["name"] == name]
+        [found] = [each for each in containers(self.template(workload)) if each["name"] == name]
         return found
+
+    def template(self, workload: str) -> Any:
+        return pod_template(self.objects[workload])
 
     def values(self, kind: str, name: str) -> dict[str, str]:
         found = self.objects[f"{kind} {name}"]
@@ -86,6 +91,11 @@ def store(described: Described, tmp_path_factory: pytest.TempPathFactory) -> Ite
     keys = {"accessKey": RESTORER["AWS_ACCESS_KEY_ID"], "secretKey": RESTORER["AWS_SECRET_ACCESS_KEY"]}
     identities["identities"].append({"name": "restorer", "credentials": [keys], "actions": ["Read", "List", "Write"]})
     (folder / "s3.json").write_text(json.dumps(identities))
+    # SeaweedFS looks for the file in its working folder, then where the pod mounts it.
+    [mounted] = [each for each in described.template("StatefulSet seaweedfs")["spec"]["volumes"] if "secret" in each]
+    for item in mounted["secret"].get("items", []):
+        if item["key"] != "s3.json":
+            (folder / item["path"]).write_text(described.values("Secret", mounted["secret"]["secretName"])[item["key"]])
     names = ("master", "volume", "filer", "s3")
     ports = dict(zip([*names, *(f"{name}.grpc" for name in names)], free_ports(8), strict=True))
     here = [f"-{key.replace('.grpc', '.port.grpc') if '.' in key else f'{key}.port'}={at}" for key, at in ports.items()]
@@ -94,11 +104,11 @@ def store(described: Described, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with log.open("w") as lines:
         server = subprocess.Popen(
             [PROGRAMS / command[0], *command[1:], f"-dir={folder}", f"-s3.config={folder / 's3.json'}",
-             "-s3.ip.bind=127.0.0.1", *here],
-            stdout=lines, stderr=lines,
+             f"-s3.ip.bind={POD_ADDRESS}", *here],
+            stdout=lines, stderr=lines, cwd=folder,
         )  # fmt: skip
     try:
-        address = f"http://127.0.0.1:{ports['s3']}"
+        address = f"http://{POD_ADDRESS}:{ports['s3']}"
         wait_for(lambda: answers(f"{address}/healthz"), server, log)
         wanted = ("photographs", "bebygan", "mlflow", "backup")
         made = subprocess.run(
@@ -162,6 +172,13 @@ def ask(
         connection.request(method, path, sent, headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
+
+
+def test_the_pod_of_the_store_answers_nothing_but_s3_without_a_login(store: str) -> None:
+    assert len(listening(POD_ADDRESS)) == 2, "S3 and its gRPC port"
+    assert open_to_strangers(store) == []
+    with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+        Session(**STRANGER, region_name="us-east-1").client("s3", endpoint_url=store).list_buckets()
 
 
 def test_each_key_opens_only_its_own_buckets(described: Described, store: str) -> None:

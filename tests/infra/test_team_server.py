@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
+from boto3.session import Session
+from botocore.exceptions import ClientError
 
-from tests.servers import INFRA, SCRIPTS, new_secrets, services
+from tests.servers import INFRA, SCRIPTS, STRANGER, listening, new_secrets, open_to_strangers, seaweedfs, services
 
 SECRETS = new_secrets()
 SERVERS = ("postgres", "seaweedfs", "mlflow", "pipeline")
@@ -357,3 +359,27 @@ def test_shellcheck_finds_nothing() -> None:
     scripts = [path for path in SCRIPTS.glob("*.sh") if path.name != "where.sh"]
     done = subprocess.run([shellcheck, "-x", *scripts], cwd=SCRIPTS, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode()
+
+
+@pytest.mark.slow
+def test_the_address_of_the_store_answers_nothing_but_s3_without_a_login(
+    described: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    # An address of its own, on which nothing else on this machine listens: the one that other containers reach.
+    with seaweedfs(described["seaweedfs"], tmp_path / "seaweedfs", "127.0.0.2") as store:
+        s3 = Session(**STRANGER, region_name="us-east-1").client("s3", endpoint_url=store)
+        assert len(listening("127.0.0.2")) == 2, "S3 and its gRPC port"
+        assert open_to_strangers(store) == []
+        with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+            s3.list_buckets()
+
+
+def test_the_store_does_not_start_without_a_key_for_its_administration(tmp_path: Path) -> None:
+    (tmp_path / "tr").write_text("#!/bin/sh\n")
+    (tmp_path / "tr").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TMPDIR": str(tmp_path), **SECRETS}
+    started = subprocess.run(
+        ["sh", SCRIPTS / "seaweedfs.sh"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert started.returncode
+    assert "no random key" in started.stderr

@@ -32,9 +32,13 @@ secret backup AWS_ACCESS_KEY_ID "$backup_id" AWS_SECRET_ACCESS_KEY "$backup_key"
 secret mlflow-metrics username prometheus password "$(random)"
 # For people who upload photographs; no pod uses it.
 secret photographer AWS_ACCESS_KEY_ID "$photographer_id" AWS_SECRET_ACCESS_KEY "$photographer_key"
-# Permissions of the keys in the S3 store.
+# Permissions of the keys in the S3 store, and the key that signs calls of its administration on the gRPC port.
+signing=$(random)
 secret seaweedfs
 cat <<END
+  security.toml: |
+    [jwt.filer_signing]
+    key = "${signing:?no random key}"
   s3.json: |
     {"identities": [
       {"name": "steps", "credentials": [{"accessKey": "$steps_id", "secretKey": "$steps_key"}],
