@@ -14,15 +14,22 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
+from bebygan.registered_model import check_unchanged
 
 
 class SuperResolution(PythonModel):
     """Upscales images four times."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the generator onto a GPU if there is one."""
+        """Load the generator onto a GPU if there is one.
+
+        Raises:
+            WeightsError: the model's weights or its code changed after the registration.
+        """
+        generator = Path(context.artifacts["generator"])
+        check_unchanged(generator.parents[1], context.model_config or {}, "this model")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.generator = load_generator(Path(context.artifacts["generator"])).to(device).eval()
+        self.generator = load_generator(generator).to(device).eval()
 
     def predict(
         self,

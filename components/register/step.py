@@ -1,7 +1,9 @@
 """Register a challenger with its verdict, and make it champion if the verdict is to promote it."""
 
 import importlib.metadata
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,20 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 import bebygan
 from bebygan.errors import DataError, WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
+from bebygan.networks.weights import metadata_of
+from bebygan.registered_model import MODEL_CODE, digests
+from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
 from components.artifacts import Registration, Verdict, read_means, read_verdict, write_registration
 from components.config import RegisterParams
 from components.register.promotion import PROMOTED, may_promote, promote, settle
 from components.tracking.client import mlflow, service_errors, uploading
-from components.tracking.registry import ModelVersion, as_version, champion, version_with_alias
+from components.tracking.registry import ModelVersion, as_version, champion, verify, version_with_alias
 from components.tracking.runs import StepRun
 
+_log = logging.getLogger(__name__)
 WEIGHTS = "generator.safetensors"
 _TILE = 512
 _FOLDER = Path(__file__).parent
@@ -38,11 +43,9 @@ def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun)
         raise DataError(f"{challenger} holds no {WEIGHTS}: run train first")
     if (digest := sha256_of(weights)) != verdict.challenger_sha256:
         raise DataError(f"the verdict in {evaluation} is about other weights than {weights}: run evaluate again")
-    with safe_open(weights, "numpy") as file:
-        training = file.metadata() or {}
     return {
         **verdict.provenance,
-        **{f"train.{name}": text for name, text in training.items()},
+        **{f"train.{name}": text for name, text in metadata_of(weights).items()},
         **{f"metric.{name}": f"{value:.6g}" for name, value in read_means(evaluation)["challenger"].items()},
         "verdict": verdict.verdict,
         "reasons": "; ".join(verdict.reasons),
@@ -54,30 +57,53 @@ def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun)
     }
 
 
+def _sound(version: ModelVersion) -> bool:
+    try:
+        verify(version)
+    except WeightsError as error:
+        _log.warning("warning: %s; its weights are registered again", error)
+        return False
+    return True
+
+
 def _registered_before(model: str, lineage: Mapping[str, str], run: StepRun) -> ModelVersion | None:
     """Return the champion if it has these weights, else a version with these weights and this verdict."""
     current = champion(model)
-    if current and current.tags.get("weights_sha256") == lineage["weights_sha256"]:
+    if current and current.tags.get("weights_sha256") == lineage["weights_sha256"] and _sound(current):
         return current
     same = ("weights_sha256", "verdict_sha256")
     found = map(as_version, run.client.search_model_versions(f"name='{model}'"))
-    return next((each for each in found if all(each.tags.get(name) == lineage[name] for name in same)), None)
+    alike = (each for each in found if all(each.tags.get(name) == lineage[name] for name in same))
+    return next(filter(_sound, alike), None)
 
 
-def _new_version(model: str, weights: Path, lineage: Mapping[str, str], run: StepRun) -> ModelVersion:
+def _model_folder(folder: Path, weights: Path) -> Path:
+    """Lay out the files of a model as MLflow stores them."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(bebygan.__file__).parent, folder / "code" / "bebygan", ignore=ignored)
+    shutil.copyfile(_FOLDER / MODEL_CODE, folder / MODEL_CODE)
+    (folder / WEIGHTS_IN_MODEL).parent.mkdir()
+    shutil.copyfile(weights, folder / WEIGHTS_IN_MODEL)
+    return folder
+
+
+def _new_version(name: str, weights: Path, lineage: Mapping[str, str], run: StepRun) -> ModelVersion:
     # Package indexes do not serve local builds such as 2.0+cpu.
     releases = {package: importlib.metadata.version(package).partition("+")[0] for package in _REQUIREMENTS}
-    with mlflow.start_run(run_id=run.run_id), uploading():
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch, mlflow.start_run(run_id=run.run_id), uploading():
+        model = _model_folder(Path(scratch), weights)
+        expected = digests(model)
         logged = mlflow.pyfunc.log_model(
             name="generator",
-            python_model=str(_FOLDER / "model_code.py"),
-            artifacts={"generator": str(weights)},
+            python_model=str(model / MODEL_CODE),
+            artifacts={"generator": str(model / WEIGHTS_IN_MODEL)},
+            model_config=expected,
             signature=mlflow.models.ModelSignature(inputs=_IMAGES, outputs=_IMAGES, params=_OPTIONS),
             input_example=np.zeros((1, 8, 8, 3), np.uint8),
             pip_requirements=[f"{package}=={release}" for package, release in releases.items()],
-            code_paths=[str(Path(bebygan.__file__).parent)],
+            code_paths=[str(model / "code" / "bebygan")],
         )
-        return as_version(mlflow.register_model(logged.model_uri, model, tags=dict(lineage)))
+        return as_version(mlflow.register_model(logged.model_uri, name, tags={**lineage, **expected}))
 
 
 def check_loads(version: ModelVersion, weights: Path) -> None:
@@ -124,7 +150,7 @@ def register(
 
     Raises:
         DataError: weights or verdict are missing, the verdict is about other weights, or its champion has changed.
-        WeightsError: the registered model does not load in a clean process or gives other pixels.
+        WeightsError: the registered model is damaged, does not load in a clean process, or gives other pixels.
         ServiceError: the registry, or the ledger's bucket, is unreachable or refuses access.
         StorageError: the output, or the ledger's folder, cannot be written.
     """
@@ -140,6 +166,7 @@ def register(
             run.client.set_registered_model_alias(model, "challenger", version.version)
     if verdict.verdict == "promote" and params.promotion == "automatic" and PROMOTED not in version.tags:
         if may_promote(version, verdict.champion):
+            verify(version)
             check_loads(version, challenger / WEIGHTS)
         promote(version, verdict, run, ledger)
     now, before = champion(model), version_with_alias(model, "previous")

@@ -7,8 +7,10 @@ import os
 import platform
 import subprocess
 from functools import cache
+from itertools import product
 from pathlib import Path
 
+from bebygan.files import sha256_of_files
 from bebygan.metrics.protocol import PROTOCOL
 from components.config import flatten, plain, to_yaml
 
@@ -22,14 +24,8 @@ _PACKAGES = ("bebygan", "components", "pipelines")
 @cache
 def code_hash() -> str:
     """Return the SHA-256 over paths and contents of all sources, which does not depend on git."""
-    digest = hashlib.sha256()
-    folders = (_ROOT / package for package in _PACKAGES)
-    sources = sorted(path for folder in folders for suffix in ("py", "html") for path in folder.rglob(f"*.{suffix}"))
-    for path in sources:
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(_ROOT).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    kinds = product(_PACKAGES, ("py", "html"))
+    return sha256_of_files(_ROOT, (path for package, kind in kinds for path in (_ROOT / package).rglob(f"*.{kind}")))
 
 
 def _git(*arguments: str) -> str | None:

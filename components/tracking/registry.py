@@ -1,5 +1,6 @@
 """Reading MLflow's model registry."""
 
+import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 
+from bebygan.files import sha256_of
+from bebygan.registered_model import WEIGHTS, check_unchanged, damaged
 from components.tracking.client import MlflowClient, tracker
 
 Alias = Literal["champion", "challenger", "previous"]
-WEIGHTS_IN_MODEL = "artifacts/generator.safetensors"
-"""Path of the generator inside a registered model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,23 @@ def download_generator(version: ModelVersion, folder: Path) -> Path:
 
     Raises:
         ServiceError: the registry or its artifact store is unreachable, refuses, or has lost the file.
+        WeightsError: the file is not the one that was registered.
     """
     with tracker(f"fetching the weights of {version.uri}"):
-        found = mlflow.artifacts.download_artifacts(f"{version.uri}/{WEIGHTS_IN_MODEL}", dst_path=str(folder))
-    return Path(found)
+        found = Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{WEIGHTS}", dst_path=str(folder)))
+    if version.tags.get("weights_sha256", (digest := sha256_of(found))) != digest:
+        raise damaged(version.uri, f"its weights have SHA-256 {digest[:12]}..., another was registered")
+    return found
+
+
+def verify(version: ModelVersion) -> None:
+    """Fetch a version's files and compare weights and code with the digests in its tags.
+
+    Raises:
+        ServiceError: as `download_generator`.
+        WeightsError: a file is missing, or is not the one that was registered.
+    """
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        with tracker(f"fetching {version.uri}"):
+            model = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch))
+        check_unchanged(model, version.tags, version.uri)
