@@ -15,7 +15,7 @@ from torch import Tensor
 from bebygan.errors import WeightsError
 from bebygan.files import whole_file
 from bebygan.networks.generator import Generator
-from bebygan.networks.weights import load_exactly, read_state, safetensors_bytes
+from bebygan.networks.weights import load_exactly, read_state, refuse_not_finite, safetensors_bytes
 from bebygan.settings import GeneratorShape
 
 Naming = Literal["esrgan", "basicsr", "old-esrgan"]
@@ -114,8 +114,8 @@ def load_generator(path: Path) -> Generator:
         path: .safetensors, or a file that torch.save wrote; see `read_state`.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds another architecture; names the file and the first key
-            that differs, with both shapes.
+        WeightsError: the file is missing, damaged, not finite, or holds another architecture; names the file and the
+            first key that differs, with both shapes.
     """
     state = read_state(path)
     try:
@@ -140,9 +140,11 @@ def save_generator(
         metadata: text kept in the file's header.
 
     Raises:
+        WeightsError: the generator contains numbers that are not finite.
         StorageError: the disk is full, over quota or read-only.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
+    refuse_not_finite(state, f"the generator for {path}")
     content = safetensors_bytes(to_naming(state, naming), metadata or {})
     with whole_file(path) as temporary:
         temporary.write_bytes(content)

@@ -35,6 +35,13 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()
 
 
+def refuse_not_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise a WeightsError with `where` and the first key whose tensor contains NaN or an infinite number."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{where}: {name} contains NaN or infinite numbers: use weights of another training")
+
+
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     facts = json.dumps([digest(tensors), sorted(metadata.items())])
     return hashlib.sha256(facts.encode()).hexdigest()
@@ -62,7 +69,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     from it; weights nested under params_ema, params or state_dict are found.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds no mapping of names to tensors.
+        WeightsError: the file is missing, damaged, holds no mapping of names to tensors, or holds numbers that are not
+            finite.
     """
     if not path.is_file():
         raise WeightsError(f"no weights at {path}: fetch them or correct the path")
@@ -78,7 +86,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} holds no mapping of names to tensors: it is no file of weights")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
+    refuse_not_finite(tensors, str(path))
+    return tensors
 
 
 def load_exactly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from bebygan.differences import differences
 from bebygan.distributed import processes, rank
 from bebygan.errors import BebyganError, ConfigError, DataError, StorageError
 from bebygan.files import storage_errors, whole_file
+from bebygan.networks.weights import refuse_not_finite
 from bebygan.settings import Retention
 
 _log = logging.getLogger(__name__)
@@ -183,6 +184,15 @@ def _on_host(value: Any, before: Any) -> Any:
     return value
 
 
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in a tree of containers with their paths, such as `generator.conv_first.weight`."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+
+
 class Checkpoints:
     """The checkpoints of one run in one folder, at most one being written at a time.
 
@@ -223,6 +233,7 @@ class Checkpoints:
         Raises:
             ConfigError: the checkpoint belongs to another run; the message says what differs.
             DataError: every checkpoint is damaged, or the newest undamaged one has another format.
+            WeightsError: a tensor of the newest undamaged one is not finite.
             StorageError: nothing can be written to the folder.
         """
         found: list[dict[str, Any] | BebyganError | None] = [None]
@@ -261,6 +272,7 @@ class Checkpoints:
             if changed := differences(header["job"], self._identity):
                 raise ConfigError(f"{path} belongs to another run: {', '.join(changed)}; choose another folder")
             state: dict[str, Any] = torch.load(body, map_location="cpu", weights_only=True)
+            refuse_not_finite(dict(_tensors(state)), f"{path}, remove it to continue from the one before")
             return state
         if paths:
             raise DataError(f"every checkpoint in {self.folder} is damaged: remove them to start from the beginning")

@@ -61,12 +61,11 @@ def _set_rate(state: TrainState, optimisation: Optimisation) -> float:
 
 
 def _logged(values: Mapping[str, Tensor], state: TrainState) -> dict[str, float]:
-    """Return the finite ones of the logged scalars, as means over all processes. Waits for the device."""
+    """Return the logged scalars as means over all processes. Waits for the device."""
     steps = {"skipped_steps": state.guard.skipped, "skipped_in_a_row": state.guard.in_a_row}
     scalars = [value.double() for value in (*values.values(), *steps.values())]
     numbers = (sum_over_processes(torch.stack(scalars)) / processes()).tolist()
-    named = dict(zip((*values, *steps), numbers, strict=True))
-    return {name: number for name, number in named.items() if math.isfinite(number)}
+    return dict(zip((*values, *steps), numbers, strict=True))
 
 
 def _keep_faults(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values: Mapping[str, Tensor]) -> Path:
@@ -124,10 +123,11 @@ def _diverged(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values: M
         faults = f"are in {_keep_faults(folder, state, lr, hr, values)}"
     except StorageError as error:
         faults = f"could not be kept ({error})"
+    skipped, done = int(state.guard.in_a_row), state.iteration
+    which = f"all {done} steps" if skipped == done else f"{skipped} steps in a row up to iteration {done}"
     return DataError(
-        f"training diverged: {int(state.guard.in_a_row)} steps in a row up to iteration {state.iteration} were not "
-        f"finite (now {', '.join(wrong) or 'on another process'}); batch, losses and gradients {faults}: "
-        "see the batch, lower the learning rate, or train in more precision"
+        f"training diverged: {which} were not finite (now {', '.join(wrong) or 'on another process'}); "
+        f"batch, losses and gradients {faults}: see the batch, lower the learning rate, or train in more precision"
     )
 
 
@@ -168,8 +168,9 @@ def fit(
         StorageError: nothing can be written to the folder at the start, or SIGTERM came and the state could not be
             saved. In between, training continues without a checkpoint and warns.
         ConfigError: the checkpoints belong to another run, or the batch cannot be divided among the processes.
-        DataError: no patches, damaged checkpoints, or more than `optimisation.skip_limit` steps in a row whose losses
-            or gradients are not finite; the last of them is kept in a file.
+        DataError: no patches, damaged checkpoints, or losses or gradients that are not finite in all steps, or in more
+            than `optimisation.skip_limit` in a row; the last of them is kept in a file.
+        WeightsError: a checkpoint contains numbers that are not finite.
     """
     device = next(state.generator.parameters()).device
     share = share_of(optimisation.batch, optimisation.accumulate)
@@ -194,12 +195,15 @@ def fit(
             speed: dict[str, float] = {}
             if last or state.iteration % optimisation.log_every == 0:
                 entry = _logged(values, state)
-                if entry.pop("skipped_in_a_row") > optimisation.skip_limit:
+                in_a_row = entry.pop("skipped_in_a_row")
+                if in_a_row > optimisation.skip_limit or (last and in_a_row == state.iteration):
                     raise _diverged(checkpoints, state, lr, hr, values)
                 entry["learning_rate"] = rate
                 speed = clock.read(optimisation.batch)
             if validation and _due(state.iteration, optimisation.validate_every, last):
                 entry |= validate(state.average, validation, optimisation)
+            # A value may be infinite although the step was finite.
+            entry = {name: value for name, value in entry.items() if math.isfinite(value)}
             if entry:
                 state.history.append({"iteration": state.iteration, **entry})
             if rank() == 0:

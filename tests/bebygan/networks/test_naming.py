@@ -200,3 +200,12 @@ def test_saved_weights_have_the_keys_and_shapes_that_public_loaders_look_for(nam
     state = load_file(path)
     assert {key: tuple(value.shape) for key, value in state.items()} == public_layout(naming, shape)
     assert all(value.dtype == torch.float32 and value.is_contiguous() for value in state.values())
+
+
+def test_a_generator_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    generator = Generator(SHAPE)
+    with torch.no_grad():
+        generator.conv_last.weight[0] = float("nan")
+    with pytest.raises(WeightsError, match=r"generator.safetensors: conv_last.weight contains NaN"):
+        save_generator(generator, tmp_path / "generator.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def test_tensors_and_metadata_are_read_back(tmp_path: Path) -> None:
 def test_files_of_other_projects_have_no_digest_and_are_read(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "layer.safetensors", {"format": "pt"})
     assert digest(read_state(tmp_path / "layer.safetensors")) == digest(TENSORS)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_weights_that_are_not_finite_are_refused_with_their_file_and_first_key(
+    number: float, ending: str, tmp_path: Path
+) -> None:
+    tensors = {name: tensor.clone() for name, tensor in TENSORS.items()}
+    for tensor in tensors.values():
+        tensor.view(-1)[-1] = number
+    path = tmp_path / f"layer{ending}"
+    path.write_bytes(safetensors_bytes(tensors, {})) if ending == ".safetensors" else torch.save(tensors, path)
+    with pytest.raises(WeightsError, match=rf"^{re.escape(str(path))}: layer\.(weight|bias) contains NaN or infinite"):
+        read_state(path)

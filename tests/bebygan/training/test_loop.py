@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bebygan import SCALE
-from bebygan.errors import ConfigError, DataError, Preempted, StorageError
+from bebygan.errors import ConfigError, DataError, Preempted, StorageError, WeightsError
 from bebygan.imaging.shards import Patches, PhotographPair, read_patches, write_shards
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
@@ -24,6 +25,7 @@ from bebygan.settings import (
     RegionSettings,
     Retention,
 )
+from bebygan.training.checkpoint import Checkpoints
 from bebygan.training.loop import fit
 from bebygan.training.state import TrainState, new_state
 from bebygan.training.step import gan_step, warmup_step
@@ -267,3 +269,41 @@ def test_speed_is_told_but_not_kept(patches: Patches, tmp_path: Path) -> None:
 
     assert all(values["samples_per_second"] > 0 and 0 <= values["data_wait_share"] <= 1 for values in told)
     assert not {"samples_per_second", "data_wait_share"} & trained.history[0].keys()
+
+
+def test_a_run_of_which_no_step_was_finite_fails_whatever_the_limit(patches: Patches, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, skip_limit=1000)
+    broken = state(settings)
+    with torch.no_grad():
+        broken.generator.conv_last.bias.fill_(float("inf"))
+
+    with pytest.raises(DataError, match=r"^training diverged: all 6 steps were not finite \(now .*best_buddy"):
+        fit(broken, patches, settings, gan_step(settings, None), checkpoints=tmp_path, identity=JOB, watch=ignore)
+
+
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused_with_their_key(
+    patches: Patches, tmp_path: Path
+) -> None:
+    broken = state()
+    with torch.no_grad():
+        broken.average.conv_last.bias[1] = float("nan")
+    with Checkpoints(tmp_path, JOB, SETTINGS.keep) as saver:
+        saver.save(4, broken.state_dict())
+
+    with pytest.raises(
+        WeightsError, match=r"iteration-00000004\.checkpoint, .*: average\.conv_last\.bias contains NaN"
+    ):
+        run(patches, tmp_path)
+
+
+def test_values_that_are_not_finite_are_neither_kept_nor_told(patches: Patches, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, validate_every=1)
+    broken, told = state(settings), []
+    with torch.no_grad():
+        # The average of the first iterations is infinite in the end, although every step is finite.
+        broken.average.conv_last.bias.fill_(3e38)
+    fit(
+        broken, patches, settings, warmup_step(settings), checkpoints=tmp_path, identity=JOB, validation=patches,
+        watch=lambda _, values: told.append(values or {}),
+    )  # fmt: skip
+    assert all(math.isfinite(value) for values in (*told, *broken.history) for value in values.values())

@@ -212,6 +212,19 @@ def test_the_error_names_missing_or_damaged_weights(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("iterations", [0, 5])
+def test_weights_that_are_not_finite_are_neither_imported_nor_trained_from(
+    iterations: int, patches: Path, weights: Path, tmp_path: Path
+) -> None:
+    state = tensors(weights)
+    state["conv_first.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "given.pth")
+    params = tiny(f"weights={tmp_path / 'given.pth'}", f"iterations={iterations}", "log_every=100", "skip_limit=50")
+    with pytest.raises(WeightsError, match=r"given\.pth: conv_first\.bias contains NaN or infinite numbers"):
+        warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_error_for_missing_patches_names_the_step_to_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere holds no patches\.json: run patches first"):
         warm_up(tmp_path / "nowhere", tmp_path / "out", tmp_path / "checkpoints", params=tiny(), track=ignore)
