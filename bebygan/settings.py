@@ -319,5 +319,14 @@ class GanSettings(Optimisation):
             self.discriminator_first == 0 or self.losses.adversarial > 0,
             "discriminator_first needs an adversarial loss of weight above 0: without one there is no discriminator",
         )
+        if self.losses.best_buddy:
+            require(
+                self.best_buddy.patch <= self.crop,
+                f"best_buddy.patch must be at most crop, got {self.best_buddy.patch} and {self.crop}",
+            )
         if self.losses.adversarial:
             discriminator_stages(self.crop)
+            require(
+                self.region.window // 2 < self.crop,
+                f"region.window must be below twice the crop, got {self.region.window} and {self.crop}",
+            )

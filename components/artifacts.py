@@ -27,7 +27,7 @@ Means = Mapping[Candidate, Mapping[Metric, float]]
 Recommendation = Literal["promote", "keep"]
 Reason = Literal[
     "unreadable", "not-an-image", "truncated", "huge", "tiny", "16-bit", "grey", "transparent", "rotated", "cmyk",
-    "animated", "palette", "unsupported", "duplicate", "near-duplicate",
+    "animated", "palette", "unsupported", "flat", "duplicate", "near-duplicate",
 ]  # fmt: skip
 """Why a file is quarantined."""
 T = TypeVar("T")

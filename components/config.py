@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from bebygan import SCALE
 from bebygan.errors import ConfigError
+from bebygan.networks.architecture import ALEXNET_SMALLEST
 from bebygan.settings import Constraint, Count, GanSettings, GeneratorShape, Optimisation, Settings, Share, require
 
 Convertible = Literal["rotated", "grey", "transparent", "cmyk", "16-bit"]
@@ -42,6 +44,21 @@ class IngestParams(Settings):
     """Share of the photographs that are held out for the comparison of models."""
     quarantine_tolerance: Share
     """Share of the files that may be quarantined before the step fails."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        measurable = -(-ALEXNET_SMALLEST // SCALE) * SCALE
+        require(
+            self.minimum_side >= measurable,
+            f"minimum_side must be at least {measurable}, got {self.minimum_side}: LPIPS, which compares models, needs "
+            f"{ALEXNET_SMALLEST} pixels, and sides are cut to multiples of {SCALE}",
+        )
+        require(self.test_share > 0, "test_share must be above 0, got 0.0: models are compared on its photographs")
+        require(
+            self.test_share + self.validation_share < 1,
+            f"test_share and validation_share must have a sum below 1, got {self.test_share:g} and "
+            f"{self.validation_share:g}: they leave nothing to train on",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +165,11 @@ class Params(Settings):
             require(
                 not settings.iterations or settings.crop <= self.patches.size,
                 f"{step}.crop must be at most patches.size, got {settings.crop} and {self.patches.size}",
+            )
+            require(
+                not (settings.iterations and settings.validate_every) or self.ingest.validation_share > 0,
+                f"ingest.validation_share must be above 0, got 0.0: {step}.validate_every {settings.validate_every} "
+                f"validates on these photographs; set {step}.validate_every to 0 to train without",
             )
 
 

@@ -11,6 +11,7 @@ from bebygan.errors import DataError
 from bebygan.imaging import Image
 from bebygan.imaging.convert import to_tensor
 from bebygan.metrics.batches import metric
+from bebygan.networks.architecture import ALEXNET_SMALLEST
 from bebygan.networks.perceptual import AlexNet, load_alexnet
 from bebygan.networks.weights import load_exactly, read_state
 from bebygan.precision import full_precision
@@ -18,7 +19,6 @@ from bebygan.precision import full_precision
 _CHANNELS = (64, 192, 384, 256, 256)
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
-_SMALLEST = 31
 _EPSILON = 1e-10
 
 
@@ -42,9 +42,9 @@ class Lpips(nn.Module):
         Raises:
             DataError: the images are smaller than AlexNet takes, 31 pixels.
         """
-        if min(first.shape[-2:]) < _SMALLEST:
+        if min(first.shape[-2:]) < ALEXNET_SMALLEST:
             raise DataError(
-                f"an image of {first.shape[-2]}x{first.shape[-1]} is too small for LPIPS: {_SMALLEST} are needed"
+                f"an image of {first.shape[-2]}x{first.shape[-1]} is too small for LPIPS: {ALEXNET_SMALLEST} are needed"
             )
         with full_precision(first.device):
             features = [self.trunk((2 * images - 1 - self.shift) / self.scale) for images in (first, second)]

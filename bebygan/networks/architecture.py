@@ -3,6 +3,8 @@
 from typing import Literal
 
 VggName = Literal["vgg16", "vgg19"]
+ALEXNET_SMALLEST = 31
+"""Smallest side of an image that AlexNet, and so LPIPS, takes, pixels."""
 _CONVOLUTIONS: dict[VggName, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 

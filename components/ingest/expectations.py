@@ -1,5 +1,8 @@
-"""Validate a manifest with Great Expectations and write its Data Docs pages."""
+"""Validate a manifest with Great Expectations and write its Data Docs pages, which need no network."""
 
+import html
+import re
+import shutil
 from pathlib import Path
 
 import great_expectations as gx
@@ -7,13 +10,22 @@ import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.checkpoint.actions import UpdateDataDocsAction
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.expectations.expectation import Expectation
 
 from components.config import IngestParams
-from components.ingest.splits import SPLITS
+from components.ingest.splits import shares_of
+from components.progress import printable
 
 _NAME = "photographs"
+_RUN = "ingest"
+# Scripts, and pictures and styles from other servers; the banner for a newsletter; a label without a value.
+_FOREIGN = re.compile(
+    r"<script\b.*?</script>|<style\b.*?</style>|<link\b[^>]*>|<footer\b.*?</footer>|Data asset: None<br>", re.DOTALL
+)
+_LOGO = re.compile(r"<img\b[^>]*alt=\"Great Expectations\"[^>]*>")
+_INDEX = '<!doctype html><title>Checks</title><meta http-equiv="refresh" content="0; url={0}"><a href="{0}">{0}</a>\n'
 
 
 def _expectations(params: IngestParams) -> list[Expectation]:
@@ -22,6 +34,8 @@ def _expectations(params: IngestParams) -> list[Expectation]:
     The manifest has the fields of `Photograph`, and `near_duplicates`: 1 if a photograph of another split is within
     `near_duplicate_bits`, else 0.
     """
+    shares = shares_of(params.validation_share, params.test_share)
+    splits = [split for split, share in shares.items() if share]
     columns = ("sha256", "source", "file", "size_bytes", "width", "height", "texture_mean", "texture_share", "phash")
     return [
         *(gxe.ExpectColumnValuesToNotBeNull(column=column) for column in columns),
@@ -35,9 +49,26 @@ def _expectations(params: IngestParams) -> list[Expectation]:
         gxe.ExpectColumnValuesToBeBetween(column="texture_mean", min_value=0, max_value=1),
         gxe.ExpectColumnValuesToBeBetween(column="texture_share", min_value=0, max_value=1),
         gxe.ExpectColumnValuesToBeBetween(column="size_bytes", min_value=1),
-        gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=sorted(SPLITS)),
+        gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=sorted(splits)),
         gxe.ExpectColumnMaxToBeBetween(column="near_duplicates", max_value=0),
     ]
+
+
+def _escaped(name: str) -> str:
+    """Escape a name for Great Expectations, which writes values into its pages as they are; keep names distinct."""
+    return "".join(html.escape(each) if each.isprintable() else f"&#92;{printable(each)[1:]}" for each in name)
+
+
+def _make_independent(docs: Path) -> None:
+    """Replace what the pages load from other servers by one inlined stylesheet."""
+    style = f"<style>\n{Path(__file__).with_name('pages.css').read_text()}</style>\n</head>"
+    for page in docs.rglob("*.html"):
+        text = _LOGO.sub("Great Expectations", _FOREIGN.sub("", page.read_text(encoding="utf-8")))
+        page.write_text(text.replace("</head>", style, 1), encoding="utf-8")
+    shutil.rmtree(docs / "static")
+    # A script would fill the table of Great Expectations' own index.
+    [result] = docs.glob("validations/**/*.html")
+    (docs / "index.html").write_text(_INDEX.format(result.relative_to(docs).as_posix()))
 
 
 def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[str]:
@@ -67,7 +98,9 @@ def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[s
             result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["source"]},
         )
     )
-    outcome = checkpoint.run(batch_parameters={"dataframe": manifest})
+    escaped = manifest.assign(source=manifest["source"].map(_escaped, na_action="ignore"))
+    outcome = checkpoint.run(batch_parameters={"dataframe": escaped}, run_id=RunIdentifier(run_name=_RUN))
+    _make_independent(docs)
     results = [result for run in outcome.run_results.values() for result in run.results]
     return [_explained(result) for result in results if not result.success]
 
@@ -79,7 +112,8 @@ def _explained(result: ExpectationValidationResult) -> str:
     if "observed_value" in result.result:
         seen = f"observed {result.result['observed_value']}"
     elif "partial_unexpected_list" in result.result:
-        seen = f"{result.result['unexpected_count']} values, such as {result.result['partial_unexpected_list'][:3]}"
+        examples = html.unescape(str(result.result["partial_unexpected_list"][:3]))
+        seen = f"{result.result['unexpected_count']} values, such as {examples}"
     else:
         seen = "it could not be checked"
     return f"{name} does not hold ({seen})"

@@ -201,6 +201,8 @@ def examine(name: str, content: bytes, params: IngestParams) -> tuple[Photograph
         image.save(encoded, "PNG")
         content = encoded.getvalue()
     mean, share = texture(np.asarray(image))
+    if not share:
+        raise Refusal("flat", "nothing in it has texture (blank, burnt out or out of focus): leave it out")
     photograph = Photograph(
         sha256=sha256,
         source=name,

@@ -1,5 +1,7 @@
 """Assign photographs to splits, and find near duplicates in different splits."""
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -9,6 +11,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 """By priority: of two near duplicates, the one in the earlier split stays."""
 
+_LIKELY = 0.95
 Hashes = npt.NDArray[np.uint64]
 _PAIRS_AT_ONCE = 2**22
 
@@ -23,6 +26,20 @@ def split_of(sha256: str, validation_share: float, test_share: float) -> Split:
     if place < test_share:
         return "test"
     return "validation" if place < test_share + validation_share else "train"
+
+
+def shares_of(validation_share: float, test_share: float) -> dict[Split, float]:
+    """Return the expected share of each split."""
+    return {"test": test_share, "validation": validation_share, "train": 1 - test_share - validation_share}
+
+
+def photographs_needed(shares: Iterable[float]) -> int:
+    """Return how many photographs give the smallest split of a share above 0 one with a probability of 95 %.
+
+    Args:
+        shares: of the splits, each below 1.
+    """
+    return math.ceil(math.log(1 - _LIKELY) / math.log1p(-min(share for share in shares if share > 0)))
 
 
 def nearest(hashes: Hashes, others: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

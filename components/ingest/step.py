@@ -25,7 +25,15 @@ from bebygan.files import whole_folder
 from components.artifacts import Quarantined, Reason, write_quarantine
 from components.config import IngestParams
 from components.ingest.photograph import Photograph, Refusal, examine
-from components.ingest.splits import SPLITS, Hashes, Split, near_duplicates, nearest
+from components.ingest.splits import (
+    SPLITS,
+    Hashes,
+    Split,
+    near_duplicates,
+    nearest,
+    photographs_needed,
+    shares_of,
+)
 from components.progress import progress
 from components.stores import Store, StoredFile, open_store
 from components.stores.data_version import data_version, push
@@ -116,10 +124,13 @@ def _fault(
             f"{params.quarantine_tolerance:g} allows ({first}{'; ...' if len(quarantined) > 3 else ''}): "
             f"see {docs / 'quarantine.json'} for what to do with each"
         )
-    if empty := [split for split in SPLITS if not counts[split]]:
+    shares = shares_of(params.validation_share, params.test_share)
+    if empty := [split for split in SPLITS if shares[split] and not counts[split]]:
         return (
             f"{sum(counts.values())} photographs leave none for {' and '.join(empty)}: add photographs, or change "
-            f"ingest.test_share {params.test_share:g} and ingest.validation_share {params.validation_share:g}"
+            f"ingest.test_share {params.test_share:g} and ingest.validation_share {params.validation_share:g}; with "
+            f"these shares about {photographs_needed(shares.values())} are needed, because the bytes of each "
+            "photograph decide its split"
         )
     return None
 
@@ -144,12 +155,7 @@ def checks_page(docs: Path) -> Path:
     return next(docs.glob("validations/**/*.html"))
 
 
-def _refuse_impossible(store: Store, dataset: Path, params: IngestParams) -> None:
-    if params.test_share + params.validation_share >= 1:
-        raise ConfigError(
-            f"ingest.test_share {params.test_share:g} and ingest.validation_share {params.validation_share:g} leave "
-            "nothing to train on: their sum must be below 1"
-        )
+def _refuse_dataset_in_source(store: Store, dataset: Path) -> None:
     if store.folder and dataset.resolve().is_relative_to(store.folder.resolve()):
         raise ConfigError(f"the dataset {dataset} would lie in its own source {store.folder}: choose a folder outside")
 
@@ -180,14 +186,14 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
         remote: DVC remote that the dataset is pushed to, a folder or s3://bucket/prefix.
 
     Raises:
-        ConfigError: the parameters contradict each other, or the dataset would lie in its own source.
+        ConfigError: the dataset would lie in its own source.
         DataError: the source is missing or empty, too many files are quarantined, a split would be empty, or an
             expectation does not hold.
         ServiceError: a bucket is unreachable, unknown, or refuses access.
         StorageError: dataset, docs or remote cannot be written.
     """
     store = open_store(source)
-    _refuse_impossible(store, dataset, params)
+    _refuse_dataset_in_source(store, dataset)
     files, skipped = list_source(source)
     with whole_folder(dataset) as folder:
         fit, unfit = _accept_all(files, folder, params, store.parallel_reads)

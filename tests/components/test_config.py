@@ -110,6 +110,21 @@ def test_a_wrong_name_in_a_file_is_refused_too(tmp_path: Path, group: str, wrong
         ("train.batch=[", "is not YAML"),
         ("train.batch", "takes name=value"),
         ("train=5", "parameter train must be a mapping of names to values, got 5"),
+        ("ingest.minimum_side=16", r"ingest\.minimum_side must be at least 32, got 16: LPIPS, .* needs 31 pixels"),
+        (
+            "ingest.test_share=0",
+            r"ingest\.test_share must be above 0, got 0\.0: models are compared on its photographs",
+        ),
+        (
+            "ingest.test_share=0.92",
+            r"ingest\.test_share and validation_share must have a sum below 1, got 0\.92 and 0\.08",
+        ),
+        ("train.best_buddy.patch=132", r"train\.best_buddy\.patch must be at most crop, got 132 and 128"),
+        ("train.region.window=257", r"train\.region\.window must be below twice the crop, got 257 and 128"),
+        (
+            "ingest.validation_share=0",
+            r"ingest\.validation_share must be above 0, got 0\.0: train\.validate_every 75 validates on these",
+        ),
         ("ingest.convert=grey", "parameter ingest.convert must be a list, got 'grey'"),
         ("train.losses.perceptual=.nan", r"parameter train\.losses\.perceptual: .*finite"),
         ("train.perceptual.taps=[[conv3_3, .inf]]", r"parameter train\.perceptual\.taps.*finite"),
@@ -126,6 +141,13 @@ def test_a_value_out_of_range_is_refused_in_one_line(assignment: str, words: str
 def test_a_crop_that_no_patch_holds_is_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match=r"^parameter train\.crop must be at most patches\.size, got 320 and 256$"):
         load_params(PARAMS, ["train.crop=320"])
+
+
+def test_photographs_for_validation_are_needed_only_by_trainings_that_validate() -> None:
+    loaded = load_params(PARAMS, ["ingest.validation_share=0", "train.validate_every=0"])
+    assert (loaded.ingest.validation_share, loaded.warmup.validate_every) == (0.0, 500)
+    with pytest.raises(ConfigError, match=r"warmup\.validate_every 500 validates"):
+        load_params(PARAMS, ["ingest.validation_share=0", "train.validate_every=0", "warmup.iterations=1"])
 
 
 @pytest.mark.parametrize("name", ["ingest.test_share", "train.batch", "train.losses.perceptual", "warmup.generator"])

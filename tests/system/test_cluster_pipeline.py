@@ -136,9 +136,9 @@ def test_the_same_again_is_skipped_with_the_reason(place: Place, first: str) -> 
 
 def test_a_step_that_fails_ends_the_run_as_failed_and_is_told(place: Place, first: str) -> None:
     assert first
-    well, told = place.run("kubeflow-3", "ingest.test_share=0.0", "ingest.validation_share=0.0")
+    well, told = place.run("kubeflow-3", "ingest.minimum_side=1000")
     assert not well
-    assert "training: parameters changed (ingest.test_share 0.3 -> 0.0" in told
+    assert "training: parameters changed (ingest.minimum_side 128 -> 1000" in told
     assert stepped(told) == ["look", "decide", "preflight", "notify"]
     parent = place.runs("kubeflow-3")["retrain"]
     assert parent.info.status == "FAILED"
@@ -176,7 +176,7 @@ def test_what_preflight_misses_stops_the_run_before_anything_expensive_and_is_no
 
 def test_a_job_that_failed_three_times_is_skipped_in_silence(place: Place, first: str) -> None:
     assert first
-    fails = ("ingest.test_share=0.0", "ingest.validation_share=0.0", "train.seed=6")
+    fails = ("ingest.minimum_side=1000", "train.seed=6")
     for number in range(10, 13):
         well, _ = place.run(f"kubeflow-{number}", *fails)
         assert not well

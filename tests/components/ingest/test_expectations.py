@@ -1,3 +1,5 @@
+import html
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +47,35 @@ def test_a_sound_manifest_passes_and_has_its_page(tmp_path: Path) -> None:
     assert len(pages) == 1
     assert "Succeeded" in pages[0].read_text()
     assert (tmp_path / "index.html").exists()
+
+
+def test_the_pages_load_nothing_and_name_no_missing_label(tmp_path: Path) -> None:
+    validate(manifest(), tmp_path, PARAMS)
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) == 3
+    for page in pages:
+        text = page.read_text()
+        assert not re.findall(r"<script|<link|<img|@import|url\(|https?:", text)
+        assert "__none__" not in f"{page}{text}"
+        assert "Data asset: None" not in text
+    [result] = tmp_path.glob("validations/**/*.html")
+    assert ".alert {" in result.read_text()
+    assert f'href="{result.relative_to(tmp_path).as_posix()}"' in (tmp_path / "index.html").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "expectations", "validations"}
+
+
+def test_names_forge_nothing_in_the_pages_even_if_two_are_equal(tmp_path: Path) -> None:
+    table = manifest()
+    table.loc[[0, 1], "source"] = "<img src=x onerror=alert(1)>\n\x1b[31m.png"
+    table.loc[2, "source"] = r"<img src=x onerror=alert(1)>\n\x1b[31m.png"
+    [line] = validate(table, tmp_path, PARAMS)
+    assert "values_to_be_unique of source does not hold (2 values, such as ['<img src=x onerror=alert(1)>" in line
+    assert "\n" not in line
+    [result] = tmp_path.glob("validations/**/*.html")
+    text = result.read_text()
+    assert "<img" not in text
+    assert "\x1b" not in text
+    assert r"<img src=x onerror=alert(1)>\n\x1b[31m.png" in html.unescape(text)
 
 
 @pytest.mark.parametrize(

@@ -304,3 +304,19 @@ def test_texture_agrees_with_the_region_mask_for_strips_of_any_height(
 
 def test_a_flat_picture_has_no_texture() -> None:
     assert texture(np.full((50, 50, 3), 77, np.uint8)) == (0, 0)
+
+
+@pytest.mark.parametrize("deviation", [0, 3])
+def test_a_photograph_without_texture_is_refused_as_flat(deviation: float) -> None:
+    pixels = np.random.default_rng(0).normal(240, deviation, (96, 112, 1)).clip(0, 255).astype(np.uint8)
+    content = encoded(Image.fromarray(pixels.repeat(3, 2)))
+    found = refusal(content)
+    assert found.reason == "flat"
+    assert found.detail.endswith("(blank, burnt out or out of focus): leave it out")
+
+
+def test_a_flat_photograph_with_one_textured_corner_is_accepted() -> None:
+    pixels = np.full((96, 112, 3), 255, np.uint8)
+    pixels[:8, :8] = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    photograph, _ = examine("a.png", encoded(Image.fromarray(pixels)), PARAMS)
+    assert 0 < photograph.texture_share < 0.05

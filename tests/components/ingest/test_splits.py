@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.ingest.splits import SPLITS, near_duplicates, nearest, split_of
+from components.ingest.splits import SPLITS, near_duplicates, nearest, photographs_needed, shares_of, split_of
 
 hashes = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=12).map(lambda values: np.array(values, np.uint64))
 shares = st.floats(0, 1)
@@ -74,3 +74,11 @@ def test_the_size_of_blocks_does_not_change_the_result(monkeypatch) -> None:
     monkeypatch.setattr("components.ingest.splits._PAIRS_AT_ONCE", 700)
     for one, other in zip(whole, nearest(some, others), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_as_many_photographs_as_are_needed_rarely_leave_a_split_empty() -> None:
+    shares = shares_of(0.08, 0.25)
+    assert shares == {"test": 0.25, "validation": 0.08, "train": 1 - 0.25 - 0.08}
+    assert photographs_needed(shares.values()) == 36
+    assert 0.92**36 < 0.05 < 0.92**35
+    assert photographs_needed([0.3, 0.0, 0.7]) == photographs_needed([0.3, 0.7]) == 9

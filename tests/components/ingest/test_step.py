@@ -112,6 +112,7 @@ def test_each_bad_file_is_quarantined_with_its_reason(photographs: Path, tmp_pat
     tags = Image.Exif()
     tags[0x0112] = 6
     good.save(photographs / "turned.jpg", exif=tags)
+    Image.new("RGB", (96, 80), "white").save(photographs / "blank.png")
     (photographs / "lost.png").symlink_to(tmp_path / "nothing")
     shutil.copy(photographs / "03.png", photographs / "copy of 03.png")
     (photographs / "notes.txt").write_text("no picture, and not meant to be one")
@@ -128,13 +129,14 @@ def test_each_bad_file_is_quarantined_with_its_reason(photographs: Path, tmp_pat
         "palette.png": "palette",
         "moving.gif": "animated",
         "turned.jpg": "rotated",
+        "blank.png": "flat",
         "lost.png": "unreadable",
         "copy of 03.png": "duplicate",
     }
     assert "03.png" in found["copy of 03.png"][1]
     assert sum(report.splits.values()) == 24
     assert report.skipped == 1
-    assert sum(report.quarantined.values()) == 12
+    assert sum(report.quarantined.values()) == 13
     assert quarantine(tmp_path / "docs") == found
     assert list(found) == sorted(found)
 
@@ -283,10 +285,22 @@ def test_the_error_names_an_expectation_that_does_not_hold(
     assert not (tmp_path / "dataset").exists()
 
 
-def test_shares_without_training_photographs_are_refused(photographs: Path, tmp_path: Path) -> None:
-    params = replace(PARAMS, validation_share=0.5, test_share=0.5)
-    with pytest.raises(ConfigError, match=r"leave nothing to train on: their sum must be below 1"):
-        ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
+def test_the_error_for_an_empty_split_tells_how_many_photographs_are_needed(tmp_path: Path, picture: Picture) -> None:
+    (tmp_path / "photographs").mkdir()
+    for seed in range(2):
+        picture(seed).save(tmp_path / "photographs" / f"{seed}.png")
+    params = replace(PARAMS, validation_share=0.08, test_share=0.25)
+    with pytest.raises(DataError) as error:
+        ingest(str(tmp_path / "photographs"), tmp_path / "dataset", tmp_path / "docs", params)
+    assert str(error.value).startswith("2 photographs leave none for ")
+    assert "ingest.validation_share 0.08; with these shares about 36 are needed" in str(error.value)
+
+
+def test_a_share_of_0_asks_for_no_validation_photographs(photographs: Path, tmp_path: Path) -> None:
+    params = replace(PARAMS, validation_share=0.0)
+    report = ingest(str(photographs), tmp_path / "dataset", tmp_path / "docs", params)
+    assert report.splits["validation"] == 0
+    assert "Succeeded" in checks_page(tmp_path / "docs").read_text()
 
 
 @pytest.mark.parametrize("name", [".", "dataset", "deep/dataset"])
