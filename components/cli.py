@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -48,6 +49,13 @@ def add_command(commands: Any, name: str, text: str, epilog: str = EXIT_CODES) -
 def _help(description: str, epilog: str) -> dict[str, Any]:
     raw = argparse.RawDescriptionHelpFormatter
     return {"description": description, "epilog": epilog, "formatter_class": raw}
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Replace ~ in --option=~/x and name=~/x, which shells pass on unchanged, by the home folder."""
+    pattern = re.compile(r"((?:--[\w-]+=)?(?:[\w.]+=)?)(~[\w.-]*/.*)", re.DOTALL)
+    found = [(text, pattern.fullmatch(text)) for text in arguments]
+    return [match[1] + os.path.expanduser(match[2]) if match else text for text, match in found]
 
 
 def add_params_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,5 +164,5 @@ def run_step(
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Parse the command line, read the parameters, run a step, and return its exit code."""
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(with_home(sys.argv[1:] if arguments is None else arguments))
     return report_errors(lambda: run(options, load_params(options.params, options.set)))

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from components.cli import EXIT_CODES, add_command, add_params_arguments, report_errors
+from components.cli import EXIT_CODES, add_command, add_params_arguments, report_errors, with_home
 from components.config import load_params
 from components.preflight.__main__ import add_arguments as add_preflight_arguments
 
@@ -73,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         "--containers", action="store_true", help="run each step in a container, with the images of `make images`"
     )
     run.add_argument("--network", help="their network (default: none, or host if a server or bucket is named)")
-    run.add_argument("--force", action="store_true", help="run even when nothing changed")
+    run.add_argument("--force", action="store_true", help="run even when nothing changed, and use no cached outputs")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print whether and why it would train, with which parameters, and whether all it needs is there (exit "
+        "code as a run's; 0 also if there is nothing to do), but train nothing",
+    )
     add_params_arguments(run)
     function = "pipelines.kubeflow.commands:compile_pipeline"
     compile_ = _add(commands, "compile", function, "write the pipeline for Kubeflow")
@@ -159,7 +165,8 @@ def _suggest_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> N
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     parser = _parser()
-    _suggest_command(parser, sys.argv[1:] if arguments is None else arguments)
+    arguments = with_home(sys.argv[1:] if arguments is None else arguments)
+    _suggest_command(parser, arguments)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = re.findall(r"--[\w-]+", options.parser.format_help())

@@ -4,7 +4,14 @@
 `python -m bebygan.pretrained [NAME ...]` downloads ahead of time.
 """
 
-from bebygan.pretrained.download import weights_file
-from bebygan.pretrained.registry import DEFAULT, GENERATORS, KNOWN, Known, Source
+from typing import TYPE_CHECKING
 
-__all__ = ["DEFAULT", "GENERATORS", "KNOWN", "Known", "Source", "weights_file"]
+from bebygan.lazy import lazy_names
+from bebygan.pretrained.cached import DEFAULT, GENERATORS, cached_weights
+
+if TYPE_CHECKING:
+    from bebygan.pretrained.download import weights_file
+    from bebygan.pretrained.registry import KNOWN, Known, Source
+
+__all__ = ["DEFAULT", "GENERATORS", "KNOWN", "Known", "Source", "cached_weights", "weights_file"]
+__getattr__, __dir__ = lazy_names(__name__, __all__, ["registry", "download"])

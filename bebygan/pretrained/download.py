@@ -31,6 +31,7 @@ from torch import Tensor
 from bebygan.errors import ConfigError, WeightsError
 from bebygan.files import lock, sha256_of, storage_errors, whole_file
 from bebygan.networks.weights import digest, metadata_of, read_state, safetensors_bytes
+from bebygan.pretrained.cached import cache_folder, cached_weights
 from bebygan.pretrained.registry import KNOWN, Source
 
 SECONDS_WITHOUT_AN_ANSWER = 5.0
@@ -55,7 +56,7 @@ def _read(name: str, source: Source, path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path.name} has SHA-256 {found[:16]}..., not {source.sha256[:16]}...: it is damaged or another file"
         )
-    with tempfile.TemporaryDirectory(prefix="extracted-", dir=_cache()) as folder:
+    with tempfile.TemporaryDirectory(prefix="extracted-", dir=cache_folder()) as folder:
         file = path
         if source.member:
             file = Path(folder) / source.member
@@ -142,7 +143,7 @@ def _from(kind: str, name: str) -> dict[str, Tensor]:
     if source is None:
         raise WeightsError("these weights have no such source")
     _report(f"downloading {name} from {source.address} ({source.megabytes} MB)")
-    with tempfile.TemporaryDirectory(prefix="download-", dir=_cache()) as folder:
+    with tempfile.TemporaryDirectory(prefix="download-", dir=cache_folder()) as folder:
         _DOWNLOADS[kind](source, Path(folder))
         return _read(name, source, Path(folder) / source.file_name)
 
@@ -157,13 +158,6 @@ def _kinds() -> list[str]:
     if not kinds or not set(kinds) <= set(_KINDS):
         raise ConfigError(f"BEBYGAN_WEIGHTS_SOURCES is {chosen!r}; it takes a list out of {', '.join(_KINDS)}")
     return kinds
-
-
-def _cache() -> Path:
-    folder = Path(os.environ.get("BEBYGAN_CACHE") or Path.home() / ".cache" / "bebygan") / "weights"
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _is_intact(name: str, path: Path) -> bool:
@@ -199,7 +193,7 @@ def weights_file(name: str) -> Path:
     """
     if name not in KNOWN:
         raise ConfigError(f"there are no weights {name}; known are {', '.join(KNOWN)}")
-    path = _cache() / f"{name}.safetensors"
+    path = cached_weights(name)
     if _is_intact(name, path):
         return path
     with storage_errors(path), path.with_suffix(".lock").open("w") as one_process:

@@ -15,11 +15,6 @@ from bebygan.networks.weights import read_state
 from bebygan.pretrained.readers import Shapes, read_flax, read_ncnn
 from bebygan.settings import GeneratorShape
 
-DEFAULT = ("vgg16", "alexnet", "lpips-alex")
-"""The weights that params.yaml needs: for the perceptual loss, and for LPIPS in the evaluation."""
-GENERATORS = ("realsr-df2k-x4",)
-"""The names of whole generators. A warm-up can start from them."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:

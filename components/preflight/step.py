@@ -1,30 +1,37 @@
 """Test everything that a run needs concurrently, and report everything that is missing.
 
-The imports take seconds: import this module only to run the checks.
+`bebygan run` does this before each training, so torch, which takes seconds to import, is imported only where a check
+needs it.
 """
 
 import os
+import shlex
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
-import torch
-
-from bebygan.errors import BebyganError, ConfigError, ServiceError, WeightsError
-from bebygan.pretrained import GENERATORS, weights_file
+from bebygan import pretrained
+from bebygan.errors import BebyganError, ConfigError, ServiceError, StorageError, WeightsError
+from bebygan.pretrained import GENERATORS, cached_weights
 from components.config import Params
 from components.progress import say
 from components.stores import check_writable, open_store
 from components.stores.source import open_source
-from components.tracking.registry import check_rights
+from components.tracking.registry import champion, check_rights, download_generator
 from components.tracking.runs import check_tracker
 
 _SECONDS_FOR_A_SERVICE = 40.0
 _SECONDS_FOR_WEIGHTS = 600.0
 """Longer, because missing weights are downloaded; an unreachable source fails sooner."""
+Look = Literal["verified", "present", "in images"]
+"""How to test pretrained weights: read them, which takes seconds and is what a step does; only see whether they are
+cached, and download them if not; or not at all, because the tasks have their own in their images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,8 @@ class Places:
     ledger: str
     volume: str = ""
     """Folder that is mounted in this task and in trainings, but not in ingest and register."""
+    workspace: str = ""
+    """Folder with the outputs and caches of earlier runs on this machine."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +75,42 @@ def _writable(place: str, volume: str, *, conditional: bool) -> str:
     return "can be written"
 
 
+def _leftovers(workspace: str) -> str:
+    """Check that this user may write what earlier runs of other users, such as root, left behind."""
+    for folder, folders, files in os.walk(workspace):
+        # Files in deeper folders are replaced, never changed.
+        for name in (*folders, *(files if folder == workspace else ())):
+            path = Path(folder, name)
+            if not os.access(path, os.W_OK, follow_symlinks=False):
+                raise StorageError(
+                    f"{path}, which an earlier run left, belongs to user {path.lstat().st_uid} and cannot be written "
+                    f"by this user: run `sudo chown -R {os.getuid()} {shlex.quote(workspace)}`, or choose another "
+                    "workspace"
+                )
+    return "can be written"
+
+
 def _registry(model: str) -> str:
     check_rights(model)
-    return f"allows changes of {model}"
+    reigning = champion(model)
+    if reigning is None:
+        return f"allows changes of {model}"
+    with tempfile.TemporaryDirectory(prefix="champion-") as scratch:
+        download_generator(reigning, Path(scratch))
+    return f"allows changes of {model}, and the weights of version {reigning.version} can be read"
 
 
-def _weights(name: str) -> str:
-    return f"at {weights_file(name)}"
+def _weights(name: str, look: Look) -> str:
+    if look == "in images":
+        return "taken from the image, not tested"
+    if look == "present" and (cached := cached_weights(name)).is_file():
+        return f"at {cached}"
+    return f"at {pretrained.weights_file(name)}"
 
 
-def _start(weights: str) -> str:
+def _start(weights: str, look: Look) -> str:
     if weights in GENERATORS:
-        return _weights(weights)
+        return _weights(weights, look)
     if not Path(weights).is_file():
         raise WeightsError(
             f"the file {weights} of warmup.weights does not exist: put it into the image or onto the volume, or "
@@ -87,6 +120,7 @@ def _start(weights: str) -> str:
 
 
 def _gpus(asked: int) -> str:
+    torch = import_module("torch")
     found = torch.cuda.device_count()
     if found < asked:
         raise ConfigError(
@@ -103,16 +137,19 @@ def gpus_given() -> int:
     return int(os.environ.get("BEBYGAN_GPUS", "0"))
 
 
-def checks(places: Places, params: Params, gpus: int) -> list[Check]:
+def checks(places: Places, params: Params, gpus: int, look: Look = "verified") -> list[Check]:
     """Return the checks for everything that a run needs and that can be tested beforehand.
 
     Args:
         places: where the run reads and writes.
         params: parameters of the run, which name the model and the weights.
         gpus: number of GPUs that this machine must have.
+        look: how to test pretrained weights.
     """
     service, source, volume = _SECONDS_FOR_A_SERVICE, places.source, places.volume
     found = [Check(f"photographs in {source}", partial(_photographs, source, volume), service)]
+    if places.workspace:
+        found.append(Check(f"workspace {places.workspace}", partial(_leftovers, places.workspace), service))
     for what, place, refused, conditional in (
         ("DVC remote", places.remote, volume, False),
         ("ledger", places.ledger, volume, True),
@@ -125,15 +162,16 @@ def checks(places: Places, params: Params, gpus: int) -> list[Check]:
     found.append(Check("model registry", partial(_registry, params.evaluate.model_name), service))
     perceptual = (params.train.perceptual.network,) if params.train.losses.perceptual else ()
     for name in (*perceptual, "alexnet", "lpips-alex"):
-        found.append(Check(f"weights {name}", partial(_weights, name), _SECONDS_FOR_WEIGHTS))
+        found.append(Check(f"weights {name}", partial(_weights, name, look), _SECONDS_FOR_WEIGHTS))
     if start := params.warmup.weights:
-        found.append(Check(f"weights {start}", partial(_start, start), _SECONDS_FOR_WEIGHTS))
+        found.append(Check(f"weights {start}", partial(_start, start, look), _SECONDS_FOR_WEIGHTS))
     if gpus:
         found.append(Check("GPUs", partial(_gpus, gpus), service))
     return found
 
 
-def _attempted(check: Check, started: float, outcomes: dict[str, str | Exception]) -> None:
+def _attempted(check: Check, report: Callable[[str], None], outcomes: dict[str, str | Exception]) -> None:
+    started = time.monotonic()
     try:
         outcome: str | Exception = check.attempt()
         text = str(outcome)
@@ -141,11 +179,11 @@ def _attempted(check: Check, started: float, outcomes: dict[str, str | Exception
         outcome = error
         text = f"FAILED: {error}"
     outcomes[check.name] = outcome
-    say(f"  {check.name}: {text} ({time.monotonic() - started:.1f} s)")
+    report(f"  {check.name}: {text} ({time.monotonic() - started:.1f} s)")
 
 
-def preflight(needed: Sequence[Check]) -> None:
-    """Run all checks concurrently and print one line for each.
+def preflight(needed: Sequence[Check], report: Callable[[str], None] = say) -> None:
+    """Run all checks concurrently and report one line for each.
 
     Raises:
         BebyganError: a check failed. The error has the type of the first failure and names all of them.
@@ -155,7 +193,7 @@ def preflight(needed: Sequence[Check]) -> None:
     # No thread pool: it would wait for a check that hangs.
     threads = {
         check.name: threading.Thread(
-            target=_attempted, args=(check, started, outcomes), name=f"preflight {check.name}", daemon=True
+            target=_attempted, args=(check, report, outcomes), name=f"preflight {check.name}", daemon=True
         )
         for check in needed
     }
@@ -169,7 +207,7 @@ def preflight(needed: Sequence[Check]) -> None:
         )
         if isinstance(outcome, Exception):
             if check.name not in outcomes:
-                say(f"  {check.name}: FAILED: {outcome}")
+                report(f"  {check.name}: FAILED: {outcome}")
             failures.append((check.name, outcome))
     for _, error in failures:
         if not isinstance(error, BebyganError):

@@ -249,6 +249,21 @@ def step_run(
         delivery.close(status, seconds)
 
 
+def fetch_artifacts(pipeline_run: str, step: str, name: str, folder: Path) -> Path | None:
+    """Fetch the files that a step of a pipeline's run stored under a name into a folder; return their folder.
+
+    Return None if no run of the step is known.
+
+    Raises:
+        ServiceError: the server is unreachable or refuses, or the files are gone.
+    """
+    with tracker(f"fetching {name} of run {pipeline_run}") as client:
+        experiment = client.get_run(pipeline_run).info.experiment_id
+        wanted = f"tags.`{PARENT}` = '{pipeline_run}' and tags.step = '{step}'"
+        found = client.search_runs([experiment], wanted, max_results=1)
+        return Path(client.download_artifacts(found[0].info.run_id, name, str(folder))) if found else None
+
+
 def ended_runs(
     tags: Mapping[str, str], status: Literal["FINISHED", "FAILED"], also_in: Collection[str] = ()
 ) -> list[str]:

@@ -1,22 +1,28 @@
 """`bebygan run`: run the whole pipeline on this machine."""
 
 import argparse
+import logging
 import os
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from bebygan.files import storage_errors
 from components.artifacts import read_means, read_registration, read_verdict
 from components.cli import end_quickly
-from components.detect.step import decide
+from components.config import flatten, plain
+from components.detect.step import Decision, decide
 from components.evaluate.table import text_table
-from components.job import job_here
+from components.job import Job, job_here
+from components.preflight.step import Places, checks, preflight
 from components.progress import say
+from components.stores import absolute
 from components.tracking.address import VARIABLE, tracking_uri, without_password
 from components.tracking.registry import champion
-from pipelines.local import run as local
+from components.tracking.runs import ended_runs, fetch_artifacts
+
+_log = logging.getLogger(__name__)
 
 
 def _where_runs_are_shown(uri: str) -> str:
@@ -30,27 +36,89 @@ def _champion_line(model: str, version: str | None) -> str:
     return f"champion: {f'{model} version {version}' if version else 'none yet'}"
 
 
+def _places(options: argparse.Namespace) -> Places:
+    """Return where the run reads and writes; create the workspace.
+
+    Raises:
+        StorageError: the workspace cannot be created or written.
+    """
+    workspace = options.workspace
+    with storage_errors(workspace):
+        workspace.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workspace).close()
+    return Places(
+        source=options.source,
+        remote=str(workspace / "dvc-remote") if options.remote is None else options.remote,
+        ledger=str(workspace / "ledger") if options.ledger is None else options.ledger,
+        checkpoints=str(workspace / "checkpoints"),
+        workspace=str(workspace),
+    )
+
+
+def _report(job: Job, workspace: Path) -> str:
+    """Return the page of the report in the workspace; if it is missing, restore it from the newest finished run."""
+    page = workspace / "report" / "report.html"
+    if page.is_file():
+        return str(page)
+    for finished in ended_runs({"fingerprint": job.fingerprint}, "FINISHED"):
+        with tempfile.TemporaryDirectory() as scratch:
+            if found := fetch_artifacts(finished, "evaluate", "evaluation", Path(scratch)):
+                # KFP, which this module imports, takes seconds to import.
+                local = import_module("pipelines.local.run")
+                return f"{local.publish(local.Outcome(found, found), workspace)} (restored from MLflow)"
+    return "missing, and MLflow has no copy: --force makes it again"
+
+
+def _print_nothing_to_do(job: Job, decision: Decision, workspace: Path) -> None:
+    model = job.params.evaluate.model_name
+    reigning = champion(model)
+    print(f"nothing to do: {decision.reason}; --force trains again")
+    print(_champion_line(model, reigning.version if reigning else None))
+    print(f"report:   {_report(job, workspace)}")
+    print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
+
+
+def _print_plan(job: Job, decision: Decision, places: Places) -> None:
+    print(f"{'would train' if decision.action == 'train' else 'nothing to do'}: {decision.reason}")
+    for name in ("source", "workspace", "remote", "ledger"):
+        print(f"{f'{name}:':<11}{absolute(getattr(places, name)) or 'none'}")
+    print(f"runs:      {_where_runs_are_shown(tracking_uri())}")
+    print("parameters:")
+    for name, value in flatten(plain(job.params)):
+        print(f"  {name}: {value}")
+
+
 def run(options: argparse.Namespace) -> None:
-    """Run the pipeline if anything is new, and print the result."""
+    """Run the pipeline if anything is new, and print the result; with --dry-run, only print what would be done."""
     # In the environment for the tasks: the default database is in this workspace.
     os.environ[VARIABLE] = tracking_uri(options.workspace)
-    with storage_errors(options.workspace):
-        options.workspace.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=options.workspace).close()
-    remote = str(options.workspace / "dvc-remote") if options.remote is None else options.remote
-    ledger = str(options.workspace / "ledger") if options.ledger is None else options.ledger
+    places = _places(options)
     containers = import_module("pipelines.local.containers") if options.containers else None
     job = job_here(options.params, options.source, containers.code_of_images() if containers else None)
-    model = options.params.evaluate.model_name
     decision = decide(job, force=options.force)
+    if options.dry_run:
+        _print_plan(job, decision, places)
+    elif decision.action == "skip":
+        _print_nothing_to_do(job, decision, options.workspace)
+    else:
+        say(f"training: {decision.reason}")
     if decision.action == "skip":
-        reigning = champion(model)
-        print(f"nothing to do: {decision.reason}")
-        print(_champion_line(model, reigning.version if reigning else None))
         return
-    say(f"training: {decision.reason}")
+    needed = checks(places, job.params, gpus=0, look="in images" if containers else "present")
+    preflight(needed, report=say if options.dry_run else _log.debug)
+    if options.dry_run:
+        print("preflight: passed")
+        return
+    # KFP takes seconds to import.
+    local = import_module("pipelines.local.run")
     outcome = local.run(
-        job, options.workspace, remote, ledger, reason=decision.reason, containers=containers, network=options.network
+        job,
+        options.workspace,
+        places.remote,
+        places.ledger,
+        reason=decision.reason,
+        containers=containers,
+        network=options.network,
     )
     report = local.publish(outcome, options.workspace)
     registration = read_registration(outcome.registration)
@@ -60,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
     for reason in read_verdict(outcome.report).reasons:
         if reason.startswith("failed: "):
             print(f"failed:   {reason.removeprefix('failed: ')}")
-    print(_champion_line(model, registration.champion))
+    print(_champion_line(job.params.evaluate.model_name, registration.champion))
     print(f"report:   {report}")
     print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
     end_quickly()

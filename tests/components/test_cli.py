@@ -56,6 +56,14 @@ def seen(*arguments: str) -> Params:
     return found[0]
 
 
+@pytest.mark.parametrize("option", ["--set=warmup.weights=~/w", "warmup.weights=~/w"])
+def test_the_home_folder_is_replaced_in_the_options_of_a_step(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    given = (option,) if option.startswith("--") else ("--set", option)
+    assert seen(*given).warmup.weights == "/home/ada/w"
+    assert seen("--set=warmup.weights=~").warmup.weights is None, "~ alone is null in YAML"
+
+
 @pytest.mark.parametrize(("kind", "code"), CODES)
 def test_a_bebygan_error_prints_one_line_and_returns_its_code(
     kind: type[BebyganError], code: int, capsys: pytest.CaptureFixture[str]

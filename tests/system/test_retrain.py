@@ -171,11 +171,33 @@ def test_losses_and_comparison_are_in_mlflow(first_run: Finished, project: Path)
 
 def test_a_second_run_has_nothing_to_do_and_names_the_champion(second_run: Finished, project: Path) -> None:
     assert second_run.code == 0, second_run.err
-    assert second_run.out.startswith("nothing to do: ")
-    assert second_run.out.endswith("champion: bebygan version 1\n")
+    reason, champion, report, runs = second_run.out.splitlines()
+    assert reason.startswith("nothing to do: ")
+    assert reason.endswith("; --force trains again")
+    assert champion == "champion: bebygan version 1"
+    assert report == "report:   workspace/report/report.html"
+    assert runs.startswith("runs:     ")
+    assert runs.endswith(f"ui --backend-store-uri sqlite:///{project / 'workspace' / 'mlflow.db'}")
     assert second_run.err == ""
     assert second_run.seconds < 20
     assert len(list((project / "workspace" / "pipeline").iterdir())) == 1
+
+
+def test_a_missing_report_is_restored_by_a_run_with_nothing_to_do(second_run: Finished, project: Path) -> None:
+    assert second_run.code == 0
+    before = (project / "workspace" / "report" / "report.html").read_bytes()
+    shutil.rmtree(project / "workspace" / "report")
+    again = run(project, "pipelines.cli", "run")
+    assert "report:   workspace/report/report.html (restored from MLflow)\n" in again.out, again.err
+    assert (project / "workspace" / "report" / "report.html").read_bytes() == before
+
+
+def test_a_dry_run_with_nothing_to_do_says_so(second_run: Finished, project: Path) -> None:
+    assert second_run.code == 0
+    planned = run(project, "pipelines.cli", "run", "--dry-run")
+    assert (planned.code, planned.err) == (0, "")
+    assert planned.out.startswith("nothing to do: photographs, parameters and code are those of the finished run ")
+    assert "preflight" not in planned.out
 
 
 def test_a_changed_parameter_trains_again_on_what_is_cached(changed_run: Finished, project: Path) -> None:
@@ -269,7 +291,7 @@ def test_a_step_that_refuses_ends_the_run_with_its_line_and_its_code(changed_run
     assert runs_of(project)[-1].info.status == "FAILED"
     again = run(project, "pipelines.cli", "run")
     assert again.out.startswith("nothing to do")
-    assert again.out.endswith("champion: bebygan version 1\n")
+    assert "\nchampion: bebygan version 1\nreport: " in again.out
 
 
 def test_a_bug_in_a_step_says_where_its_traceback_is(

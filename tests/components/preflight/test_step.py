@@ -81,6 +81,24 @@ def failure(places: Places, params: Params, gpus: int = 0) -> BebyganError:
     return raised.value
 
 
+def test_the_weights_of_the_champion_must_be_readable(
+    places: Places, params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "model" / "artifacts" / "generator.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    client = mlflow_client()
+    client.create_registered_model("bebygan")
+    client.create_model_version("bebygan", str(tmp_path / "model"))
+    client.set_registered_model_alias("bebygan", "champion", "1")
+    preflight(checks(places, params, 0))
+    assert "allows changes of bebygan, and the weights of version 1 can be read" in capsys.readouterr().err
+    weights.unlink()
+    error = failure(places, params)
+    assert type(error) is ServiceError
+    assert str(error).startswith("1 of 10 checks failed: model registry: fetching the weights of models:/bebygan/1 ")
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [

@@ -12,7 +12,6 @@ from bebygan.files import lock
 from components.tracking.client import mlflow_client
 from components.tracking.runs import step_run
 from pipelines import cli
-from pipelines.local import command
 from pipelines.local.run import (
     Outcome,
     _end_runs_of_killed_tasks,
@@ -178,10 +177,6 @@ def test_a_read_only_workspace_raises_an_error_before_the_run_starts(
     said = capsys.readouterr().err
     assert said.startswith(f"error: cannot write {tmp_path}/file/workspace: ")
     assert said.count("\n") == 1
-
-
-def test_the_address_of_a_server_is_shown_without_its_password() -> None:
-    assert command._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
 
 
 def test_unused_outputs_are_removed_with_a_warning_for_those_that_cannot_be(

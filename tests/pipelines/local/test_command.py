@@ -1,0 +1,123 @@
+"""`bebygan run` before anything is trained: preflight, --dry-run, paths in the home folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.tracking.client import mlflow_client
+from pipelines import cli
+from pipelines.local import command
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace in the home folder of the test."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BEBYGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BEBYGAN_WEIGHTS_SOURCES", "folder")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/workspace/mlflow.db")
+    weights = tmp_path / "cache" / "weights"
+    weights.mkdir(parents=True)
+    for name in ("vgg16", "alexnet", "lpips-alex"):
+        (weights / f"{name}.safetensors").touch()
+    return tmp_path / "workspace"
+
+
+def options(workspace: Path, photographs: Path, *more: str) -> list[str]:
+    return ["run", "--params", str(ROOT / "params.yaml"), f"--workspace={workspace}", f"--source={photographs}", *more]
+
+
+def runs() -> list[str]:
+    client = mlflow_client()
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    return [run.data.tags["step"] for run in found]
+
+
+def test_a_dry_run_prints_what_would_run_and_trains_nothing(
+    workspace: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(options(workspace, photographs, "--dry-run", "--set", "train.seed=7")) == 0
+    told, steps = capsys.readouterr()
+    lines = told.splitlines()
+    assert lines[:3] == [
+        "would train: there is no champion yet",
+        f"source:    {photographs}",
+        f"workspace: {workspace}",
+    ]
+    assert "  train.seed: 7" in lines
+    assert lines[-1] == "preflight: passed"
+    assert "weights vgg16: at " in steps
+    assert not (workspace / "pipeline").exists()
+    assert not runs()
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_missing_weights_are_reported_before_any_step_runs(
+    more: tuple[str, ...], workspace: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taps = "train.perceptual={network: vgg19, taps: [[conv5_4, 1.0]]}"
+    assert cli.main(options(workspace, photographs, "--set", taps, *more)) == 5
+    told = capsys.readouterr().err
+    assert "error: 1 of 11 checks failed: weights vgg19: cannot get the weights vgg19" in told
+    assert "ingest" not in told
+    assert not (workspace / "pipeline").exists()
+    assert not runs()
+
+
+def test_a_run_prints_nothing_of_a_preflight_that_passes(
+    workspace: Path, photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.local.run.run", stop)
+    assert cli.main(options(workspace, photographs)) == 130
+    assert capsys.readouterr().err == "training: there is no champion yet\nerror: interrupted\n"
+
+
+@pytest.mark.parametrize("left", ["cache", "dvc-remote/files/md5/ab", "run.log"])
+def test_what_another_user_left_in_the_workspace_ends_a_run_with_one_line(
+    left: str, workspace: Path, photographs: Path
+) -> None:
+    path = workspace / left
+    path.parent.mkdir(parents=True)
+    if path.suffix:
+        path.touch()
+    else:
+        path.mkdir()
+    command = [sys.executable, "-m", "pipelines.cli", *options(workspace, photographs)]
+    if os.getuid():
+        path.chmod(0o555)
+    else:
+        os.chown(path, 1234, 1234)
+        # Root without the capability to override permissions is like any other user.
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 6, done.stderr
+    [_, error] = done.stderr.splitlines()
+    assert error.startswith(f"error: 1 of 11 checks failed: workspace {workspace}: {path}, which an earlier run left, ")
+    assert f"run `sudo chown -R {os.getuid()} {workspace}`" in error
+
+
+def test_the_home_folder_is_replaced_in_options(
+    workspace: Path, photographs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace.parent)
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+    Path("data").symlink_to(ROOT / "data")
+    arguments = ["--dry-run", "--ledger=~/ledger", "--remote", "~/remote", "--params=~/params.yaml"]
+    assert cli.main(options(Path("~/workspace"), Path("~") / photographs.name, *arguments)) == 0
+    told = capsys.readouterr().out
+    for name, path in (("source", photographs), ("workspace", workspace), ("ledger", workspace.with_name("ledger"))):
+        assert f"{f'{name}:':<11}{path}\n" in told
+    assert workspace.with_name("remote").is_dir()
+    assert not Path("~").exists()
+
+
+def test_the_address_of_a_server_is_shown_without_its_password() -> None:
+    assert command._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
