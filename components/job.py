@@ -7,7 +7,7 @@ from pathlib import Path
 from bebygan.files import sha256_of
 from components.config import GROUPS, Params, one_line_yaml, to_yaml
 from components.stores.source import source_version
-from components.tracking.provenance import code_hash
+from components.tracking.provenance import code_hash, environment_hash
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Job:
     """Folder or s3:// prefix of photographs. Their location is not part of the identity, only their content is."""
     source_version: str
     code_version: str
-    """On this machine a hash of sources and starting weights, on a cluster the digests of the images."""
+    """On this machine a hash of sources, locked packages and starting weights, on a cluster the images' digests."""
 
     @property
     def fingerprint(self) -> str:
@@ -44,12 +44,12 @@ def job_here(params: Params, source: str, code: str | None = None) -> Job:
     Args:
         params: of the run.
         source: see `Job.source`.
-        code: identifies the code; None takes the hash of the sources here.
+        code: identifies the code; None takes the hash of the sources and packages here.
 
     Raises:
         DataError, ServiceError: the photographs cannot be listed.
     """
-    digest = hashlib.sha256((code or code_hash()).encode())
+    digest = hashlib.sha256((code or code_hash() + environment_hash()).encode())
     weights = Path(params.warmup.weights or "")
     if weights.is_file():
         digest.update(sha256_of(weights).encode())

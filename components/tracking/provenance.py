@@ -28,6 +28,12 @@ def code_hash() -> str:
     return sha256_of_files(_ROOT, (path for package, kind in kinds for path in (_ROOT / package).rglob(f"*.{kind}")))
 
 
+def environment_hash() -> str:
+    """Return the SHA-256 of what the sources run with: the release of torch, and the lock file of this checkout."""
+    lock = _ROOT / "requirements.lock"
+    return hashlib.sha256(_version("torch").encode() + (lock.read_bytes() if lock.is_file() else b"")).hexdigest()
+
+
 def _git(*arguments: str) -> str | None:
     """Return the output of git, or None if there is no git or no repository, or git fails."""
     try:

@@ -9,6 +9,7 @@ import pytest
 from bebygan.errors import ConfigError, DataError
 from components.config import GROUPS, Params, from_yaml, load_params
 from components.job import Job, groups_of, inputs_of, job_here
+from components.tracking import provenance
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,3 +86,18 @@ def test_a_job_is_told_apart_by_photographs_code_starting_weights_and_parameters
     assert jobs[0].source_version == jobs[1].source_version != jobs[2].source_version
     assert jobs[0].code_version != jobs[1].code_version == jobs[2].code_version
     assert {len(each.fingerprint) for each in jobs} == {hashlib.sha256().digest_size * 2}
+
+
+def test_another_torch_or_lock_file_makes_another_job(
+    params: Params, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = job_here(params, str(photographs))
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "_version", {"torch": "1.0"}.get)
+        assert job_here(params, str(photographs)).code_version != before.code_version
+    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+    without = job_here(params, str(photographs)).code_version
+    (tmp_path / "requirements.lock").write_text("torch==2.0\n")
+    locked = job_here(params, str(photographs)).code_version
+    (tmp_path / "requirements.lock").write_text("torch==2.1\n")
+    assert len({before.code_version, without, locked, job_here(params, str(photographs)).code_version}) == 4
