@@ -7,8 +7,8 @@ which only one process can do, and then moves the aliases. If it is killed in be
 from bebygan.errors import DataError
 from components.artifacts import Verdict
 from components.tracking.client import MlflowClient, MlflowException, service_errors
-from components.tracking.ledger import Move, append, last, now, who
-from components.tracking.registry import ModelVersion, as_version, champion
+from components.tracking.ledger import HEAD, Move, append, check_complete, head_of, last, now, who
+from components.tracking.registry import ModelVersion, as_version, champion, tags_of_model
 from components.tracking.runs import StepRun
 
 PROMOTED = "promoted"
@@ -21,6 +21,15 @@ def _move_aliases(client: MlflowClient, model: str, version: str, previous: str 
             client.set_registered_model_alias(model, "previous", previous)
         client.set_registered_model_alias(model, "champion", version)
         client.set_model_version_tag(model, version, PROMOTED, "true")
+
+
+def _record(ledger: str, model: str, move: Move, client: MlflowClient) -> bool:
+    """Append an entry unless its number is taken, and tell the registry which entry is the newest."""
+    if not append(ledger, model, move):
+        return False
+    with service_errors(f"recording the newest entry of the ledger of {model}"):
+        client.set_registered_model_tag(model, HEAD, head_of(ledger, model))
+    return True
 
 
 def _interrupted(move: Move, holds: str | None, model: str, client: MlflowClient) -> bool:
@@ -54,10 +63,11 @@ def settle(ledger: str, model: str, run: StepRun) -> int:
         Number of the newest entry; 0 without entries, which leaves all as it is.
 
     Raises:
-        DataError: the newest entry is damaged.
+        DataError: an entry is damaged or missing.
         ServiceError: the registry or the bucket is unreachable or refuses access.
         StorageError: the ledger's folder cannot be written.
     """
+    check_complete(ledger, model, tags_of_model(model).get(HEAD))
     while True:
         newest, current = last(ledger, model), champion(model)
         if newest is None:
@@ -81,7 +91,7 @@ def settle(ledger: str, model: str, run: StepRun) -> int:
             who="unknown",
             time=now(),
         )
-        if append(ledger, model, by_hand):
+        if _record(ledger, model, by_hand, run.client):
             return by_hand.number
 
 
@@ -128,7 +138,7 @@ def promote(version: ModelVersion, verdict: Verdict, run: StepRun, ledger: str) 
             who=who(),
             time=now(),
         )
-        if append(ledger, version.model, move):
+        if _record(ledger, version.model, move, run.client):
             break
     if not ledger or not _follow(ledger, version.model, run.client):
         _move_aliases(run.client, version.model, version.version, judged_against)

@@ -1,5 +1,8 @@
 """The ledger: a record of every move of a model's alias champion. Entries are never overwritten.
 
+Each entry holds the digest of the one before, and the registered model has the digest of the newest as a tag. So an
+entry that was changed, lost or replaced later is found, and so is a ledger of another place.
+
 It has one JSON file per move, `<ledger>/<model>/<NNNNNN>.json`, in a folder or below s3://bucket/prefix. Only the first
 writer of a number succeeds, so one of two concurrent promotions wins: MLflow's aliases have no conditional updates.
 """
@@ -7,14 +10,17 @@ writer of a number succeeds, so one of two concurrent promotions wins: MLflow's 
 import dataclasses
 import datetime
 import getpass
+import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bebygan.errors import DataError
 from components.stores import StoredFile, open_store
 
+HEAD = "ledger_head"
+"""Tag of a registered model: number and digest of the newest entry of its ledger."""
 _NAME = re.compile(r"\d{6}\.json")
 
 
@@ -39,6 +45,8 @@ class Move:
     who: str
     time: str
     """UTC, ISO 8601."""
+    before: str | None = field(default=None, compare=False)
+    """`digest` of the entry before. `append` sets it; the first entry, and entries of version 0.1.0, have none."""
 
 
 def who() -> str:
@@ -57,35 +65,51 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _stored(ledger: str, model: str) -> list[StoredFile]:
-    """Return the files of the entries, oldest first."""
-    return [file for file in open_store(f"{ledger}/{model}").files() if _NAME.fullmatch(file.name)]
+def _content(move: Move) -> bytes:
+    return (json.dumps(dataclasses.asdict(move), indent=2) + "\n").encode()
 
 
-def _move(file: StoredFile, ledger: str, model: str) -> Move:
+def digest(move: Move) -> str:
+    """Return the SHA-256 of an entry."""
+    return hashlib.sha256(_content(move)).hexdigest()
+
+
+def _move(file: StoredFile, place: str) -> Move:
     try:
         return Move(**{**json.loads(file.read()), "number": int(file.name.removesuffix(".json"))})
     except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{ledger}/{model}/{file.name} is not a ledger entry ({error}): restore it from a backup, or name another "
-            "ledger"
-        ) from error
+        raise _damaged(f"{place}/{file.name} is not a ledger entry ({error})") from error
+
+
+def _damaged(what: str) -> DataError:
+    return DataError(f"{what}: restore it from a backup, or name another ledger")
 
 
 def entries(ledger: str, model: str) -> list[Move]:
     """Return all moves of a model's champion, oldest first.
 
     Raises:
-        DataError: an entry is damaged.
+        DataError: an entry is damaged, missing, or changed after the next one was written.
         ServiceError: the bucket is unreachable, unknown, or refuses access.
     """
-    return [_move(file, ledger, model) for file in _stored(ledger, model)]
+    place = f"{ledger}/{model}"
+    found: list[Move] = []
+    for file in open_store(place).files():
+        if not _NAME.fullmatch(file.name):
+            continue
+        move, before = _move(file, place), found[-1] if found else None
+        if move.number != len(found) + 1:
+            raise _damaged(f"{place}/{len(found) + 1:06}.json is missing")
+        if before and (move.before or before.before) and move.before != digest(before):
+            raise _damaged(f"{place}/{before.number:06}.json changed after {file.name} was written")
+        found.append(move)
+    return found
 
 
 def last(ledger: str, model: str) -> Move | None:
     """Return the newest move, or None if there is none; see `entries`."""
-    found = _stored(ledger, model)
-    return _move(found[-1], ledger, model) if found else None
+    found = entries(ledger, model)
+    return found[-1] if found else None
 
 
 def append(ledger: str, model: str, move: Move) -> bool:
@@ -95,8 +119,41 @@ def append(ledger: str, model: str, move: Move) -> bool:
         Whether the number is ours. Otherwise another process moved the champion: read `last` and decide again.
 
     Raises:
+        DataError: as `entries`.
         ServiceError: the bucket is unreachable, unknown, or refuses access.
         StorageError: the folder cannot be written, or its file system has no hard links.
     """
-    content = (json.dumps(dataclasses.asdict(move), indent=2) + "\n").encode()
-    return open_store(f"{ledger}/{model}").write_if_absent(f"{move.number:06}.json", content)
+    before = entries(ledger, model)[: move.number - 1]
+    chained = dataclasses.replace(move, before=digest(before[-1]) if before else None)
+    return open_store(f"{ledger}/{model}").write_if_absent(f"{move.number:06}.json", _content(chained))
+
+
+def check_complete(ledger: str, model: str, head: str | None) -> None:
+    """Check that a ledger holds the entry that the registry knows as the newest, or newer ones.
+
+    Args:
+        ledger: folder or s3:// prefix.
+        model: name of the registered model.
+        head: tag HEAD of the registered model; None without it.
+
+    Raises:
+        DataError: the entry is missing or changed.
+        ServiceError: as `entries`.
+    """
+    if not head:
+        return
+    number, _, expected = head.partition(" ")
+    found = {f"{move.number}": digest(move) for move in entries(ledger, model)}
+    if found.get(number) != expected:
+        what = "a changed entry" if number in found else "no entry"
+        raise DataError(
+            f"the ledger {ledger} holds {what} {number} of {model}, which the registry knows: name the ledger that all "
+            f"runs with this registry share, restore the entry from a backup, or delete the tag {HEAD} of the "
+            "registered model to begin a new ledger"
+        )
+
+
+def head_of(ledger: str, model: str) -> str | None:
+    """Return the value of the tag HEAD for the newest entry, or None without entries; see `entries`."""
+    newest = last(ledger, model)
+    return f"{newest.number} {digest(newest)}" if newest else None

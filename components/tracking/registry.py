@@ -9,6 +9,7 @@ from typing import Literal
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from bebygan.files import sha256_of
@@ -41,14 +42,24 @@ def as_version(found: MlflowVersion) -> ModelVersion:
     )
 
 
-def _exists(client: MlflowClient, model: str) -> bool:
+def _model(client: MlflowClient, model: str) -> RegisteredModel | None:
     try:
-        client.get_registered_model(model)
+        return client.get_registered_model(model)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
+            return None
         raise
-    return True
+
+
+def tags_of_model(model: str) -> Mapping[str, str]:
+    """Return the tags of a registered model; none if it does not exist.
+
+    Raises:
+        ServiceError: the registry is unreachable or refuses.
+    """
+    with tracker(f"asking for the tags of {model}") as client:
+        found = _model(client, model)
+    return dict(found.tags) if found else {}
 
 
 def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
@@ -65,7 +76,7 @@ def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             # A server with a login denies permission for a model that does not exist.
-            if error.error_code == "PERMISSION_DENIED" and not _exists(client, model):
+            if error.error_code == "PERMISSION_DENIED" and _model(client, model) is None:
                 return None
             raise
 

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ from bebygan.files import sha256_of
 from components.artifacts import Registration
 from components.register import promotion
 from components.tracking.client import mlflow_client
-from components.tracking.ledger import append, entries
+from components.tracking.ledger import HEAD, append, entries
 from components.tracking.registry import champion
 from tests.components.registered import aliases, versions
 
@@ -58,7 +59,12 @@ def killed_after(survived: int) -> Iterator[None]:
         return change
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("set_registered_model_alias", "set_model_version_tag", "_create_model_version"):
+        for name in (
+            "set_registered_model_alias",
+            "set_registered_model_tag",
+            "set_model_version_tag",
+            "_create_model_version",
+        ):
             patch.setattr(MlflowClient, name, dying(getattr(MlflowClient, name)))
         patch.setattr(promotion, "append", dying(promotion.append))
         yield
@@ -113,7 +119,7 @@ def test_the_ledger_records_version_reason_data_and_user_of_each_promotion(
     assert 0 <= age.total_seconds() < 600
 
 
-@pytest.mark.parametrize("survived", range(6))
+@pytest.mark.parametrize("survived", range(7))
 def test_the_next_registration_completes_the_ledger_after_a_kill(
     survived: int,
     registered: Callable[..., Registration],
@@ -202,3 +208,46 @@ def test_a_ledger_newer_than_a_restored_registry_promotes_no_other_model(
     append(ledger, "tests", replace(lost, number=4))
     assert registered(generator_folder("three", 3), "keep", champion="1", ledger=ledger).champion == "1"
     assert moves(ledger)[-1] == ("2", "1", "by hand")
+
+
+def test_a_second_ledger_for_the_same_registry_is_refused_before_anything_moves(
+    registered: Callable[..., Registration], generator_folder: Callable[..., Path], ledger: str, tmp_path: Path
+) -> None:
+    """Two workspaces with one tracking server each wrote their own ledger, and one promotion was lost."""
+    other = str(tmp_path / "other workspace" / "ledger")
+    with pytest.raises(DataError, match=r"other workspace/ledger holds no entry 1 of tests, which the registry knows"):
+        registered(generator_folder("two", 2), "promote", champion="1", ledger=other)
+    assert aliases()["champion"] == "1"
+    assert versions() == 1
+    assert moves(ledger) == [(None, "1", "promote")]
+
+
+def test_a_deleted_newest_entry_is_not_recorded_as_a_move_by_hand(
+    registered: Callable[..., Registration], generator_folder: Callable[..., Path], ledger: str
+) -> None:
+    registered(generator_folder("two", 2), "promote", champion="1", ledger=ledger)
+    (Path(ledger) / "tests" / "000002.json").unlink()
+    with pytest.raises(DataError, match="holds no entry 2 of tests"):
+        registered(generator_folder("three", 3), "keep", champion="2", ledger=ledger)
+    assert len(moves(ledger)) == 1
+
+
+def test_a_changed_newest_entry_is_found_by_the_registry(
+    registered: Callable[..., Registration], generator_folder: Callable[..., Path], ledger: str
+) -> None:
+    path = Path(ledger) / "tests" / "000001.json"
+    path.write_text(path.read_text().replace("0123.dir", "0124.dir"))
+    with pytest.raises(DataError, match="holds a changed entry 1 of tests"):
+        registered(generator_folder("two", 2), "keep", champion="1", ledger=ledger)
+
+
+def test_a_ledger_of_the_previous_version_is_continued(
+    registered: Callable[..., Registration], generator_folder: Callable[..., Path], ledger: str
+) -> None:
+    path = Path(ledger) / "tests" / "000001.json"
+    old = json.loads(path.read_text())
+    del old["before"]
+    path.write_text(json.dumps(old))
+    mlflow_client().delete_registered_model_tag("tests", HEAD)
+    registered(generator_folder("two", 2), "promote", champion="1", ledger=ledger)
+    assert moves(ledger) == [(None, "1", "promote"), ("1", "2", "promote")]

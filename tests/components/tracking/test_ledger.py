@@ -2,13 +2,15 @@ import json
 import os
 import threading
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bebygan.errors import DataError, ServiceError, StorageError
-from components.tracking.ledger import Move, append, entries, last, who
+from components.stores import open_store
+from components.tracking.ledger import Move, append, check_complete, entries, head_of, last, who
 
 FIRST = Move(
     number=1,
@@ -139,3 +141,26 @@ def test_who_is_a_number_for_a_user_without_a_name(monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
     assert who() == "user 2147483641"
+
+
+def test_an_entry_that_was_changed_removed_or_replaced_is_named(ledger: str) -> None:
+    for number in (1, 2, 3):
+        assert append(ledger, "model", replace(FIRST, number=number))
+    head = head_of(ledger, "model")
+    check_complete(ledger, "model", head)
+    store = open_store(f"{ledger}/model")
+    kept = store.read("000002.json")
+    for changed in (kept.replace(b'"someone"', b'"nobody"'), kept.replace(b"01-02T", b"01-03T")):
+        store.write("000002.json", BytesIO(changed))
+        with pytest.raises(DataError, match=r"model/000002\.json changed after 000003\.json was written"):
+            entries(ledger, "model")
+    store.delete("000002.json")
+    with pytest.raises(DataError, match=r"model/000002\.json is missing"):
+        last(ledger, "model")
+    store.write("000002.json", BytesIO(kept))
+    store.delete("000003.json")
+    with pytest.raises(DataError, match="holds no entry 3 of model, which the registry knows"):
+        check_complete(ledger, "model", head)
+    assert append(ledger, "model", replace(FIRST, number=3, who="another"))
+    with pytest.raises(DataError, match="holds a changed entry 3 of model"):
+        check_complete(ledger, "model", head)
