@@ -2,12 +2,13 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -163,6 +164,11 @@ def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(values: Mapping[str, Any]) -> str:
+    """Return the hexadecimal SHA-256 of a JSON object, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of_files(root: Path, files: Iterable[Path]) -> str:

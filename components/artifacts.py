@@ -1,23 +1,29 @@
 """The files that one step writes for the next: a type, a reader and a writer for each.
 
-Each file is valid JSON with the number of its schema under `schema`. Files of earlier versions without this number are
-read too. Readers raise a DataError, which names the file and the step to run, if the file is missing, damaged,
-incomplete, or has a newer schema. Writers raise a DataError, which names the value, if a number is not finite.
+Each file is valid JSON with the number of its schema under `schema` and a digest of itself under `digest`, which the
+readers verify. Files of earlier versions, without either, are read too. Readers raise a DataError, which names the
+file and the step to run, if the file is missing, damaged, incomplete, or has a newer schema. Writers raise a DataError,
+which names the value, if a number is not finite.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from bebygan.errors import DataError
+from bebygan.files import json_digest
 from components.config import Metric, flatten, plain
 
-SCHEMA = 1
+SCHEMA = 2
+_DIGEST = "digest"
+"""Key of a file's digest of itself. Files with a schema below 2 have none. metrics.json has none either, because
+`dvc metrics` would show it; the verdict names its digest."""
 PSNR_CAP = 100.0
 """dB. Upper limit of a measured PSNR, because that of two equal images is infinite."""
 
@@ -65,6 +71,8 @@ class Verdict:
     """Version that the challenger was compared with; None if there was no champion."""
     challenger_sha256: str
     """Of the challenger's generator.safetensors."""
+    measured_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of metrics.json and per_photograph.csv, by name; empty in verdicts of version 0.1.0."""
     protocol: Mapping[str, str]
     """How each metric was measured."""
     health: tuple[Finding, ...] = ()
@@ -138,21 +146,30 @@ class _Quarantine:
     files: tuple[Quarantined, ...]
 
 
-def _write(path: Path, values: Mapping[Any, Any]) -> None:
+def _write(path: Path, values: Mapping[Any, Any], *, digest: bool = True) -> None:
     for name, value in flatten(values):
         if isinstance(value, float) and not math.isfinite(value):
             raise DataError(f"{path.name} cannot hold {name} = {value}: every number in it must be finite")
-    path.write_text(json.dumps({"schema": SCHEMA, **values}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    values = {"schema": SCHEMA, **values}
+    if digest:
+        values[_DIGEST] = json_digest(values)
+    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _bytes(path: Path, step: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path.parent} holds no {path.name}: run {step} first") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}): run {step} again") from error
 
 
 def _text(path: Path, step: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{path.parent} holds no {path.name}: run {step} first") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise DataError(f"cannot read {path} ({reason}): run {step} again") from error
+        return _bytes(path, step).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path} (it is not UTF-8): run {step} again") from error
 
 
 def _parsed(text: str, path: Path, step: str, line: int = 0) -> Any:
@@ -182,12 +199,15 @@ def _read(kind: type[T], path: Path, step: str) -> T:
         values = {"files": values}
     if not isinstance(values, dict):
         raise DataError(f"{path} is damaged (it is not a JSON object): run {step} again")
+    expected, actual = values.pop(_DIGEST, None), json_digest(values)
     schema = values.pop("schema", 0)
     if not isinstance(schema, int) or schema > SCHEMA:
         raise DataError(
             f"{path} has schema {str(schema)[:80]}, this version of bebygan reads up to {SCHEMA}: install the version "
             f"that wrote it, or run {step} again"
         )
+    if expected != actual and (expected is not None or (schema > 1 and kind is not _Table)):
+        raise DataError(f"{path} is damaged (its content differs from the digest in it): run {step} again")
     return _validated(kind, values, path, step)
 
 
@@ -197,13 +217,20 @@ def write_verdict(folder: Path, verdict: Verdict) -> None:
 
 
 def read_verdict(folder: Path) -> Verdict:
-    """Read verdict.json from the folder that evaluate wrote."""
-    return _read(Verdict, folder / "verdict.json", "evaluate")
+    """Read verdict.json from the folder that evaluate wrote, and compare the files that it names with their digests."""
+    path = folder / "verdict.json"
+    verdict = _read(Verdict, path, "evaluate")
+    if verdict.verdict == "promote" and any(reason.startswith("failed: ") for reason in verdict.reasons):
+        raise DataError(f"{path} is damaged (it says promote although a threshold failed): run evaluate again")
+    for name, expected in verdict.measured_sha256.items():
+        if hashlib.sha256(_bytes(folder / name, "evaluate")).hexdigest() != expected:
+            raise DataError(f"{folder / name} is not the file that the verdict beside it is about: run evaluate again")
+    return verdict
 
 
 def write_means(folder: Path, means: Means) -> None:
     """Write metrics.json, {candidate: {metric: mean}}, which `dvc metrics` can read."""
-    _write(folder / "metrics.json", means)
+    _write(folder / "metrics.json", means, digest=False)
 
 
 def read_means(folder: Path) -> Means:

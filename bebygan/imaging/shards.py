@@ -22,10 +22,11 @@ import numpy.typing as npt
 
 from bebygan import SCALE
 from bebygan.errors import DataError
-from bebygan.files import sha256_of
+from bebygan.files import json_digest, sha256_of
 from bebygan.imaging import Image
 
-FORMAT = 1
+FORMAT = 2
+"""Of patches.json. Format 1 lacks the digest of patches.json itself."""
 PatchSplit = Literal["train", "validation"]
 PATCH_SPLITS: tuple[PatchSplit, ...] = ("train", "validation")
 
@@ -102,7 +103,7 @@ def write_shards(
         checksums[name] = sha256_of(folder / name)
     splits = [window[3] for window in windows]
     counts: dict[str, int] = {split: splits.count(number) for number, split in enumerate(PATCH_SPLITS)}
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "scale": SCALE,
         "size": size,
@@ -110,6 +111,7 @@ def write_shards(
         "made_from": dict(made_from),
         "sha256": checksums,
     }
+    about["digest"] = json_digest(about)
     (folder / "patches.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
     return counts
 
@@ -137,6 +139,19 @@ def _mapped(path: Path, checksum: str | None) -> npt.NDArray[Any]:
     return array
 
 
+def _check(about: dict[str, Any], folder: Path) -> None:
+    """Check format, scale and digest of patches.json."""
+    if about["format"] not in (1, FORMAT):
+        raise DataError(
+            f"{folder} has patch format {about['format']}, this version reads up to {FORMAT}: make them again"
+        )
+    if about["scale"] != SCALE:
+        raise DataError(f"{folder} was made for scale {about['scale']}, the generator's is {SCALE}: make them again")
+    digest = about.pop("digest", None)
+    if (digest is not None or about["format"] > 1) and digest != json_digest(about):
+        raise DataError(f"{folder / 'patches.json'} is damaged (it differs from the digest in it): make them again")
+
+
 def read_patches(folder: Path, split: PatchSplit, verify: bool = True) -> Patches:
     """Open the patches of a split without reading their pixels into memory.
 
@@ -150,14 +165,7 @@ def read_patches(folder: Path, split: PatchSplit, verify: bool = True) -> Patche
     """
     try:
         about = json.loads((folder / "patches.json").read_text())
-        if about["format"] != FORMAT:
-            raise DataError(
-                f"{folder} has patch format {about['format']}, this version reads {FORMAT}: make them again"
-            )
-        if about["scale"] != SCALE:
-            raise DataError(
-                f"{folder} was made for scale {about['scale']}, the generator's is {SCALE}: make them again"
-            )
+        _check(about, folder)
         files = {name: _mapped(folder / name, sum_ if verify else None) for name, sum_ in about["sha256"].items()}
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing: make the patches again") from error

@@ -157,20 +157,21 @@ def evaluate(
         measured, crops = _measure(dataset, generators, params)
     means: Means = measured.groupby("candidate", sort=False)[list(METRICS)].mean().to_dict("index")  # type: ignore[assignment]
     recommendation, reasons = judge(means, params.thresholds)
-    verdict = Verdict(
-        verdict=recommendation,
-        reasons=reasons,
-        model=params.model_name,
-        champion=current.version if current else None,
-        challenger_sha256=sha256_of(generators["challenger"]),
-        protocol=_protocol(params),
-        health=tuple(examine(history, params.health)),
-        provenance=provenance(params, data_version(dataset)),
-    )
     with whole_folder(output) as folder:
         write_means(folder, means)
-        write_verdict(folder, verdict)
         measured.to_csv(folder / "per_photograph.csv", index=False, lineterminator="\n")
+        verdict = Verdict(
+            verdict=recommendation,
+            reasons=reasons,
+            model=params.model_name,
+            champion=current.version if current else None,
+            challenger_sha256=sha256_of(generators["challenger"]),
+            measured_sha256={name: sha256_of(folder / name) for name in ("metrics.json", "per_photograph.csv")},
+            protocol=_protocol(params),
+            health=tuple(examine(history, params.health)),
+            provenance=provenance(params, data_version(dataset)),
+        )
+        write_verdict(folder, verdict)
         (folder / "pictures").mkdir()
         for number, panels in enumerate(crops.values(), start=1):
             side_by_side(panels).save(folder / "pictures" / f"{number:02}.png", optimize=True)

@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bebygan.errors import DataError
+from bebygan.files import sha256_of
 from components import artifacts
 from components.artifacts import (
     PSNR_CAP,
@@ -168,6 +170,61 @@ def refusal(name: str, folder: Path) -> str:
     return message
 
 
+WRITTEN: dict[str, tuple[Callable[[Path, Any], None], Any]] = {
+    "verdict.json": (
+        write_verdict,
+        Verdict(
+            verdict="keep",
+            reasons=("failed: lpips 0.2",),
+            model="m",
+            champion="1",
+            challenger_sha256="0" * 64,
+            protocol={},
+            provenance={"data_version": "0123.dir"},
+        ),
+    ),
+    "registration.json": (
+        write_registration,
+        Registration(model="m", version="2", verdict="keep", champion="1", previous=None, weights_sha256="0" * 64),
+    ),
+    "quarantine.json": (write_quarantine, (Quarantined("a.png", "grey", "convert it"),)),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_any_flipped_bit_in_a_written_file_is_found_unless_its_values_are_the_same(name: str, tmp_path: Path) -> None:
+    write, value = WRITTEN[name]
+    write(tmp_path, value)
+    content = (tmp_path / name).read_bytes()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / name).write_bytes(flipped)
+        try:
+            assert READERS[name][0](tmp_path) == value
+        except DataError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - most flips raise, a flipped blank does not
+
+
+def test_a_promotion_with_a_failed_threshold_is_refused(tmp_path: Path) -> None:
+    _, kept = WRITTEN["verdict.json"]
+    write_verdict(tmp_path, replace(kept, verdict="promote"))
+    assert "says promote although a threshold failed" in refusal("verdict.json", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "per_photograph.csv"])
+def test_a_verdict_beside_other_measurements_is_refused(name: str, tmp_path: Path) -> None:
+    for measured in ("metrics.json", "per_photograph.csv"):
+        (tmp_path / measured).write_text(measured)
+    _, verdict = WRITTEN["verdict.json"]
+    bound = replace(verdict, measured_sha256={name: sha256_of(tmp_path / name)})
+    write_verdict(tmp_path, bound)
+    assert read_verdict(tmp_path) == bound
+    (tmp_path / name).write_text("others")
+    with pytest.raises(DataError, match=rf"{name} is not the file that the verdict beside it is about: run evaluate"):
+        read_verdict(tmp_path)
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_a_truncated_file_raises_a_one_line_error(name: str, tmp_path: Path) -> None:
     content = (BEFORE / name).read_bytes().rstrip()
@@ -222,7 +279,7 @@ def test_the_error_for_a_newer_schema_names_both_numbers(name: str, schema: Any,
     content = {"files": content} if isinstance(content, list) else content
     (tmp_path / name).write_text(json.dumps(content | {"schema": schema}))
     assert f"has schema {str(schema)[:80]}, this version of bebygan reads up to {SCHEMA}" in refusal(name, tmp_path)
-    (tmp_path / name).write_text(json.dumps(content | {"schema": SCHEMA}))
+    (tmp_path / name).write_text(json.dumps(content | {"schema": 1}))
     READERS[name][0](tmp_path)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bebygan import SCALE
 from bebygan.errors import DataError
-from bebygan.files import sha256_of
+from bebygan.files import json_digest, sha256_of
 from bebygan.imaging.shards import PhotographPair, read_patches, write_shards
 
 Image = npt.NDArray[np.uint8]
@@ -120,12 +120,30 @@ def test_a_cut_off_index_is_refused(patches: Path) -> None:
         read_patches(patches, "train")
 
 
+def test_a_changed_value_in_patches_json_is_found(patches: Path) -> None:
+    path = patches / "patches.json"
+    text = path.read_text()
+    for changed in (text.replace('"size": 48', '"size": 32'), text.replace('"digest"', '"digesu"')):
+        assert changed != text
+        path.write_text(changed)
+        with pytest.raises(DataError, match=r"patches\.json is damaged .*: make them again"):
+            read_patches(patches, "train")
+
+
+def test_patches_of_the_first_format_have_no_digest_and_are_read(patches: Path) -> None:
+    about = json.loads((patches / "patches.json").read_text())
+    del about["digest"]
+    (patches / "patches.json").write_text(json.dumps(about | {"format": 1}))
+    assert len(read_patches(patches, "train"))
+
+
 def replaced(patches: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Change a file, and its checksum along with it: as who made the patches wrongly would have."""
     np.save(patches / name, change(np.load(patches / name)))
     about = json.loads((patches / "patches.json").read_text())
     about["sha256"][name] = sha256_of(patches / name)
-    (patches / "patches.json").write_text(json.dumps(about))
+    del about["digest"]
+    (patches / "patches.json").write_text(json.dumps(about | {"digest": json_digest(about)}))
 
 
 def test_a_shard_of_floats_which_might_hold_nan_is_refused(patches: Path) -> None:
