@@ -18,6 +18,7 @@ from typing import Any
 
 from bebygan.errors import BebyganError, Preempted
 from components.config import PARAMS_FILE, Params, load_params
+from components.environment import make_paths_absolute
 from components.progress import printable, say
 
 FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
@@ -75,8 +76,10 @@ def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None
     )
 
 
-def _prepare_output() -> None:
-    """Send warnings to stderr, and escape characters that stdout cannot encode: a message must not fail a step."""
+def _prepare() -> None:
+    """Make paths in the environment absolute, send warnings to stderr, and escape characters that stdout lacks."""
+    make_paths_absolute()
+    # A message must not fail a step.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -114,7 +117,7 @@ def _failure_file(step: str) -> Iterator[None]:
 @contextmanager
 def task(step: str) -> Iterator[None]:
     """Report start and duration of a KFP task, and exit with one line and its exit code on a `BebyganError`."""
-    _prepare_output()
+    _prepare()
     started = time.monotonic()
     say(f"{step} ...")
     try:
@@ -146,7 +149,7 @@ def stoppable(message: str) -> Iterator[None]:
 
 def report_errors(run: Callable[[], None]) -> int:
     """Call `run` and return the exit code; print a `BebyganError` in one line on stderr."""
-    _prepare_output()
+    _prepare()
     try:
         run()
     except BebyganError as error:

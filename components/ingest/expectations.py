@@ -75,11 +75,13 @@ def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[s
     """Validate a manifest, write the pages into an existing folder, and return one line per failed expectation."""
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    # Great Expectations replaces $NAME by the environment variable NAME, unless the sign is escaped.
+    folder = str(docs.resolve()).replace("$", r"\$")
     context.update_data_docs_site(
         "local_site",
         {
             "class_name": "SiteBuilder",
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": folder},
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         },
     )

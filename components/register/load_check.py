@@ -4,11 +4,14 @@ The result holds "pixels", the upscaled images, and "origin", the file of the pa
 """
 
 import sys
+from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
 
 if __name__ == "__main__":
     model_uri, images, result = sys.argv[1:]
-    pixels = mlflow.pyfunc.load_model(model_uri).predict(np.load(images))
+    # Loaded in place, MLflow would decode a "%2F" in the path of an embedded store's artifacts.
+    model = mlflow.pyfunc.load_model(model_uri, dst_path=str(Path(result).parent))
+    pixels = model.predict(np.load(images))
     np.savez(result, pixels=pixels, origin=np.array(sys.modules["bebygan"].__file__))

@@ -96,7 +96,8 @@ def _new_version(name: str, weights: Path, lineage: Mapping[str, str], run: Step
         logged = mlflow.pyfunc.log_model(
             name="generator",
             python_model=str(model / MODEL_CODE),
-            artifacts={"generator": str(model / WEIGHTS_IN_MODEL)},
+            # MLflow decodes %XX also in a plain path.
+            artifacts={"generator": (model / WEIGHTS_IN_MODEL).as_uri()},
             model_config=expected,
             signature=mlflow.models.ModelSignature(inputs=_IMAGES, outputs=_IMAGES, params=_OPTIONS),
             input_example=np.zeros((1, 8, 8, 3), np.uint8),

@@ -4,14 +4,15 @@ import os
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from bebygan.errors import ConfigError
 from bebygan.files import storage_errors
 
 VARIABLE = "MLFLOW_TRACKING_URI"
+_REGISTRY = "MLFLOW_REGISTRY_URI"
 WORKSPACE = Path("workspace")
-_SQLITE = "sqlite:///"
+_SQLITE = re.compile(r"sqlite(\+pysqlite)?:///([^?]*)")
 _DATABASES = re.compile(r"(postgresql|mysql|mssql)(\+\w+)?")
 _CREDENTIALS = re.compile(r"(?<=://)[^\s'\"]*@|(?<=password=)[^\s'\"&]+")
 
@@ -29,7 +30,7 @@ def _is_known(uri: str) -> bool:
             return bool(urlsplit(uri).hostname) and urlsplit(uri).port != 0
         except ValueError:
             return False
-    if scheme == "sqlite":
+    if scheme in ("sqlite", "sqlite+pysqlite"):
         return rest.startswith("/") and len(rest) > 1
     if scheme in ("databricks", "databricks-uc", "uc"):
         return True
@@ -39,14 +40,32 @@ def _is_known(uri: str) -> bool:
 
 def database_file(uri: str) -> Path | None:
     """Return the file of an SQLite database, or None for other addresses."""
-    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
+    found = _SQLITE.match(uri)
+    return Path(unquote(found[2])) if found else None
+
+
+def database_uri(file: Path) -> str:
+    """Return the address of an SQLite database, with an absolute path."""
+    path = str(file.resolve())
+    # SQLAlchemy decodes %XX and begins the options at a question mark. `without_password` ends a login at "@".
+    encoded = path.replace("%", "%25").replace("?", "%3F").replace("@", "%40")
+    # MLflow creates the folder of sqlite:/// without decoding its name.
+    return f"sqlite{'' if encoded == path else '+pysqlite'}:///{encoded}"
+
+
+def _make_absolute(variable: str) -> None:
+    """Make the path of an SQLite database in an environment variable absolute."""
+    uri = os.environ.get(variable, "").strip()
+    if (file := database_file(uri)) and not file.is_absolute():
+        _, mark, options = uri.partition("?")
+        os.environ[variable] = f"{database_uri(Path.cwd() / file)}{mark}{options}"
 
 
 def tracking_uri(workspace: Path = WORKSPACE) -> str:
     """Return MLFLOW_TRACKING_URI, or the address of mlflow.db in the workspace, whose folder is created.
 
-    A relative path of an SQLite database becomes absolute, also in the environment: child processes with another
-    working folder must open the same database.
+    A relative path of an SQLite database becomes absolute, also in the environment and in MLFLOW_REGISTRY_URI: child
+    processes with another working folder must open the same database.
 
     Raises:
         ConfigError: MLFLOW_TRACKING_URI is not an address that MLflow knows.
@@ -56,13 +75,12 @@ def tracking_uri(workspace: Path = WORKSPACE) -> str:
     if not uri:
         with storage_errors(workspace):
             workspace.mkdir(parents=True, exist_ok=True)
-        return f"{_SQLITE}{(workspace / 'mlflow.db').resolve()}"
+        return database_uri(workspace / "mlflow.db")
     if not _is_known(uri):
         raise ConfigError(
             f"{VARIABLE} {without_password(uri)} is not an address of MLflow: name a server (http://host:5000 or "
             "https://host), or a database (sqlite:///path/mlflow.db or postgresql://host/name)"
         )
-    if (file := database_file(uri)) and not file.is_absolute():
-        uri = f"{_SQLITE}{Path.cwd() / uri.removeprefix(_SQLITE)}"
-        os.environ[VARIABLE] = uri
-    return uri
+    for variable in (VARIABLE, _REGISTRY):
+        _make_absolute(variable)
+    return os.environ[VARIABLE].strip()

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bebygan.errors import ConfigError, ServiceError
 from bebygan.files import lock, storage_errors
 from components.tracking.address import database_file, tracking_uri, without_password
+from components.tracking.artifact_places import follow_database
 
 __all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "service_errors", "tracker", "uploading"]
 
@@ -90,7 +92,7 @@ def service_errors(doing: str) -> Iterator[None]:
     try:
         yield
     # boto3's errors: clients of some servers upload files to the bucket themselves.
-    except (MlflowException, SQLAlchemyError, OSError, Boto3Error, BotoCoreError, ClientError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Boto3Error, BotoCoreError, ClientError) as error:
         reason, cure = _explained(error)
         raise ServiceError(
             f"{doing} failed at MLflow's {without_password(tracking_uri())} ({reason}): {cure}, or correct "
@@ -99,7 +101,10 @@ def service_errors(doing: str) -> Iterator[None]:
 
 
 def _open_database(uri: str) -> None:
-    """Create the tables of an embedded database, one process at a time: MLflow does not lock this itself."""
+    """Create the tables of an embedded database and correct the places in it, one process at a time.
+
+    MLflow does not lock this itself.
+    """
     file = database_file(uri)
     if file is None or uri in _opened:
         return
@@ -109,6 +114,7 @@ def _open_database(uri: str) -> None:
     try:
         lock(folder, wait=True)
         MlflowClient().search_registered_models(max_results=1)
+        follow_database(file)
     finally:
         os.close(folder)
     _opened.add(uri)

@@ -31,6 +31,7 @@ from bebygan.imaging import Image
 from components.config import flatten, plain
 from components.stores.retries import IN_BACKGROUND
 from components.tracking.address import WORKSPACE, database_file, tracking_uri, without_password
+from components.tracking.artifact_places import artifacts_beside
 from components.tracking.client import service_errors, tracker, uploading
 from components.tracking.delivery import Delivery
 from components.tracking.provenance import provenance
@@ -39,6 +40,8 @@ EXPERIMENT = "bebygan"
 PIPELINE = "retrain"
 """Tag `step` of a run of the whole pipeline, whose children are the runs of its steps."""
 PARENT = "mlflow.parentRunId"
+UNSENT = "BEBYGAN_UNTRACKED"
+"""Environment variable: folder for values and pictures that the server did not receive."""
 PREFLIGHT_PASSED = {"preflight": "passed"}
 """Tag of a run of the whole pipeline that got everything it needs: if it fails after that, the job itself failed."""
 _SECONDS_BETWEEN_MACHINE_READINGS = 10.0
@@ -111,7 +114,7 @@ def _experiment(client: MlflowClient) -> str:
     if experiment := client.get_experiment_by_name(name):
         return str(experiment.experiment_id)
     database = database_file(tracking_uri())
-    artifacts = database.resolve().with_name("mlartifacts").as_uri() if database else None
+    artifacts = artifacts_beside(database) if database else None
     try:
         return str(client.create_experiment(name, artifact_location=artifacts))
     except MlflowException:
@@ -235,7 +238,7 @@ def step_run(
         if parent and not adopted:
             facts[PARENT] = parent
         run_id = _begin(client, adopted, step, params, facts)
-    spools = Path(os.environ.get("BEBYGAN_UNTRACKED") or WORKSPACE / "untracked")
+    spools = Path(os.environ.get(UNSENT) or WORKSPACE / "untracked")
     delivery = Delivery(client, run_id, spools, retrying)
     run = StepRun(client, run_id, parent, delivery, _machine(run_id) if machine else None)
     status, seconds = "FAILED", _SECONDS_TO_FINISH

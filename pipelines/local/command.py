@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 import tempfile
 from importlib import import_module
@@ -23,13 +24,16 @@ from components.tracking.registry import champion
 from components.tracking.runs import ended_runs, fetch_artifacts
 
 _log = logging.getLogger(__name__)
+_OF_ANOTHER_RUN = ("BEBYGAN_PARENT_RUN", "KFP_RUN_ID", "MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_RUN_ID")
+"""Variables that a shell may still have; the steps would write into that run."""
 
 
 def _where_runs_are_shown(uri: str) -> str:
     """Return the address of a server, or the command that serves the embedded store."""
     if uri.startswith("http"):
         return without_password(uri)
-    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {without_password(uri)}"
+    command = (str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", without_password(uri))
+    return shlex.join(command)
 
 
 def _champion_line(model: str, version: str | None) -> str:
@@ -90,6 +94,8 @@ def _print_plan(job: Job, decision: Decision, places: Places) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the pipeline if anything is new, and print the result; with --dry-run, only print what would be done."""
+    for name in _OF_ANOTHER_RUN:
+        os.environ.pop(name, None)
     # In the environment for the tasks: the default database is in this workspace.
     os.environ[VARIABLE] = tracking_uri(options.workspace)
     places = _places(options)

@@ -28,7 +28,7 @@ from components.job import Job
 from components.progress import WATCHER
 from components.stores import absolute
 from components.tracking.client import service_errors
-from components.tracking.runs import PARENT, PIPELINE, StepRun, step_run
+from components.tracking.runs import PARENT, PIPELINE, UNSENT, StepRun, step_run
 from pipelines.retrain import retrain_here
 
 _log = logging.getLogger(__name__)
@@ -188,6 +188,14 @@ def _log_of_this_run(path: Path) -> Iterator[TextIO]:
         yield log
 
 
+def _forget_outputs_elsewhere(cache: Path, outputs_of_tasks: Path) -> None:
+    """Remove the cache entries of outputs outside this workspace, which was copied or moved with its cache."""
+    inside = json.dumps(f"{outputs_of_tasks}{os.sep}")[1:-1]
+    for entry in cache.glob("*.json"):
+        if inside not in entry.read_text():
+            entry.unlink(missing_ok=True)
+
+
 def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
     """Remove the outputs of earlier runs, except those that this run took from the cache.
 
@@ -236,11 +244,14 @@ def run(
     workspace = workspace.resolve()
     remote, ledger = absolute(remote), absolute(ledger)
     log, outputs_of_tasks = workspace / "run.log", workspace / "pipeline"
+    unsent = {UNSENT: os.environ.get(UNSENT) or str(workspace / "untracked")}
     # If Docker created it, it would belong to root.
     outputs_of_tasks.mkdir(exist_ok=True)
+    _forget_outputs_elsewhere(workspace / "cache", outputs_of_tasks)
     with (
         tempfile.TemporaryDirectory() as scratch,
         _watcher(Path(scratch), containers=containers is not None) as watcher,
+        _environment(unsent),
         step_run(PIPELINE, job.params, tags={**job.tags, "reason": reason}) as parent,
     ):
         failure = Path(scratch) / "failure.json"

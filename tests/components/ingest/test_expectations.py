@@ -78,6 +78,17 @@ def test_names_forge_nothing_in_the_pages_even_if_two_are_equal(tmp_path: Path) 
     assert r"<img src=x onerror=alert(1)>\n\x1b[31m.png" in html.unescape(text)
 
 
+def test_the_pages_are_in_a_folder_with_a_dollar_sign_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELSEWHERE", "elsewhere")
+    docs = tmp_path / "a$ELSEWHERE ${ELSEWHERE} $1 %2F?"
+    docs.mkdir()
+    assert validate(manifest(), docs, PARAMS) == []
+    assert (docs / "index.html").exists()
+    assert list(tmp_path.iterdir()) == [docs]
+
+
 @pytest.mark.parametrize(
     ("column", "value", "expectation"),
     [

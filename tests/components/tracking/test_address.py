@@ -2,9 +2,10 @@ import os
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from bebygan.errors import ConfigError, StorageError
-from components.tracking.address import VARIABLE, database_file, tracking_uri, without_password
+from components.tracking.address import VARIABLE, database_file, database_uri, tracking_uri, without_password
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])
@@ -62,6 +63,24 @@ def test_processes_with_other_working_folders_use_the_same_relative_database(
     assert tracking_uri() == os.environ[VARIABLE] == f"sqlite:///{tmp_path}/x.db"
 
 
+def test_a_relative_database_of_the_registry_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "sqlite:///x.db?timeout=5")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///registry.db")
+    assert tracking_uri() == f"sqlite:///{tmp_path}/x.db?timeout=5"
+    assert os.environ["MLFLOW_REGISTRY_URI"] == f"sqlite:///{tmp_path}/registry.db"
+
+
+@pytest.mark.parametrize("name", ["feature%2Fx", "a?b", "$HOME", "a b#c", "it's", 'a"b', "job@2", "ü", "100%"])
+def test_the_database_of_a_workspace_with_an_unusual_name_is_in_it(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name / "mlflow.db"
+    uri = database_uri(file)
+    assert database_file(uri) == file
+    assert without_password(uri) == uri
+    # This is the path that SQLAlchemy opens.
+    assert make_url(uri).database == str(file)
+
+
 def test_a_workspace_that_cannot_be_created_raises_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +95,7 @@ def test_a_workspace_that_cannot_be_created_raises_a_storage_error(
     [
         ("sqlite:////data/mlflow.db", Path("/data/mlflow.db")),
         ("sqlite:////data/mlflow.db?timeout=5", Path("/data/mlflow.db")),
+        ("sqlite+pysqlite:////data/a%2Fb/mlflow.db", Path("/data/a/b/mlflow.db")),
         ("postgresql://host/mlflow", None),
         ("https://host", None),
     ],

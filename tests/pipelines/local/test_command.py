@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from components.tracking.address import database_uri
 from components.tracking.client import mlflow_client
 from pipelines import cli
 from pipelines.local import command
@@ -121,3 +122,11 @@ def test_the_home_folder_is_replaced_in_options(
 
 def test_the_address_of_a_server_is_shown_without_its_password() -> None:
     assert command._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
+
+
+@pytest.mark.parametrize("name", ["a b$HOME#'\"", "feature%2Fx?", "job@2"])
+def test_the_command_that_serves_the_runs_can_be_pasted_into_a_shell(name: str, tmp_path: Path) -> None:
+    uri = database_uri(tmp_path / name / "mlflow.db")
+    shown = command._where_runs_are_shown(uri)
+    words = subprocess.check_output(["sh", "-c", f'printf "%s\\0" {shown}'], text=True).split("\0")
+    assert words == [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri, ""]

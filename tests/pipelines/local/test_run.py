@@ -16,6 +16,7 @@ from pipelines.local.run import (
     Outcome,
     _end_runs_of_killed_tasks,
     _failure_of_task,
+    _forget_outputs_elsewhere,
     _log_of_this_run,
     _remove_unused,
     publish,
@@ -177,6 +178,15 @@ def test_a_read_only_workspace_raises_an_error_before_the_run_starts(
     said = capsys.readouterr().err
     assert said.startswith(f"error: cannot write {tmp_path}/file/workspace: ")
     assert said.count("\n") == 1
+
+
+def test_a_copied_cache_forgets_the_outputs_of_the_original_workspace(tmp_path: Path) -> None:
+    cache, outputs = tmp_path / "cache", tmp_path / "ä%2F b" / "pipeline"
+    cache.mkdir()
+    for name, path in (("here", outputs), ("original", tmp_path / "pipeline")):
+        (cache / f"{name}.json").write_text(json.dumps({"dataset": {"uri": f"{path}/run/ingest/dataset"}}))
+    _forget_outputs_elsewhere(cache, outputs)
+    assert [path.name for path in cache.iterdir()] == ["here.json"]
 
 
 def test_unused_outputs_are_removed_with_a_warning_for_those_that_cannot_be(
