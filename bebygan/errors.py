@@ -3,11 +3,29 @@
 The step runner prints them as `error: ...` and ends the process with the class's exit code.
 """
 
+import re
+
+_CREDENTIALS = re.compile(
+    # Of an address, up to its last @: passwords may contain one.
+    r"(?<=://)[^\s'\"]*@"
+    # Of an address without a scheme; `image:tag@sha256:...` is none.
+    r"|(?<![^\s'\"(=])[^\s'\"/:@(=]+:[^\s'\"/@]+@(?!sha256:)"
+    r"|(?<=password=)[^\s'\"&]+"
+)
+
+
+def without_password(text: str) -> str:
+    """Remove users and passwords from all addresses in a text."""
+    return _CREDENTIALS.sub("", text)
+
 
 class BebyganError(Exception):
-    """Base of the errors below."""
+    """Base of the errors below. No message contains the user or password of an address."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_password(message))
 
 
 class ConfigError(BebyganError):

@@ -76,6 +76,11 @@ def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None
     )
 
 
+def _make_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 def _prepare() -> None:
     """Make paths in the environment absolute, send warnings to stderr, and escape characters that stdout lacks."""
     make_paths_absolute()
@@ -83,6 +88,8 @@ def _prepare() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_make_printable)
     for ours in ("bebygan", "components", "pipelines"):
         logging.getLogger(ours).setLevel(logging.INFO)
 

@@ -11,6 +11,8 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
+from bebygan.errors import without_password
+
 WATCHER = "BEBYGAN_WATCHER"
 """Environment variable: file or terminal for messages to the user while the output of a task goes to a log."""
 _SECONDS_BETWEEN_PLAIN_LINES = 15.0
@@ -28,8 +30,9 @@ def _watcher() -> TextIO:
 
 
 def printable(text: str) -> str:
-    """Escape control characters and line breaks, which file names may contain."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    """Escape control characters and line breaks, which file names may contain, and remove passwords of addresses."""
+    shown = (each if each.isprintable() else each.encode("unicode_escape").decode() for each in without_password(text))
+    return "".join(shown)
 
 
 def say(text: str) -> None:

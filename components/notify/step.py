@@ -10,12 +10,13 @@ import os
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Literal
 from urllib.error import HTTPError
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from bebygan.errors import ConfigError, ServiceError
+from bebygan.errors import ConfigError, ServiceError, without_password
 from components.config import Params, from_yaml
 from components.progress import say
 from components.tracking.client import tracker
@@ -39,6 +40,11 @@ class Ending:
     error: str
     model: str
     """Registered model of the pipeline; empty if its parameters are invalid."""
+
+    @property
+    def shown_error(self) -> str:
+        """Return the error without passwords, cut to what is posted."""
+        return without_password(self.error)[:_LONGEST_ERROR]
 
     @property
     def status(self) -> Literal["FINISHED", "FAILED", "KILLED"]:
@@ -70,7 +76,7 @@ def _end_run(ending: Ending, console: str) -> dict[str, str] | None:
 
     The link is empty unless BEBYGAN_TRACKER is set.
     """
-    tags = {"console": console, "error": ending.error[:_LONGEST_ERROR]}
+    tags = {"console": console, "error": ending.shown_error}
     pages, link = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/"), ""
     try:
         run = close_pipeline_run(ending.status, {name: value for name, value in tags.items() if value}) or ""
@@ -116,12 +122,13 @@ def _post(address: str, message: Mapping[str, str], retrying: Retrying) -> None:
     """
     if not address.startswith(("http://", "https://")):
         raise ServiceError("the webhook's address does not begin with http:// or https://: correct BEBYGAN_WEBHOOK_URL")
-    body = json.dumps(message).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310 - checked above
+    body, kind = json.dumps(message).encode(), {"Content-Type": "application/json"}
     try:
+        request = urllib.request.Request(address, body, kind)  # noqa: S310 - checked above
         retrying(urllib.request.urlopen, request, timeout=_SECONDS_TO_ANSWER).close()
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+    # HTTPException and ValueError name the address, or a part of it, in their messages.
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         if isinstance(error, HTTPError):
             reason = f"it answers {error.code}"
         problem = f"the webhook did not take the message ({reason}): see that it runs, or correct its secret"
@@ -148,7 +155,7 @@ def notify(ending: Ending, retrying: Retrying = RETRYING) -> None:
     how = "nothing to do" if nothing_to_do else ending.state.lower()
     text = f"{_PIPELINE} of {ending.model or 'an unknown model'}: {how}; champion: {named}"
     if ending.error:
-        text += f"; {ending.error[:_LONGEST_ERROR]}"
+        text += f"; {ending.shown_error}"
     say(text)
     address = os.environ.get("BEBYGAN_WEBHOOK_URL")
     if not address or nothing_to_do:
@@ -160,7 +167,7 @@ def notify(ending: Ending, retrying: Retrying = RETRYING) -> None:
         "pipeline": _PIPELINE,
         "state": ending.state,
         "status": ending.status,
-        "error": ending.error[:_LONGEST_ERROR],
+        "error": ending.shown_error,
         "model": ending.model,
         **facts,
         "kfp_run_id": os.environ.get("KFP_RUN_ID", ""),

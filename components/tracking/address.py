@@ -6,6 +6,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
 from bebygan.errors import ConfigError
 from bebygan.files import storage_errors
 
@@ -14,28 +17,24 @@ _REGISTRY = "MLFLOW_REGISTRY_URI"
 WORKSPACE = Path("workspace")
 _SQLITE = re.compile(r"sqlite(\+pysqlite)?:///([^?]*)")
 _DATABASES = re.compile(r"(postgresql|mysql|mssql)(\+\w+)?")
-_CREDENTIALS = re.compile(r"(?<=://)[^\s'\"]*@|(?<=password=)[^\s'\"&]+")
-
-
-def without_password(text: str) -> str:
-    """Remove users and passwords from all URIs in a text."""
-    return _CREDENTIALS.sub("", text)
 
 
 def _is_known(uri: str) -> bool:
     """Return whether MLflow has a store for an address, except folders, which older versions used."""
     scheme, mark, rest = uri.partition("://")
-    if scheme in ("http", "https"):
-        try:
+    try:
+        if scheme in ("http", "https"):
             return bool(urlsplit(uri).hostname) and urlsplit(uri).port != 0
-        except ValueError:
-            return False
+        if _DATABASES.fullmatch(scheme):
+            return bool(rest and make_url(uri))
+    except (ArgumentError, ValueError):
+        return False
     if scheme in ("sqlite", "sqlite+pysqlite"):
         return rest.startswith("/") and len(rest) > 1
     if scheme in ("databricks", "databricks-uc", "uc"):
         return True
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
-    return bool(mark and rest and (_DATABASES.fullmatch(scheme) or scheme in plugins))
+    return bool(mark and rest and scheme in plugins)
 
 
 def database_file(uri: str) -> Path | None:
@@ -78,7 +77,7 @@ def tracking_uri(workspace: Path = WORKSPACE) -> str:
         return database_uri(workspace / "mlflow.db")
     if not _is_known(uri):
         raise ConfigError(
-            f"{VARIABLE} {without_password(uri)} is not an address of MLflow: name a server (http://host:5000 or "
+            f"{VARIABLE} {uri} is not an address of MLflow: name a server (http://host:5000 or "
             "https://host), or a database (sqlite:///path/mlflow.db or postgresql://host/name)"
         )
     for variable in (VARIABLE, _REGISTRY):

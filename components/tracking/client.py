@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from bebygan.errors import ConfigError, ServiceError
+from bebygan.errors import ConfigError, ServiceError, without_password
 from bebygan.files import lock, storage_errors
-from components.tracking.address import database_file, tracking_uri, without_password
+from components.tracking.address import database_file, tracking_uri
 from components.tracking.artifact_places import follow_database
 
 __all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "service_errors", "tracker", "uploading"]
@@ -72,6 +72,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _explained(error: BaseException) -> tuple[str, str]:
     """Return the reason and what to do, each in one line."""
     reasons = [each.strerror for each in _chain(error) if isinstance(each, OSError) and each.strerror]
+    # Before it is cut: the rest of a password would not be recognised.
     raw = reasons[0] if reasons else without_password(" ".join(str(error).split()))[:300]
     text = " ".join(f"{getattr(each, 'error_code', '')} {each}" for each in _chain(error))
     for pattern, reason, cure in _ADVICE:
@@ -95,8 +96,7 @@ def service_errors(doing: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Boto3Error, BotoCoreError, ClientError) as error:
         reason, cure = _explained(error)
         raise ServiceError(
-            f"{doing} failed at MLflow's {without_password(tracking_uri())} ({reason}): {cure}, or correct "
-            "MLFLOW_TRACKING_URI"
+            f"{doing} failed at MLflow's {tracking_uri()} ({reason}): {cure}, or correct MLFLOW_TRACKING_URI"
         ) from error
 
 
@@ -136,7 +136,7 @@ def mlflow_client() -> MlflowClient:
             return MlflowClient()
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"the driver {error.name} of MLflow's {without_password(uri)} is not installed: install it, or name "
+                f"the driver {error.name} of MLflow's {uri} is not installed: install it, or name "
                 "the MLflow server in front of the database in MLFLOW_TRACKING_URI"
             ) from error
 

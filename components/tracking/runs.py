@@ -26,11 +26,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from tenacity import Retrying
 
-from bebygan.errors import Preempted, ServiceError
+from bebygan.errors import Preempted, ServiceError, without_password
 from bebygan.imaging import Image
 from components.config import flatten, plain
 from components.stores.retries import IN_BACKGROUND
-from components.tracking.address import WORKSPACE, database_file, tracking_uri, without_password
+from components.tracking.address import WORKSPACE, database_file, tracking_uri
 from components.tracking.artifact_places import artifacts_beside
 from components.tracking.client import service_errors, tracker, uploading
 from components.tracking.delivery import Delivery

@@ -9,6 +9,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
+from bebygan.errors import without_password
 from bebygan.files import storage_errors
 from components.artifacts import read_means, read_registration, read_verdict
 from components.cli import end_quickly
@@ -19,7 +20,7 @@ from components.job import Job, job_here
 from components.preflight.step import Places, checks, preflight
 from components.progress import say
 from components.stores import absolute
-from components.tracking.address import VARIABLE, tracking_uri, without_password
+from components.tracking.address import VARIABLE, tracking_uri
 from components.tracking.registry import champion
 from components.tracking.runs import ended_runs, fetch_artifacts
 

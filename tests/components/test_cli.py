@@ -155,6 +155,16 @@ def test_our_loggers_print_info_and_libraries_only_warnings() -> None:
     assert done.stderr.splitlines() == ["bebygan.x says", "components.x says", "pipelines.x says", "botocore warns"]
 
 
+def test_log_lines_escape_names_and_contain_no_password() -> None:
+    code = (
+        "import logging; from components.cli import report_errors\n"
+        "log = lambda: logging.getLogger('library').warning('%s at %s', 'a\\nb\\x1b[2J', 'http://u:secret@host')\n"
+        "report_errors(log)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "a\\nb\\x1b[2J at http://host\n"
+
+
 def test_a_task_reports_its_start_and_its_end(watched: Callable[[], str], capsys: pytest.CaptureFixture[str]) -> None:
     with task("patches"):
         assert watched() == "patches ...\n"

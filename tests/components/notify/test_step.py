@@ -161,3 +161,29 @@ def test_a_tracker_that_is_away_is_no_failure_and_the_webhook_is_told(
     assert "is not ended" in caplog.text
     # Whether it trained is not known.
     assert [message["text"] for message in webhook.taken] == ["retraining of bebygan: succeeded; champion: unknown"]
+
+
+@pytest.mark.parametrize(
+    "address", ["http://user:a-secret@127.0.0.1", "http://127.0.0.1:9/a secret path", "http://[a-secret", "http://\n"]
+)
+@pytest.mark.usefixtures("opened")
+def test_an_address_that_is_no_address_is_no_failure_and_stays_secret(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BEBYGAN_WEBHOOK_URL", address)
+    with caplog.at_level(logging.WARNING):
+        notify(SUCCEEDED)
+    assert "the webhook did not take the message" in caplog.text
+    assert "secret path" not in caplog.text
+    assert "a-secret" not in caplog.text
+
+
+def test_no_password_is_posted_tagged_or_printed(
+    webhook: Webhook, opened: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notify(Ending(state="FAILED", error="ingest: http://user:s3cret@host:8333 does not answer", model="bebygan"))
+    [message] = webhook.taken
+    assert message["error"] == "ingest: http://host:8333 does not answer"
+    shown = [message["text"], capsys.readouterr().err, str(mlflow_client().get_run(opened).data.tags)]
+    assert not [text for text in shown if "s3cret" in text]
+    assert all("http://host:8333 does not answer" in text for text in shown)
