@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -22,7 +23,8 @@ from pathlib import Path
 from tenacity import RetryCallState, Retrying
 
 from bebygan.differences import differences
-from bebygan.errors import DataError, ServiceError
+from bebygan.errors import DataError, ServiceError, StorageError
+from bebygan.files import storage_errors
 from bebygan.training.checkpoint import Keep, RunIdentity, Saved, checkpoints_in, identity_in, iteration_of, name_of
 from bebygan.training.loop import FAULTS
 from components.stores import Store, StoredFile, check_writable, open_store
@@ -207,6 +209,29 @@ def _clean_up(root: Store, job: RunIdentity, *, resumes: bool) -> None:
             folder.delete_if_ended()
 
 
+def _private_folder() -> Path:
+    """Return the folder for checkpoints of this user on this machine, after a check that nobody else may write there.
+
+    Its name is known and the folder around it often open to all: another user may have created it with a forged
+    checkpoint, from which training would resume.
+
+    Raises:
+        StorageError: it cannot be created, or is a link, another user's, or open to others.
+    """
+    path = Path(tempfile.gettempdir()) / f"bebygan-{os.getuid()}"
+    with storage_errors(path):
+        path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise StorageError(
+            f"{path} is a link, belongs to another user, or others may write there: checkpoints in it may be forged. "
+            "Remove it, or name a folder of your own in TMPDIR"
+        )
+    # Earlier versions let others read it.
+    path.chmod(0o700)
+    return path / "checkpoints"
+
+
 @contextmanager
 def _faults_kept(store: Store, folder: Path) -> Iterator[None]:
     """Copy the files that describe why training diverged to a store: the folder may be lost with this pod."""
@@ -234,13 +259,13 @@ def open_checkpoints(address: str, job: RunIdentity, *, first: bool) -> Iterator
 
     Raises:
         ServiceError: at the start, if the bucket is unreachable, unknown or refuses access. Later this is only logged.
+        StorageError: the local folder for a bucket's checkpoints cannot be created, or others may write there.
     """
     root = open_store(address, patient=False)
     store = root.below(folder_name(job))
-    local = Path(tempfile.gettempdir()) / f"bebygan-{os.getuid()}" / "checkpoints"
     if root.folder is None and not first:
         # Only the first process contacts the bucket, but any process that diverges copies its files.
-        folder = local / folder_name(job)
+        folder = _private_folder() / folder_name(job)
         with _faults_kept(store, folder):
             yield folder, None
         return
@@ -253,6 +278,7 @@ def open_checkpoints(address: str, job: RunIdentity, *, first: bool) -> Iterator
         yield store.folder, None
         return
     check_writable(store)
+    local = _private_folder()
     folder = local / store.address.rpartition("/")[2]
     _clean_up(open_store(str(local)), job, resumes=True)
     _fetch(store, folder)

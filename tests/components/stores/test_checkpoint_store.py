@@ -1,8 +1,11 @@
 import logging
 import os
 import re
+import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from bebygan.errors import ConfigError, DataError, Preempted, ServiceError
+from bebygan.errors import ConfigError, DataError, Preempted, ServiceError, StorageError
 from bebygan.settings import Retention
 from bebygan.training.checkpoint import Checkpoints, checkpoints_in, name_of
 from components.stores.checkpoint_store import folder_name, open_checkpoints
@@ -369,3 +372,36 @@ def test_a_stopped_process_waits_only_seconds_for_an_unreachable_bucket(
     assert time.monotonic() - started < 15
     assert warnings(caplog)
     assert list(checkpoints_in(folder)) == [1]
+
+
+@pytest.mark.parametrize("planted", ["by another user", "with a link", "open to others"])
+def test_a_checkpoint_that_another_user_may_have_planted_is_not_resumed(
+    planted: str, prefix: str, new_pod: Callable[[], None], tmp_path: Path
+) -> None:
+    forged = save(str(tmp_path / "forged"), 5)
+    new_pod()
+    ours = Path(tempfile.gettempdir()) / f"bebygan-{os.getuid()}"
+    folder = tmp_path / "elsewhere" if planted == "with a link" else ours
+    shutil.copytree(forged.parent, folder / "checkpoints")
+    if planted == "with a link":
+        ours.symlink_to(folder)
+    elif planted == "open to others":
+        folder.chmod(0o770)
+    elif os.geteuid():
+        pytest.skip("giving a folder to another user takes root")
+    else:
+        os.chown(folder, 12345, 12345)
+
+    with pytest.raises(
+        StorageError, match=rf"^{re.escape(str(ours))} is a link, belongs to another user, or others may"
+    ):
+        resumed_from(prefix)
+
+
+def test_the_local_folder_of_a_bucket_s_checkpoints_is_private(prefix: str, new_pod: Callable[[], None]) -> None:
+    del new_pod
+    earlier = Path(tempfile.gettempdir()) / f"bebygan-{os.getuid()}"
+    earlier.mkdir(mode=0o755)
+    save(prefix, 2)
+    assert stat.S_IMODE(earlier.stat().st_mode) == 0o700
+    assert resumed_from(prefix) == 2
