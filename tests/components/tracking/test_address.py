@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from bebygan.errors import ConfigError, StorageError
+from bebygan.errors import ConfigError, StorageError, without_password
 from components.tracking.address import VARIABLE, database_file, database_uri, tracking_uri
 
 
