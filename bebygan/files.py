@@ -1,5 +1,6 @@
 """Files and folders that are written atomically."""
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,10 @@ _CANNOT_WRITE = {
     errno.EISDIR: "a folder is where a file should be",
 }
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of Linux: paths are relative to the working folder; both paths exist and are exchanged."""
 _PART = ".part"
+_OLD = ".old"
 _SECONDS_BEFORE_ABANDONED = 60.0
 
 
@@ -131,6 +135,48 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; return False if the system or the file system cannot."""
+    if (call := getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)) is None:
+        return False
+    if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _recover(path: Path) -> None:
+    """Restore a folder whose writer was killed while it replaced the folder in two steps."""
+    for old in path.parent.glob(f".{path.name}.*{_OLD}"):
+        # Another process may do the same.
+        with suppress(OSError):
+            os.rename(old, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(folder: Path, path: Path) -> None:
+    """Move a folder to `path`. If other processes do the same, the last one stays."""
+    old = folder.with_suffix(_OLD)
+    while True:
+        try:
+            if not path.exists():
+                os.rename(folder, path)
+            elif sys.platform == "win32" or not _exchange(folder, path):
+                os.rename(path, old)
+                os.rename(folder, path)
+        except OSError as error:
+            # Another process replaced, moved or restored `path` in the meantime.
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not folder.exists():
+                raise
+        else:
+            return
+        finally:
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary sibling of `path`; replace `path` with it if the body succeeds.
@@ -142,6 +188,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        _recover(path)
         _remove_abandoned(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent))
         temporary.chmod(0o755)
@@ -151,11 +200,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 for file in temporary.rglob("*"):
                     if file.is_file():
                         _sync(file)
-                old = temporary.with_suffix(".old")
-                if path.exists():
-                    os.replace(path, old)
-                os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
+                _put(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

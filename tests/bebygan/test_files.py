@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from bebygan import files
 from bebygan.errors import StorageError
 from bebygan.files import sha256_of, whole_file, whole_folder
 
@@ -36,6 +38,86 @@ def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path: Path) -> None:
         assert names(tmp_path / "a") == ["old"]
 
     assert names(tmp_path / "a") == ["new"]
+    assert names(tmp_path) == ["a"]
+
+
+REPLACED = """
+import sys
+from pathlib import Path
+from bebygan.files import whole_folder
+path, writer = Path(sys.argv[1]), sys.argv[2]
+for number in range(60):
+    with whole_folder(path) as folder:
+        for name in "ab":
+            (folder / name).write_text(f"{writer} {number}")
+"""
+
+
+@pytest.fixture(params=["in one step", "in two steps"])
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the system exchanges two folders in one step."""
+    one = bool(request.param == "in one step")
+    if not one:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    return one
+
+
+def test_a_reader_always_finds_a_whole_folder_while_two_processes_replace_it(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with whole_folder(path) as folder:
+        for name in "ab":
+            (folder / name).write_text("first")
+    command = [sys.executable, "-c", REPLACED, str(path)]
+    writers = [subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in ("one", "two")]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        # An open folder stays the same while another takes its name.
+        folder_open = os.open(path, os.O_RDONLY)
+        try:
+            texts = {Path(f"/proc/self/fd/{folder_open}/{name}").read_text() for name in "ab"}
+        except FileNotFoundError:
+            # It was replaced, and its content is being removed.
+            continue
+        finally:
+            os.close(folder_open)
+        assert len(texts) == 1
+        seen |= texts
+    assert [(writer.wait(), writer.communicate()[1]) for writer in writers] == [(0, ""), (0, "")]
+    assert len(seen) > 2
+    assert names(tmp_path) == ["a"]
+
+
+def test_threads_that_replace_the_same_folder_all_succeed(tmp_path: Path, exchange: bool) -> None:
+    def write(number: int) -> None:
+        with whole_folder(tmp_path / "a") as folder:
+            (folder / "number").write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(40)))
+    assert (tmp_path / "a" / "number").read_text().isdigit()
+    assert names(tmp_path) == ["a"], exchange
+
+
+def test_a_folder_whose_writer_was_killed_between_two_renames_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "first").touch()
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    rename, calls = os.rename, []
+
+    def killed(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "a"):
+        patch.setattr(os, "rename", killed)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="no more"), whole_folder(tmp_path / "a"):
+        raise ValueError("no more")
+    assert names(tmp_path / "a") == ["first"]
     assert names(tmp_path) == ["a"]
 
 
