@@ -69,8 +69,11 @@ lint: setup ## Check style, types and imports
 bench: setup ## Measure what the README claims; writes benchmarks/results.json
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
+# DVC refuses to run outside a git checkout, such as in an unpacked archive, unless it is configured.
+repro: export PATH := $(CURDIR)/$(BIN):$(PATH)
 repro: setup ## Run the same steps as DVC stages
-	PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro $(ARGS)
+	@[ -e .git ] || git rev-parse --git-dir > /dev/null 2>&1 || dvc config --local core.no_scm true
+	dvc repro $(ARGS)
 
 # Packages that the images' Dockerfiles install. This machine's pip downloads them, with its index, proxy and certificates.
 infra/images/wheels/fetched: $(LOCKS:%=infra/images/%.lock) .venv/installed

@@ -19,6 +19,7 @@ from typing import Any
 from bebygan.errors import BebyganError, Preempted
 from components.config import PARAMS_FILE, Params, load_params
 from components.environment import make_paths_absolute
+from components.outputs import record_digest
 from components.progress import printable, say
 
 FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
@@ -122,14 +123,22 @@ def _failure_file(step: str) -> Iterator[None]:
 
 
 @contextmanager
-def task(step: str) -> Iterator[None]:
-    """Report start and duration of a KFP task, and exit with one line and its exit code on a `BebyganError`."""
+def task(step: str, *cached: str) -> Iterator[None]:
+    """Report start and duration of a KFP task, and exit with one line and its exit code on a `BebyganError`.
+
+    Args:
+        step: name of the step.
+        cached: paths of the outputs that later runs may take from KFP's local cache.
+    """
     _prepare()
     started = time.monotonic()
     say(f"{step} ...")
     try:
         with _failure_file(step):
             yield
+            if FAILURE_FILE in os.environ:
+                for output in cached:
+                    record_digest(Path(output))
     except BebyganError as error:
         print(f"error: {printable(f'{step}: {error}')}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -18,7 +18,7 @@ def ingest(
     """Make a dataset and return its data version. The versions are inputs for KFP's cache alone."""
     from components.cli import task
 
-    with task("ingest"):
+    with task("ingest", dataset.path, docs.path):
         from pathlib import Path
 
         from components.config import IngestParams, from_yaml

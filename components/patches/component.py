@@ -12,7 +12,7 @@ def patches(
     """Make training patches. The versions are inputs for KFP's cache alone."""
     from components.cli import task
 
-    with task("patches"):
+    with task("patches", shards.path):
         from pathlib import Path
 
         from components.config import PatchesParams, from_yaml

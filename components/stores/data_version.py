@@ -85,7 +85,11 @@ def push(folder: Path, remote: str) -> str:
     if there.get(_object(version)) != len(listing):
         # Last, so that a version in the remote is complete.
         store.write(_object(version), io.BytesIO(listing))
-    _log.info("data version %s is in %s: %d of %d files were new", version, remote, len(missing), len(paths))
+        missing.append(version)
+    if missing:
+        _log.info(
+            "data version %s is in %s: %d of %d objects were missing", version, remote, len(missing), len(paths) + 1
+        )
     return version
 
 
@@ -101,7 +105,8 @@ def _verified(store: Store, digest: str) -> bytes:
         raise ServiceError(f"cannot read {_object(digest)} in {store.address}: {error.strerror}") from error
     if _md5(io.BytesIO(content)) != digest.removesuffix(".dir"):
         raise DataError(
-            f"{_object(digest)} in {store.address} is damaged: delete it there and push the data version again"
+            f"{_object(digest)} in {store.address} is damaged: delete it there, then run `bebygan run --force` or "
+            "`dvc push`"
         )
     return content
 

@@ -17,7 +17,7 @@ def warmup(
     """Train or import the PSNR-oriented generator. `code_version` is an input for KFP's cache alone."""
     from components.cli import task
 
-    with task("warmup"):
+    with task("warmup", generator.path):
         from pathlib import Path
 
         from components.config import WarmupParams, from_yaml

@@ -71,13 +71,13 @@ def _report(job: Job, workspace: Path) -> str:
                 # KFP, which this module imports, takes seconds to import.
                 local = import_module("pipelines.local.run")
                 return f"{local.publish(local.Outcome(found, found), workspace)} (restored from MLflow)"
-    return "missing, and MLflow has no copy: --force makes it again"
+    return "missing, and MLflow has no copy: --force makes one"
 
 
 def _print_nothing_to_do(job: Job, decision: Decision, workspace: Path) -> None:
     model = job.params.evaluate.model_name
     reigning = champion(model)
-    print(f"nothing to do: {decision.reason}; --force trains again")
+    print(f"nothing to do: {decision.reason}; --force runs all steps again")
     print(_champion_line(model, reigning.version if reigning else None))
     print(f"report:   {_report(job, workspace)}")
     print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
@@ -124,6 +124,7 @@ def run(options: argparse.Namespace) -> None:
         places.remote,
         places.ledger,
         reason=decision.reason,
+        force=options.force,
         containers=containers,
         network=options.network,
     )

@@ -25,8 +25,10 @@ from bebygan.files import lock, whole_folder
 from components.artifacts import read_verdict
 from components.cli import FAILURE_FILE
 from components.job import Job
-from components.progress import WATCHER
+from components.outputs import damaged_outputs
+from components.progress import WATCHER, say
 from components.stores import absolute
+from components.stores.data_version import push
 from components.tracking.client import service_errors
 from components.tracking.runs import PARENT, PIPELINE, UNSENT, StepRun, step_run
 from pipelines.retrain import retrain_here
@@ -214,6 +216,19 @@ def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
             _log.warning("warning: cannot remove outputs of an earlier run in %s: %s", run_folder, error.strerror)
 
 
+def _check_cache(workspace: Path, *, bypass: bool) -> None:
+    """Remove the outputs of earlier runs that are damaged, so that their tasks run again; with `bypass` all of them.
+
+    KFP runs a task again if an output that its cache names is missing.
+    """
+    for output in damaged_outputs(workspace / "pipeline"):
+        say(f"{output} is damaged: {output.parent.name} makes it again")
+        shutil.rmtree(output)
+    if bypass:
+        for entry in (workspace / "cache").glob("*.json"):
+            entry.unlink(missing_ok=True)
+
+
 def run(
     job: Job,
     workspace: Path,
@@ -221,6 +236,7 @@ def run(
     ledger: str,
     *,
     reason: str,
+    force: bool = False,
     containers: ModuleType | None = None,
     network: str | None = None,
 ) -> Outcome:
@@ -234,6 +250,7 @@ def run(
         remote: DVC remote for the data version; empty for none.
         ledger: folder or s3:// prefix of the ledger; empty for none.
         reason: why the run starts; logged.
+        force: use no outputs of earlier runs.
         containers: `pipelines.local.containers` to run each task in a container; None runs processes.
         network: network of the containers; None for the least that is needed.
 
@@ -248,6 +265,7 @@ def run(
     # If Docker created it, it would belong to root.
     outputs_of_tasks.mkdir(exist_ok=True)
     _forget_outputs_elsewhere(workspace / "cache", outputs_of_tasks)
+    _check_cache(workspace, bypass=force)
     with (
         tempfile.TemporaryDirectory() as scratch,
         _watcher(Path(scratch), containers=containers is not None) as watcher,
@@ -282,6 +300,10 @@ def run(
                 _end_runs_of_killed_tasks(parent)
                 raise _failure_of_task(failure, log, stopped=stopped())
             outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
+            dataset, registration = outputs["dataset"], outputs["registration"]
+            if remote and dataset.parents[1] != registration.parents[1]:
+                # Taken from the cache: the remote may have lost objects since ingest pushed them.
+                push(dataset, remote)
             if lock(lines):
                 _remove_unused(outputs_of_tasks, {path.parent for path in outputs.values()})
         verdict = read_verdict(outputs["evaluation"])

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.system.conftest import Finished, output_of, run
+from bebygan.files import sha256_of
+from tests.system.conftest import ROOT, Finished, output_of, run
 
 pytestmark = pytest.mark.slow
 STAGES = ("ingest", "patches", "warmup", "train", "evaluate", "register")
@@ -92,14 +96,70 @@ def test_metrics_are_shown(reproduced: Finished, desk: Path) -> None:
     assert file["data"] == json.loads((desk / "artifacts" / "evaluation" / "metrics.json").read_text())
 
 
-def test_a_second_repro_does_nothing(reproduced: Finished, desk: Path) -> None:
+def stages_run(done: Finished) -> list[str]:
+    assert done.code == 0, done.err
+    return re.findall(r"^Running stage '(\w+)':", done.out, re.MULTILINE)
+
+
+def check_registered(project: Path, versions: int) -> None:
+    """Check the number of registered versions, and that the one in registration.json has the challenger's weights."""
+    uri = f"sqlite:///{project / 'workspace' / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    assert len(client.search_model_versions("name='bebygan'")) == versions
+    registration = json.loads((project / "artifacts" / "registration" / "registration.json").read_text())
+    found = client.get_model_version("bebygan", registration["version"])
+    weights = sha256_of(project / "artifacts" / "challenger" / "generator.safetensors")
+    assert found.tags["weights_sha256"] == registration["weights_sha256"] == weights
+
+
+def test_a_second_repro_repeats_only_what_depends_on_the_registry(reproduced: Finished, desk: Path) -> None:
     assert reproduced.code == 0
     before = contents(desk)
-    again = run(desk, "dvc", "repro")
-    assert again.code == 0, again.err
-    assert "Running stage" not in again.out
-    assert "Data and pipelines are up to date." in again.out
-    assert contents(desk) == before
+    assert stages_run(run(desk, "dvc", "repro")) == ["evaluate", "register"]
+    after = contents(desk)
+    assert set(after) == set(before)
+    changed = {path.split("/")[1] for path in before if after[path] != before[path]}
+    assert changed <= {"evaluation", "registration"}
+    check_registered(desk, versions=1)
+
+
+def test_a_removed_workspace_gets_its_registry_back_without_training(reproduced: Finished, desk: Path) -> None:
+    assert reproduced.code == 0
+    shutil.rmtree(desk / "workspace")
+    assert stages_run(run(desk, "dvc", "repro")) == ["evaluate", "register"]
+    check_registered(desk, versions=1)
+
+
+def test_an_experiment_elsewhere_is_registered_here_when_it_is_reproduced(reproduced: Finished, desk: Path) -> None:
+    assert reproduced.code == 0
+    identity = ("-c", "user.name=tests", "-c", "user.email=tests@localhost")
+    shutil.copy(ROOT / ".gitignore", desk)
+    subprocess.run(["git", "add", "--all"], cwd=desk, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "--message", "All"], cwd=desk, check=True)
+    elsewhere = run(desk, "dvc", "exp", "run", "--temp", "--set-param", "train.iterations=3")
+    assert elsewhere.code == 0, elsewhere.err
+    text = (desk / "params.yaml").read_text()
+    values = yaml.safe_load(text)
+    values["train"]["iterations"] = 3
+    (desk / "params.yaml").write_text(yaml.safe_dump(values))
+    try:
+        assert stages_run(run(desk, "dvc", "repro"))[-2:] == ["evaluate", "register"]
+        check_registered(desk, versions=2)
+    finally:
+        (desk / "params.yaml").write_text(text)
+        assert run(desk, "dvc", "repro").code == 0
+
+
+def test_make_repro_needs_no_git(new_project: Callable[[str], Path]) -> None:
+    folder = new_project("archive")
+    shutil.copy(ROOT / "Makefile", folder)
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["make", "repro", "--assume-old=setup", "ARGS=--dry"],
+        cwd=folder, env={**os.environ, "PATH": programs}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^Running stage '(\w+)':", done.stdout, re.MULTILINE)[0] == "ingest"
 
 
 def test_what_was_pushed_comes_back_as_the_same_bytes(reproduced: Finished, desk: Path) -> None:
@@ -113,7 +173,7 @@ def test_what_was_pushed_comes_back_as_the_same_bytes(reproduced: Finished, desk
     pulled = run(desk, "dvc", "pull")
     assert pulled.code == 0, pulled.err
     assert contents(desk) == before
-    assert "Running stage" not in run(desk, "dvc", "repro").out
+    assert stages_run(run(desk, "dvc", "repro")) == ["evaluate", "register"]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def second_run(project: Path, first_run: Finished) -> Finished:  # noqa: ARG001
 
 @pytest.fixture(scope="module")
 def changed_run(project: Path, second_run: Finished) -> Finished:  # noqa: ARG001
-    """A longer training, judged by a threshold that it cannot reach."""
+    """A longer training, judged by a threshold that it cannot reach, after the DVC remote lost its objects."""
+    shutil.rmtree(project / "workspace" / "dvc-remote" / "files")
     return run(
         project, "pipelines.cli", "run",
         "--set", "train.iterations=4", "--set", "evaluate.thresholds.champion.psnr_y=50",
@@ -173,7 +174,7 @@ def test_a_second_run_has_nothing_to_do_and_names_the_champion(second_run: Finis
     assert second_run.code == 0, second_run.err
     reason, champion, report, runs = second_run.out.splitlines()
     assert reason.startswith("nothing to do: ")
-    assert reason.endswith("; --force trains again")
+    assert reason.endswith("; --force runs all steps again")
     assert champion == "champion: bebygan version 1"
     assert report == "report:   workspace/report/report.html"
     assert runs.startswith("runs:     ")
@@ -209,6 +210,18 @@ def test_a_changed_parameter_trains_again_on_what_is_cached(changed_run: Finishe
     assert parent.data.tags["reason"].startswith("parameters changed (evaluate.thresholds.champion.psnr_y -20.0 -> 50")
     assert [child.data.tags["step"] for child in children] == ["train", "evaluate", "register"]
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+
+
+def test_objects_that_the_remote_lost_are_sent_again_although_ingest_is_cached(
+    changed_run: Finished, project: Path, tmp_path: Path
+) -> None:
+    assert changed_run.code == 0
+    version = data_version(output_of(project, "ingest", "dataset"))
+    fetch(version, str(project / "workspace" / "dvc-remote"), tmp_path / "back")
+    assert data_version(tmp_path / "back") == version
+    assert re.search(
+        rf"^data version {version} is in .*: (\d+) of \1 objects were missing$", changed_run.err, re.MULTILINE
+    )
 
 
 def test_a_run_leaves_in_the_workspace_what_it_used_and_nothing_of_earlier_ones(
