@@ -300,12 +300,11 @@ def run(
                 _end_runs_of_killed_tasks(parent)
                 raise _failure_of_task(failure, log, stopped=stopped())
             outputs = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
-            dataset, registration = outputs["dataset"], outputs["registration"]
-            if remote and dataset.parents[1] != registration.parents[1]:
-                # Taken from the cache: the remote may have lost objects since ingest pushed them.
-                push(dataset, remote)
             if lock(lines):
                 _remove_unused(outputs_of_tasks, {path.parent for path in outputs.values()})
+        if remote and outputs["dataset"].parents[1] != outputs["registration"].parents[1]:
+            # Taken from the cache: the remote may have lost objects since ingest pushed them.
+            push(outputs["dataset"], remote)
         verdict = read_verdict(outputs["evaluation"])
         with service_errors("tagging the run"):
             parent.client.set_tag(parent.run_id, "data_version", verdict.data_version)
