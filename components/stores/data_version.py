@@ -105,8 +105,8 @@ def _verified(store: Store, digest: str) -> bytes:
         raise ServiceError(f"cannot read {_object(digest)} in {store.address}: {error.strerror}") from error
     if _md5(io.BytesIO(content)) != digest.removesuffix(".dir"):
         raise DataError(
-            f"{_object(digest)} in {store.address} is damaged: delete it there, then run `bebygan run --force` or "
-            "`dvc push`"
+            f"{_object(digest)} in {store.address} is damaged: delete it there and push the data version again by "
+            "`bebygan run --force` or `dvc push`"
         )
     return content
 
