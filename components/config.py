@@ -126,7 +126,8 @@ class HealthLimits(Settings):
 class EvaluateParams(Settings):
     """How models are compared on the held-out photographs."""
 
-    model_name: Annotated[str, Constraint(pattern=r"[\w.-]+")]
+    # It is also the name of a folder of the ledger.
+    model_name: Annotated[str, Constraint(pattern=r"\w[\w.-]*")]
     """Registered model that the challenger becomes a version of, and whose champion it is compared with."""
     crop: Annotated[int, Constraint(multiple_of=4, at_least=64)] | None
     """Side of the central square of each photograph that is measured, pixels; none measures whole photographs."""

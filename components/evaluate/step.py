@@ -69,6 +69,11 @@ def central_square(image: Image, crop: int | None) -> Image:
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
+def _as_cell(name: str) -> str:
+    """Return a name that a spreadsheet does not take for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
 def _metrics(network: Lpips, sr: Image, hr: Image, lr: Image) -> dict[Metric, float]:
     return {
         "psnr_y": capped("psnr_y", psnr_y(sr, hr)),
@@ -159,7 +164,8 @@ def evaluate(
     recommendation, reasons = judge(means, params.thresholds)
     with whole_folder(output) as folder:
         write_means(folder, means)
-        measured.to_csv(folder / "per_photograph.csv", index=False, lineterminator="\n")
+        cells = measured.assign(photograph=measured["photograph"].map(_as_cell))
+        cells.to_csv(folder / "per_photograph.csv", index=False, lineterminator="\n")
         verdict = Verdict(
             verdict=recommendation,
             reasons=reasons,

@@ -13,13 +13,14 @@ from bebygan.imaging.texture import local_deviation
 from components.artifacts import Reason
 from components.config import IngestParams
 from components.ingest.splits import Split, split_of
+from components.stores.dataset import FORMATS
 
 TEXTURE_WINDOW = 11
 TEXTURE_THRESHOLD = 0.025
 """The window and the standard deviation of luma of arXiv 2103.15295 section 3.3."""
 
-# Pillow tries only these decoders. GIF is one of them so that its refusal can be explained.
-_SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
+# GIF is among them so that its refusal can be explained.
+_DECODERS = (*FORMATS, "GIF")
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
 _PNG_BIT_DEPTH_OFFSET = 24
 _MODES: dict[str, tuple[Reason, ...]] = {
@@ -72,7 +73,7 @@ def _open(content: bytes) -> Image.Image:
     if not content:
         raise Refusal("not-an-image", "the file is empty: copy it again or leave it out")
     try:
-        return Image.open(io.BytesIO(content), formats=list(_SUFFIXES))
+        return Image.open(io.BytesIO(content), formats=_DECODERS)
     except UnidentifiedImageError as error:
         raise Refusal(
             "not-an-image", "its content is no JPEG, PNG, WebP, TIFF or BMP: convert it to PNG or leave it out"
@@ -206,7 +207,7 @@ def examine(name: str, content: bytes, params: IngestParams) -> tuple[Photograph
     photograph = Photograph(
         sha256=sha256,
         source=name,
-        file=f"photographs/{sha256}.{_SUFFIXES[kind]}",
+        file=f"photographs/{sha256}.{FORMATS[kind]}",
         size_bytes=len(content),
         width=image.width,
         height=image.height,

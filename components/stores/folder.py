@@ -15,6 +15,7 @@ from bebygan.errors import DataError, StorageError
 from bebygan.files import sha256_of, storage_errors, whole_file
 from components.stores.store import StoredFile
 
+_OF_THE_SYSTEM = ("/boot", "/dev", "/etc", "/proc", "/sys")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -24,8 +25,15 @@ def _raise_unless_missing(error: OSError) -> None:
         raise DataError(f"cannot list {error.filename}: {error.strerror}; check its permissions")
 
 
-def _identity(path: Path) -> str:
-    return sha256_of(path) if path.is_file() and os.access(path, os.R_OK) else "unreadable"
+def _leads_into_the_system(path: Path, folder: Path) -> bool:
+    """Return whether a path below a folder leads, by symbolic links, into a folder of the system that has no data."""
+    real, top = path.resolve(), folder.resolve()
+    return not real.is_relative_to(top) and any(real.is_relative_to(each) for each in _OF_THE_SYSTEM)
+
+
+def _identity(path: Path, folder: Path) -> str:
+    readable = path.is_file() and os.access(path, os.R_OK) and not _leads_into_the_system(path, folder)
+    return sha256_of(path) if readable else "unreadable"
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,20 @@ class FolderStore:
             pass
 
     def _paths(self, start: str) -> Iterator[Path]:
-        """Yield all files, including those behind symbolic links; visit each real folder once, as links may loop."""
+        """Yield all files, including those behind symbolic links; visit each real folder once, as links may loop.
+
+        A link into a folder of the system is yielded like a file, which cannot be read.
+        """
         seen: set[str] = set()
         for root, folders, names in os.walk(self.folder, followlinks=True, onerror=_raise_unless_missing):
             top = Path(root) == self.folder
             if top:
                 folders[:] = [name for name in folders if name.startswith(start)]
             real = os.path.realpath(root)
+            if _leads_into_the_system(Path(root), self.folder):
+                yield Path(root)
+                folders.clear()
+                continue
             if real in seen:
                 folders.clear()
                 continue
@@ -64,7 +79,9 @@ class FolderStore:
         name = path.relative_to(self.folder).as_posix()
         # A broken link is listed too: reading it fails.
         status = path.stat() if path.exists() else path.lstat()
-        return StoredFile(name, status.st_size, status.st_mtime, partial(self.read, name), partial(_identity, path))
+        return StoredFile(
+            name, status.st_size, status.st_mtime, partial(self.read, name), partial(_identity, path, self.folder)
+        )
 
     def files(self, start: str = "") -> list[StoredFile]:
         found = []
@@ -76,6 +93,8 @@ class FolderStore:
 
     def read(self, name: str, first: int | None = None) -> bytes:
         path = self.folder / name
+        if _leads_into_the_system(path, self.folder):
+            raise OSError(errno.EPERM, "it is a link into a folder of the system", str(path))
         if path.exists() and not path.is_file():
             # Reading a pipe would block forever.
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))

@@ -125,6 +125,7 @@ def test_a_wrong_name_in_a_file_is_refused_too(tmp_path: Path, group: str, wrong
             "ingest.validation_share=0",
             r"ingest\.validation_share must be above 0, got 0\.0: train\.validate_every 75 validates on these",
         ),
+        ("evaluate.model_name=..", r"parameter evaluate\.model_name must match .*, got '\.\.'"),
         ("ingest.convert=grey", "parameter ingest.convert must be a list, got 'grey'"),
         ("train.losses.perceptual=.nan", r"parameter train\.losses\.perceptual: .*finite"),
         ("train.perceptual.taps=[[conv3_3, .inf]]", r"parameter train\.perceptual\.taps.*finite"),

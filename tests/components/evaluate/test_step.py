@@ -80,6 +80,19 @@ def test_every_candidate_is_measured_on_every_held_out_photograph(
             assert mean == pytest.approx(np.mean(values), rel=1e-12)
 
 
+def test_no_name_is_a_formula_in_the_table_of_photographs(
+    compared: Callable[..., str], dataset: Path, tmp_path: Path
+) -> None:
+    path = dataset / "manifest.parquet"
+    manifest = pd.read_parquet(path)
+    names = ["=HYPERLINK(1).png", "+1.png", "-1.png", "@SUM.png", "plain=.png"]
+    manifest.assign(source=names, split="test").to_parquet(path)
+    compared()
+    with (tmp_path / "out" / "per_photograph.csv").open() as file:
+        found = {row["photograph"] for row in csv.DictReader(file)}
+    assert found == {*(f"'{name}" for name in names[:-1]), "plain=.png"}
+
+
 def test_the_values_agree_with_the_metrics_of_the_library(
     compared: Callable[..., str], dataset: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,19 @@ def test_listing_follows_links_and_ends_on_circular_links(tmp_path: Path) -> Non
     assert broken.identity() == "unreadable"
 
 
+@pytest.mark.parametrize("target", ["/etc", "/etc/hostname", "/proc/self/environ", "/dev"])
+def test_a_link_into_a_folder_of_the_system_is_listed_and_never_followed(target: str, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "link").symlink_to(target)
+    (tmp_path / "store" / "a").write_bytes(b"1")
+    store = open_store(str(tmp_path / "store"))
+    plain, link = store.files()
+    assert (plain.name, link.name) == ("a", "link")
+    with pytest.raises(OSError, match="it is a link into a folder of the system"):
+        link.read()
+    assert (plain.read(), link.identity()) == (b"1", "unreadable")
+
+
 def test_reading_a_pipe_raises_an_error_instead_of_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     [file] = open_store(str(tmp_path)).files()
