@@ -1,6 +1,6 @@
 """The folder of a registered model: its weights, the code that it carries, and their digests."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bebygan.errors import WeightsError
@@ -12,17 +12,21 @@ MODEL_CODE = "model_code.py"
 """Path of the file that MLflow executes."""
 
 
-def digests(model: Path) -> dict[str, str]:
-    """Return the SHA-256 of the weights, and of everything that is executed when the model is loaded.
-
-    Raises:
-        FileNotFoundError: the folder is incomplete.
-    """
+def _code_digest(model: Path) -> str:
     carried = [path for path in (model / "code").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    return {
-        "weights_sha256": sha256_of(model / WEIGHTS),
-        "code_sha256": sha256_of_files(model, [model / MODEL_CODE, *carried]),
-    }
+    return sha256_of_files(model, [model / MODEL_CODE, *carried])
+
+
+_DIGESTS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
+    "weights_sha256": ("weights", lambda model: sha256_of(model / WEIGHTS)),
+    "code_sha256": ("files of code", _code_digest),
+}
+"""What each digest is about, and its function of the model's folder."""
+
+
+def digests(model: Path) -> dict[str, str]:
+    """Return the SHA-256 of the weights, and of everything that is executed when the model is loaded."""
+    return {name: digest(model) for name, (_, digest) in _DIGESTS.items()}
 
 
 def damaged(name: str, what: str) -> WeightsError:
@@ -44,12 +48,14 @@ def check_unchanged(model: Path, expected: Mapping[str, str], name: str) -> None
     Raises:
         WeightsError: a file differs or is missing.
     """
-    try:
-        found = digests(model)
-    except FileNotFoundError as error:
-        raise damaged(name, f"{Path(error.filename).relative_to(model)} is missing") from error
-    for digest, what in (("weights_sha256", "weights"), ("code_sha256", "files of code")):
-        if digest in expected and expected[digest] != found[digest]:
-            raise damaged(
-                name, f"its {what} have SHA-256 {found[digest][:12]}..., registered was {expected[digest][:12]}..."
-            )
+    if not (model / WEIGHTS).is_file():
+        raise damaged(name, f"{WEIGHTS} is missing")
+    for recorded, (what, digest) in _DIGESTS.items():
+        if recorded not in expected:
+            continue
+        try:
+            found = digest(model)
+        except FileNotFoundError as error:
+            raise damaged(name, f"{Path(error.filename).relative_to(model)} is missing") from error
+        if found != expected[recorded]:
+            raise damaged(name, f"its {what} have SHA-256 {found[:12]}..., registered was {expected[recorded][:12]}...")

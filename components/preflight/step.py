@@ -6,7 +6,6 @@ needs it.
 
 import os
 import shlex
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,8 @@ from components.config import Params
 from components.progress import say
 from components.stores import check_writable, open_store
 from components.stores.source import open_source
-from components.tracking.registry import champion, check_rights, download_generator
+from components.tracking.ledger import HEAD, check_complete
+from components.tracking.registry import champion, check_rights, tags_of_model, verify
 from components.tracking.runs import check_tracker
 
 _SECONDS_FOR_A_SERVICE = 40.0
@@ -70,7 +70,7 @@ def _photographs(source: str, volume: str) -> str:
     return "can be listed"
 
 
-def _writable(place: str, volume: str, *, conditional: bool) -> str:
+def _writable(place: str, volume: str, *, conditional: bool = False) -> str:
     check_writable(open_store(_outside(volume, place), patient=False), conditional=conditional)
     return "can be written"
 
@@ -90,14 +90,15 @@ def _leftovers(workspace: str) -> str:
     return "can be written"
 
 
-def _registry(model: str) -> str:
+def _registry(model: str, ledger: str) -> str:
     check_rights(model)
+    if ledger and (head := tags_of_model(model).get(HEAD)):
+        check_complete(ledger, model, head)
     reigning = champion(model)
     if reigning is None:
         return f"allows changes of {model}"
-    with tempfile.TemporaryDirectory(prefix="champion-") as scratch:
-        download_generator(reigning, Path(scratch))
-    return f"allows changes of {model}, and the weights of version {reigning.version} can be read"
+    verify(reigning)
+    return f"allows changes of {model}, and the files of version {reigning.version} are those that were registered"
 
 
 def _weights(name: str, look: Look) -> str:
@@ -150,16 +151,15 @@ def checks(places: Places, params: Params, gpus: int, look: Look = "verified") -
     found = [Check(f"photographs in {source}", partial(_photographs, source, volume), service)]
     if places.workspace:
         found.append(Check(f"workspace {places.workspace}", partial(_leftovers, places.workspace), service))
-    for what, place, refused, conditional in (
-        ("DVC remote", places.remote, volume, False),
-        ("ledger", places.ledger, volume, True),
-        ("checkpoints in", places.checkpoints, "", False),
+    for name, place, attempt in (
+        ("DVC remote", places.remote, partial(_writable, places.remote, volume)),
+        ("ledger", places.ledger, partial(_writable, places.ledger, volume, conditional=True)),
+        ("checkpoints in", places.checkpoints, partial(_writable, places.checkpoints, "")),
     ):
         if place:
-            attempt = partial(_writable, place, refused, conditional=conditional)
-            found.append(Check(f"{what} {place}", attempt, service))
+            found.append(Check(f"{name} {place}", attempt, service))
     found.append(Check("MLflow", lambda: f"answers at {check_tracker()}", service))
-    found.append(Check("model registry", partial(_registry, params.evaluate.model_name), service))
+    found.append(Check("model registry", partial(_registry, params.evaluate.model_name, places.ledger), service))
     perceptual = (params.train.perceptual.network,) if params.train.losses.perceptual else ()
     for name in (*perceptual, "alexnet", "lpips-alex"):
         found.append(Check(f"weights {name}", partial(_weights, name, look), _SECONDS_FOR_WEIGHTS))

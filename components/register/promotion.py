@@ -67,7 +67,8 @@ def settle(ledger: str, model: str, run: StepRun) -> int:
         ServiceError: the registry or the bucket is unreachable or refuses access.
         StorageError: the ledger's folder cannot be written.
     """
-    check_complete(ledger, model, tags_of_model(model).get(HEAD))
+    if head := tags_of_model(model).get(HEAD):
+        check_complete(ledger, model, head)
     while True:
         newest, current = last(ledger, model), champion(model)
         if newest is None:

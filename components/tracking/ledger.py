@@ -128,20 +128,18 @@ def append(ledger: str, model: str, move: Move) -> bool:
     return open_store(f"{ledger}/{model}").write_if_absent(f"{move.number:06}.json", _content(chained))
 
 
-def check_complete(ledger: str, model: str, head: str | None) -> None:
+def check_complete(ledger: str, model: str, head: str) -> None:
     """Check that a ledger holds the entry that the registry knows as the newest, or newer ones.
 
     Args:
         ledger: folder or s3:// prefix.
         model: name of the registered model.
-        head: tag HEAD of the registered model; None without it.
+        head: tag HEAD of the registered model.
 
     Raises:
         DataError: the entry is missing or changed.
         ServiceError: as `entries`.
     """
-    if not head:
-        return
     number, _, expected = head.partition(" ")
     found = {f"{move.number}": digest(move) for move in entries(ledger, model)}
     if found.get(number) != expected:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
+from bebygan.files import sha256_of
 from components.config import Params, load_params
 from components.preflight import __main__ as command
 from components.preflight import step as module
 from components.preflight.step import Check, Places, checks, gpus_given, preflight
 from components.tracking.client import mlflow_client
+from components.tracking.ledger import HEAD
 from tests.standins.tls import loopback_certificate
 
 ROOT = Path(__file__).parents[3]
@@ -81,7 +83,7 @@ def failure(places: Places, params: Params, gpus: int = 0) -> BebyganError:
     return raised.value
 
 
-def test_the_weights_of_the_champion_must_be_readable(
+def test_the_champion_must_have_the_weights_that_were_registered(
     places: Places, params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tmp_path / "model" / "artifacts" / "generator.safetensors"
@@ -89,14 +91,28 @@ def test_the_weights_of_the_champion_must_be_readable(
     weights.touch()
     client = mlflow_client()
     client.create_registered_model("bebygan")
-    client.create_model_version("bebygan", str(tmp_path / "model"))
+    client.create_model_version("bebygan", str(tmp_path / "model"), tags={"weights_sha256": sha256_of(weights)})
     client.set_registered_model_alias("bebygan", "champion", "1")
     preflight(checks(places, params, 0))
-    assert "allows changes of bebygan, and the weights of version 1 can be read" in capsys.readouterr().err
-    weights.unlink()
+    assert "the files of version 1 are those that were registered" in capsys.readouterr().err
+    weights.write_bytes(b"others")
     error = failure(places, params)
-    assert type(error) is ServiceError
-    assert str(error).startswith("1 of 10 checks failed: model registry: fetching the weights of models:/bebygan/1 ")
+    assert type(error) is WeightsError
+    assert str(error).startswith(
+        "1 of 10 checks failed: model registry: models:/bebygan/1 is damaged: its weights have SHA-256 "
+    )
+    weights.unlink()
+    with pytest.raises(
+        WeightsError, match=r"models:/bebygan/1 is damaged: artifacts/generator\.safetensors is missing"
+    ):
+        preflight(checks(places, params, 0))
+
+
+def test_a_ledger_that_lacks_an_entry_which_the_registry_knows_is_refused(places: Places, params: Params) -> None:
+    mlflow_client().create_registered_model("bebygan", {HEAD: f"3 {'0' * 64}"})
+    error = failure(places, params)
+    assert type(error) is DataError
+    assert str(error).startswith(f"1 of 10 checks failed: model registry: the ledger {places.ledger} holds no entry 3")
 
 
 @pytest.mark.parametrize(
