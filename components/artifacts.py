@@ -50,6 +50,22 @@ class Quarantined:
     """One line on what to do."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSummary:
+    """What a dataset holds, and what was left out of it or of the training."""
+
+    data_version: str
+    photographs: Mapping[str, int]
+    """Number by split: train, validation, test."""
+    quarantined: tuple[Quarantined, ...]
+    patchless: Mapping[str, tuple[str, ...]]
+    """Photographs that give no patch, by split: names relative to the source."""
+    flat: tuple[str, ...] = ()
+    """Held-out photographs whose measured part bicubic restores exactly: names relative to the source."""
+    skipped: int = 0
+    """Files of the source that are clearly not pictures, if they were counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One result of the health check of a training."""
@@ -144,6 +160,11 @@ class _Patches:
 @dataclass(frozen=True)
 class _Quarantine:
     files: tuple[Quarantined, ...]
+
+
+@dataclass(frozen=True)
+class _Patchless:
+    photographs: dict[str, tuple[str, ...]]
 
 
 def _write(path: Path, values: Mapping[Any, Any], *, digest: bool = True) -> None:
@@ -256,6 +277,27 @@ def write_quarantine(folder: Path, files: Sequence[Quarantined]) -> None:
 def read_quarantine(folder: Path) -> tuple[Quarantined, ...]:
     """Read quarantine.json from a folder that ingest wrote."""
     return _read(_Quarantine, folder / "quarantine.json", "ingest").files
+
+
+def write_patchless(folder: Path, photographs: Mapping[str, Sequence[str]]) -> None:
+    """Write patchless.json: by split, the photographs that give no patch, named relative to the dataset."""
+    _write(folder / "patchless.json", {"photographs": photographs})
+
+
+def read_patchless(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Read patchless.json from a folder that patches or train wrote; {} if an earlier version wrote it."""
+    path = folder / "patchless.json"
+    return _read(_Patchless, path, "patches").photographs if path.exists() else {}
+
+
+def write_summary(folder: Path, summary: DataSummary) -> None:
+    """Write data.json."""
+    _write(folder / "data.json", plain(summary))
+
+
+def read_summary(folder: Path) -> DataSummary:
+    """Read data.json from a folder that evaluate wrote."""
+    return _read(DataSummary, folder / "data.json", "evaluate")
 
 
 def photographs_version(patches: Path) -> str:

@@ -41,6 +41,12 @@ def say(text: str) -> None:
     print(f"{printable(text)}\n", end="", file=_watcher(), flush=True)
 
 
+def announce(text: str) -> None:
+    """Print one line of the output of the task to a user who does not see this output."""
+    if os.environ.get(WATCHER):
+        say(text)
+
+
 @contextmanager
 def progress_bar(what: str, unit: str, total: int | None) -> Iterator[Callable[[int], object]]:
     """Yield a function to call with the number of further units that are done."""

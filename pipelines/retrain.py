@@ -37,6 +37,7 @@ class Outputs(NamedTuple):
     """The folders that a run made, or took from the cache."""
 
     dataset: dsl.Dataset
+    docs: dsl.Artifact
     shards: dsl.Dataset
     generator: dsl.Model
     challenger: dsl.Model
@@ -127,6 +128,7 @@ def retrain_here(job: Job, *, remote: str, checkpoints: str, ledger: str) -> Any
         )
         return Outputs(
             dataset=tasks["ingest"].outputs["dataset"],
+            docs=tasks["ingest"].outputs["docs"],
             shards=tasks["patches"].outputs["shards"],
             generator=tasks["warmup"].outputs["generator"],
             challenger=tasks["train"].outputs["challenger"],

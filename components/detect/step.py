@@ -28,6 +28,8 @@ class Decision:
 
     action: Literal["train", "skip"]
     reason: str
+    data_version: str = ""
+    """Of the finished run of the same job, if that is the reason."""
 
 
 _Made = tuple[str, "Run | None"]
@@ -100,7 +102,10 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
     also_in = [made[1].info.experiment_id] if made and made[1] else []
     same = {"fingerprint": job.fingerprint}
     if earlier := ended_runs(same, "FINISHED", also_in):
-        return Decision("skip", f"photographs, parameters and code are those of the finished run {earlier[0]}")
+        reason = f"photographs, parameters and code are those of the finished run {earlier[0]}"
+        with service_errors("asking for the finished run"):
+            tags = mlflow_client().get_run(earlier[0]).data.tags
+        return Decision("skip", reason, tags.get("data_version", ""))
     if tries and len(failed := ended_runs(same | PREFLIGHT_PASSED, "FAILED", also_in)) >= tries:
         return Decision(
             "skip",

@@ -4,12 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from components.artifacts import read_means, read_verdict
+from components.artifacts import read_means, read_summary, read_verdict
 from components.cli import run_step, step_parser
 from components.config import Params
 from components.evaluate.step import evaluate
 from components.evaluate.table import text_table
 from components.stores.data_version import data_version
+from components.stores.dataset import summary_lines
 from components.tracking.runs import step_run
 
 
@@ -20,6 +21,7 @@ def _run(options: argparse.Namespace, params: Params) -> None:
     print(text_table(read_means(options.output)))
     print(f"\n{verdict.verdict}:", *verdict.reasons, sep="\n  ")
     print(f"report: {options.output / 'report.html'}")
+    print(*summary_lines(read_summary(options.output), options.output / "data.json"), sep="\n")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,15 @@ def evaluate(
     with task("evaluate"):
         from pathlib import Path
 
+        from components.artifacts import read_summary
         from components.config import EvaluateParams, from_yaml
         from components.evaluate.step import evaluate as run
+        from components.stores.dataset import summary_lines
         from components.tracking.runs import step_run
 
-        group = from_yaml(EvaluateParams, params)
-        folders = (Path(folder.path) for folder in (dataset, warmup, challenger, evaluation))
+        group, output = from_yaml(EvaluateParams, params), Path(evaluation.path)
+        folders = (Path(dataset.path), Path(warmup.path), Path(challenger.path))
         with step_run("evaluate", group, data_version) as tracked:
-            return run(*folders, params=group, run=tracked)
+            verdict = run(*folders, output, params=group, run=tracked)
+        print(*summary_lines(read_summary(output), output / "data.json"), sep="\n", flush=True)
+        return verdict

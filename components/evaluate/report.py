@@ -7,10 +7,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bebygan.imaging import Image
-from components.artifacts import Means, Verdict
+from components.artifacts import DataSummary, Means, Verdict
 from components.evaluate.pictures import SIDE, embedded, training_curves
 from components.evaluate.table import NAMES, TITLES, shown
 from components.evaluate.verdict import METRICS
+from components.progress import printable
+from components.stores.dataset import NAMED, counts_of, notices_of, reasons_of
 
 
 def html_report(
@@ -19,6 +21,9 @@ def html_report(
     rows: Sequence[Mapping[Hashable, Any]],
     panels: Mapping[str, Mapping[str, Image]],
     history: Sequence[Mapping[str, float]],
+    *,
+    summary: DataSummary,
+    thumbnails: Mapping[int, Image],
 ) -> str:
     """Return the page.
 
@@ -28,9 +33,14 @@ def html_report(
         rows: "photograph", "candidate" and the metrics, ordered by photograph.
         panels: images by photograph and caption.
         history: logged values of the challenger's training, oldest first; may be empty.
+        summary: of the dataset.
+        thumbnails: of quarantined files, by their place in `summary.quarantined`.
     """
     page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     ).get_template("report.html")
     return page.render(
         verdict=verdict,
@@ -47,4 +57,10 @@ def html_report(
         pictures={name: {caption: embedded(image) for caption, image in row.items()} for name, row in panels.items()},
         curves=training_curves(history),
         rows=rows,
+        data=counts_of(summary),
+        quarantined=summary.quarantined,
+        reasons=reasons_of(summary.quarantined),
+        notices=notices_of(summary),
+        named=NAMED,
+        thumbnails={number: embedded(image) for number, image in thumbnails.items()},
     )

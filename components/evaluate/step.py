@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from components.artifacts import (
     capped,
     read_history,
     write_means,
+    write_summary,
     write_verdict,
 )
 from components.config import EvaluateParams, Metric
@@ -41,7 +43,7 @@ from components.evaluate.table import NAMES
 from components.evaluate.verdict import METRICS, judge
 from components.progress import progress
 from components.stores.data_version import data_version
-from components.stores.dataset import photographs_of, read_photograph
+from components.stores.dataset import headline, photographs_of, read_photograph, read_thumbnails, summarise
 from components.tracking.provenance import provenance
 from components.tracking.registry import champion, download_generator
 from components.tracking.runs import StepRun
@@ -140,9 +142,9 @@ def evaluate(
         warmup: folder with the warm-up's generator.safetensors.
         challenger: folder with the challenger's generator.safetensors and optionally history.jsonl.
         output: folder, replaced as a whole: metrics.json and verdict.json (see `components.artifacts`),
-            per_photograph.csv, pictures/, report.html.
+            data.json, per_photograph.csv, pictures/, report.html.
         params: of the step.
-        run: gets the means and the output.
+        run: gets the means, the output, and a line about the data, which the run of the whole pipeline gets too.
 
     Raises:
         DataError: no photograph is held out, one is missing, a value is not finite, or history.jsonl is damaged.
@@ -160,6 +162,9 @@ def evaluate(
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
         measured, crops = _measure(dataset, generators, params)
+    version = data_version(dataset)
+    exact = measured[(measured["candidate"] == "bicubic") & (measured["psnr_y"] == PSNR_CAP)]
+    summary = replace(summarise(dataset, version, challenger), flat=tuple(exact["photograph"]))
     means: Means = measured.groupby("candidate", sort=False)[list(METRICS)].mean().to_dict("index")  # type: ignore[assignment]
     recommendation, reasons = judge(means, params.thresholds)
     with whole_folder(output) as folder:
@@ -175,14 +180,18 @@ def evaluate(
             measured_sha256={name: sha256_of(folder / name) for name in ("metrics.json", "per_photograph.csv")},
             protocol=_protocol(params),
             health=tuple(examine(history, params.health)),
-            provenance=provenance(params, data_version(dataset)),
+            provenance=provenance(params, version),
         )
         write_verdict(folder, verdict)
+        write_summary(folder, summary)
         (folder / "pictures").mkdir()
         for number, panels in enumerate(crops.values(), start=1):
             side_by_side(panels).save(folder / "pictures" / f"{number:02}.png", optimize=True)
-        page = html_report(verdict, means, measured.to_dict("records"), crops, history)
+        thumbnails = read_thumbnails(dataset)
+        rows = measured.to_dict("records")
+        page = html_report(verdict, means, rows, crops, history, summary=summary, thumbnails=thumbnails)
         (folder / "report.html").write_text(page, encoding="utf-8")
     run(0, {f"{candidate}/{name}": value for candidate, row in means.items() for name, value in row.items()})
     run.artifacts(output, "evaluation")
+    run.describe({"data": headline(summary)})
     return recommendation

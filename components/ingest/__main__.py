@@ -6,20 +6,12 @@ from pathlib import Path
 
 from components.cli import run_step, step_parser
 from components.config import Params
-from components.ingest.step import checks_page, ingest
+from components.ingest.step import ingest, tell
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
     report = ingest(options.source, options.dataset, options.docs, params.ingest, options.remote)
-    sides = ", ".join(f"{count} {side}" for side, count in report.splits.items())
-    print(f"{options.dataset}: {sum(report.splits.values())} photographs ({sides})")
-    if report.quarantined:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.quarantined.items())
-        print(f"quarantined: {reasons}; {options.docs / 'quarantine.json'} says what to do with each")
-    if report.skipped:
-        print(f"skipped, not pictures: {report.skipped}")
-    print(f"checks: {checks_page(options.docs)}")
-    print(f"data version: {report.data_version}")
+    tell(report, options.dataset, options.docs)
 
 
 if __name__ == "__main__":

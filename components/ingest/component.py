@@ -23,6 +23,9 @@ def ingest(
 
         from components.config import IngestParams, from_yaml
         from components.ingest.step import ingest as run
+        from components.ingest.step import tell
 
-        group = from_yaml(IngestParams, params)
-        return run(source, Path(dataset.path), Path(docs.path), group, remote or None).data_version
+        folders = (Path(dataset.path), Path(docs.path))
+        report = run(source, *folders, from_yaml(IngestParams, params), remote or None)
+        tell(report, *folders)
+        return report.data_version

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 
 import imagehash
@@ -31,6 +32,8 @@ _MODES: dict[str, tuple[Reason, ...]] = {
     **dict.fromkeys(("1", "L", "I;16", "I;16B", "I;16L"), ("grey",)),
 }
 _ROWS_AT_ONCE = 1024
+_THUMBNAIL_SIDE = 96
+"""Largest side of a thumbnail, pixels."""
 
 
 @dataclass(eq=False)
@@ -178,6 +181,15 @@ def texture(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
         total += float(strip.sum())
         textured += int((strip >= TEXTURE_THRESHOLD).sum())
     return round(total / (height * width), 6), round(textured / (height * width), 6)
+
+
+def thumbnail(content: bytes) -> Image.Image | None:
+    """Return a small RGB picture of a file that was refused, or None if it cannot be decoded."""
+    # Decoders raise exceptions of any type for damaged files.
+    with suppress(Exception):
+        image = _as_rgb(Image.open(io.BytesIO(content), formats=list(_SUFFIXES)))
+        return image.reduce(max(1, -(-max(image.size) // _THUMBNAIL_SIDE)))
+    return None
 
 
 def examine(name: str, content: bytes, params: IngestParams) -> tuple[Photograph, bytes]:

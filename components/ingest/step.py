@@ -1,7 +1,8 @@
 """Make a dataset of photographs: measure each and assign it to a split, or quarantine it with a reason.
 
 A dataset is `photographs/<sha256>.<suffix>`, `manifest.parquet` (one row per photograph, sorted by sha256, with the
-fields of `Photograph`) and `quarantine.json`. Its bytes depend on the names and the content of the photographs alone.
+fields of `Photograph`), `quarantine.json`, and thumbnails of the first quarantined files. Its bytes depend on the names
+and the content of the photographs alone.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
@@ -24,7 +26,7 @@ from bebygan.errors import ConfigError, DataError
 from bebygan.files import whole_folder
 from components.artifacts import Quarantined, Reason, write_quarantine
 from components.config import IngestParams
-from components.ingest.photograph import Photograph, Refusal, examine
+from components.ingest.photograph import Photograph, Refusal, examine, thumbnail
 from components.ingest.splits import (
     SPLITS,
     Hashes,
@@ -34,9 +36,10 @@ from components.ingest.splits import (
     photographs_needed,
     shares_of,
 )
-from components.progress import progress
+from components.progress import announce, progress, say
 from components.stores import Store, StoredFile, open_store
 from components.stores.data_version import data_version, push
+from components.stores.dataset import NAMED, headline, quarantine_lines, summarise, summary_lines, thumbnail_path
 from components.stores.source import list_source
 
 if TYPE_CHECKING:
@@ -174,6 +177,33 @@ def _without_near_duplicates(
     return [each for index, each in enumerate(photographs) if index not in near], quarantined
 
 
+def _write_thumbnails(folder: Path, files: Sequence[StoredFile], quarantined: Sequence[Quarantined]) -> None:
+    """Write a thumbnail of each of the first quarantined files that can be decoded, for the report."""
+    by_name = {file.name: file for file in files if file.size <= _LARGEST_FILE}
+    for number, entry in enumerate(quarantined[:NAMED]):
+        content = b""
+        # A file that cannot be read has no thumbnail.
+        with suppress(KeyError, OSError):
+            content = by_name[entry.file].read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = thumbnail(content)
+        if picture:
+            path = thumbnail_path(folder, number)
+            path.parent.mkdir(exist_ok=True)
+            # Without compression the bytes do not depend on a compressor's version.
+            picture.save(path, compress_level=0)
+
+
+def tell(report: IngestReport, dataset: Path, docs: Path) -> None:
+    """Print what the step accepted and quarantined."""
+    summary = summarise(dataset, report.data_version, skipped=report.skipped)
+    first, *others = summary_lines(summary, docs / "quarantine.json", checks_page(docs))
+    print(f"{dataset}: {first}", *others, sep="\n", flush=True)
+    if summary.quarantined:
+        announce(f"ingest: {headline(summary)}")
+
+
 def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote: str | None = None) -> IngestReport:
     """Make a dataset of the photographs in a folder or a bucket, and validate it.
 
@@ -201,6 +231,7 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
         quarantined = sorted([*unfit, *near], key=lambda entry: entry.file)
         counts = {split: sum(each.split == split for each in photographs) for split in reversed(SPLITS)}
         write_quarantine(folder, quarantined)
+        _write_thumbnails(folder, files, quarantined)
         manifest = pa.Table.from_pylist([dataclasses.asdict(each) for each in photographs], schema=_SCHEMA)
         # Without compression the bytes do not depend on a compressor's version.
         pq.write_table(manifest, folder / "manifest.parquet", compression="NONE")
@@ -213,6 +244,8 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
                 failed = _validate(manifest.to_pandas().assign(near_duplicates=across), pages, params)
                 fault = "; ".join([*failed, f"see {docs / checks_page(pages).relative_to(pages)}"]) if failed else None
         if fault:
+            for line in quarantine_lines(quarantined, docs / "quarantine.json"):
+                say(line)
             raise DataError(fault)
     reasons = dict(sorted(Counter(entry.reason for entry in quarantined).items()))
     return IngestReport(counts, reasons, skipped, push(dataset, remote) if remote else data_version(dataset))

@@ -18,7 +18,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from bebygan.errors import ConfigError, ServiceError, without_password
 from components.config import Params, from_yaml
-from components.progress import say
+from components.progress import printable, say
 from components.tracking.client import tracker
 from components.tracking.registry import champion
 from components.tracking.runs import close_pipeline_run
@@ -72,21 +72,24 @@ def _console_link() -> str:
 
 
 def _end_run(ending: Ending, console: str) -> dict[str, str] | None:
-    """End the run in MLflow; return its id and link, empty if none was opened, or None if MLflow is unreachable.
+    """End the run in MLflow; return its id, its data and its link, or None if MLflow is unreachable.
 
-    The link is empty unless BEBYGAN_TRACKER is set.
+    They are empty if none was opened; the data are empty until evaluate has described them, the link is unless
+    BEBYGAN_TRACKER is set.
     """
     tags = {"console": console, "error": ending.shown_error}
-    pages, link = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/"), ""
+    pages, link, data = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/"), "", ""
     try:
         run = close_pipeline_run(ending.status, {name: value for name, value in tags.items() if value}) or ""
-        if pages and run:
+        if run:
             with tracker("asking for the run of the pipeline") as client:
-                link = f"{pages}/#/experiments/{client.get_run(run).info.experiment_id}/runs/{run}"
+                found = client.get_run(run)
+            data = found.data.tags.get("data", "")
+            link = f"{pages}/#/experiments/{found.info.experiment_id}/runs/{run}" if pages else ""
     except ServiceError as error:
         _log.warning("warning: %s. The pipeline's run there is not ended", error)
         return None
-    return {"mlflow_run": run, "tracker": link}
+    return {"mlflow_run": run, "tracker": link, "data": data}
 
 
 def _champion(model: str) -> str | None:
@@ -154,13 +157,16 @@ def notify(ending: Ending, retrying: Retrying = RETRYING) -> None:
     named = f"{ending.model} version {reigning}" if reigning else "unknown" if reigning is None else "none yet"
     how = "nothing to do" if nothing_to_do else ending.state.lower()
     text = f"{_PIPELINE} of {ending.model or 'an unknown model'}: {how}; champion: {named}"
+    facts = {"champion": reigning or "", **(run or {"mlflow_run": "", "tracker": "", "data": ""})}
+    if facts["data"]:
+        text += f"; data: {facts['data']}"
     if ending.error:
         text += f"; {ending.shown_error}"
+    text = printable(text)
     say(text)
     address = os.environ.get("BEBYGAN_WEBHOOK_URL")
     if not address or nothing_to_do:
         return
-    facts = {"champion": reigning or "", **(run or {"mlflow_run": "", "tracker": ""})}
     message = {
         # Slack, Mattermost and Teams show this one.
         "text": " ".join(filter(None, (text, console, facts["tracker"]))),

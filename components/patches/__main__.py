@@ -6,12 +6,12 @@ from pathlib import Path
 
 from components.cli import run_step, step_parser
 from components.config import Params
-from components.patches.step import make_patches
+from components.patches.step import make_patches, tell
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
     counts = make_patches(options.dataset, options.output, params.patches)
-    print(f"{options.output}: " + ", ".join(f"{count} {split} patches" for split, count in counts.items()))
+    tell(counts, options.dataset, options.output)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ def patches(
         from pathlib import Path
 
         from components.config import PatchesParams, from_yaml
-        from components.patches.step import make_patches
+        from components.patches.step import make_patches, tell
 
-        make_patches(Path(dataset.path), Path(shards.path), from_yaml(PatchesParams, params))
+        folders = (Path(dataset.path), Path(shards.path))
+        tell(make_patches(*folders, from_yaml(PatchesParams, params)), *folders)

@@ -1,6 +1,6 @@
 """Make training patches of a dataset: textured HR windows on a grid, and their LR by MATLAB's bicubic."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
 from bebygan.imaging.shards import PATCH_SPLITS, PhotographPair, write_shards
 from bebygan.imaging.texture import local_deviation
+from components.artifacts import photographs_version, write_patchless
 from components.config import PatchesParams, to_yaml
-from components.progress import progress
+from components.progress import announce, progress
 from components.stores.data_version import data_version
-from components.stores.dataset import photographs_of, read_photograph
+from components.stores.dataset import notice_lines, notices_of, photographs_of, read_photograph, summarise
 
 
 def _starts(length: int, size: int, step: int) -> npt.NDArray[np.int64]:
@@ -55,12 +56,17 @@ def cropped_to_scale(image: Image) -> Image:
     return image[:height, :width]
 
 
-def _photographs(dataset: Path, manifest: pd.DataFrame, params: PatchesParams) -> Iterator[PhotographPair]:
+def _photographs(
+    dataset: Path, manifest: pd.DataFrame, params: PatchesParams, patchless: Mapping[str, list[str]]
+) -> Iterator[PhotographPair]:
+    """Yield the photographs that give patches, and add the names of the others to `patchless`."""
     files = zip(manifest["file"], manifest["split"], strict=True)
     for file, split in progress(files, "patches", "photographs", len(manifest)):
         hr = cropped_to_scale(read_photograph(dataset / file))
         if len(windows := textured_windows(hr, params)):
             yield PhotographPair(hr, downscale_uint8(hr, SCALE), split, windows)
+        else:
+            patchless[split].append(file)
 
 
 def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str, int]:
@@ -68,7 +74,8 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
 
     Args:
         dataset: folder that ingest wrote.
-        output: folder of shards, replaced as a whole; see `bebygan.imaging.shards`.
+        output: folder of shards, replaced as a whole; see `bebygan.imaging.shards`. patchless.json in it names the
+            photographs without a patch.
         params: of the step.
 
     Returns:
@@ -79,17 +86,28 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
         StorageError: the output cannot be written.
     """
     manifest = photographs_of(dataset, PATCH_SPLITS)
+    patchless: dict[str, list[str]] = {split: [] for split in PATCH_SPLITS}
     with whole_folder(output) as folder:
         counts = write_shards(
             folder,
-            _photographs(dataset, manifest, params),
+            _photographs(dataset, manifest, params, patchless),
             params.size,
             params.shard_megabytes * 2**20,
             {"data_version": data_version(dataset), "params": to_yaml(params)},
         )
+        write_patchless(folder, patchless)
         if not counts["train"]:
             raise DataError(
                 f"no training patch of {params.size} pixels in {dataset} is textured enough: "
                 "lower patches.minimum_texture or patches.size, or add photographs"
             )
     return counts
+
+
+def tell(counts: Mapping[str, int], dataset: Path, output: Path) -> None:
+    """Print how many patches the step made, and which photographs gave none."""
+    summary = summarise(dataset, photographs_version(output), output)
+    made = ", ".join(f"{count} {split} patches" for split, count in counts.items())
+    print(f"{output}: {made}", *notice_lines(summary, output / "patchless.json"), sep="\n", flush=True)
+    for notice, _ in notices_of(summary):
+        announce(f"patches: {notice}")

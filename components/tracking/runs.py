@@ -105,6 +105,16 @@ class StepRun:
         except ServiceError as error:
             _log.warning("warning: %s. The step continues without them", error)
 
+    def describe(self, tags: Mapping[str, str]) -> None:
+        """Tag this run and the run of the whole pipeline; warn if the server fails."""
+        try:
+            with service_errors("tagging the run"):
+                for run_id in filter(None, (self.run_id, self.pipeline_run)):
+                    for name, value in tags.items():
+                        self.client.set_tag(run_id, name, value)
+        except ServiceError as error:
+            _log.warning("warning: %s. The step continues without them", error)
+
 
 def _experiment(client: MlflowClient) -> str:
     """Return the id of the experiment; create it if it is missing."""

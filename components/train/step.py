@@ -16,6 +16,7 @@ from bebygan.pretrained import weights_file
 from bebygan.settings import GanSettings
 from bebygan.training.state import new_state, place
 from bebygan.training.step import gan_step
+from components.artifacts import read_patchless, write_patchless
 from components.training import Track, job_of, train_generator, write_generator
 
 
@@ -37,7 +38,8 @@ def train(
         patches: folder that the patches step wrote.
         warmup: folder that the warm-up step wrote.
         output: folder, written atomically: generator.safetensors (the average), generator_raw.safetensors,
-            discriminator.safetensors if the adversarial loss has a weight, history.jsonl.
+            discriminator.safetensors if the adversarial loss has a weight, history.jsonl, and
+            patchless.json of the patches.
         checkpoints: folder or s3:// prefix.
         params: of the step.
         track: receives the logged values.
@@ -64,3 +66,6 @@ def train(
         if discriminator is not None:
             weights = {key: value.cpu().contiguous() for key, value in discriminator.state_dict().items()}
             (folder / "discriminator.safetensors").write_bytes(safetensors_bytes(weights, {}))
+        # Evaluate, which does not receive the patches, reports these photographs.
+        if patchless := read_patchless(patches):
+            write_patchless(folder, patchless)

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from bebygan.errors import without_password
 from bebygan.files import storage_errors
-from components.artifacts import read_means, read_registration, read_verdict
+from components.artifacts import read_means, read_registration, read_summary, read_verdict
 from components.cli import end_quickly
 from components.config import flatten, plain
 from components.detect.step import Decision, decide
 from components.evaluate.table import text_table
 from components.job import Job, job_here
 from components.preflight.step import Places, checks, preflight
-from components.progress import say
+from components.progress import printable, say
 from components.stores import absolute
+from components.stores.dataset import summary_lines
 from components.tracking.address import VARIABLE, tracking_uri
 from components.tracking.registry import champion
 from components.tracking.runs import ended_runs, fetch_artifacts
@@ -35,6 +36,16 @@ def _where_runs_are_shown(uri: str) -> str:
         return without_password(uri)
     command = (str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", without_password(uri))
     return shlex.join(command)
+
+
+def _print_data(workspace: Path, data_version: str | None = None) -> None:
+    """Print what the data of the last report is, unless another data version is asked for."""
+    lists, checks = workspace / "report" / "data.json", workspace / "data-docs" / "index.html"
+    if lists.exists():
+        summary = read_summary(lists.parent)
+        if data_version in (None, summary.data_version):
+            first, *others = summary_lines(summary, lists, checks if checks.exists() else None)
+            print(f"data:     {first}", *others, sep="\n")
 
 
 def _champion_line(model: str, version: str | None) -> str:
@@ -77,20 +88,23 @@ def _report(job: Job, workspace: Path) -> str:
 def _print_nothing_to_do(job: Job, decision: Decision, workspace: Path) -> None:
     model = job.params.evaluate.model_name
     reigning = champion(model)
-    print(f"nothing to do: {decision.reason}; --force runs all steps again")
+    print(f"nothing to do: {printable(decision.reason)}; --force runs all steps again")
+    # It may restore the report, which has the data.
+    report = _report(job, workspace)
+    _print_data(workspace, decision.data_version)
     print(_champion_line(model, reigning.version if reigning else None))
-    print(f"report:   {_report(job, workspace)}")
+    print(f"report:   {report}")
     print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
 
 
 def _print_plan(job: Job, decision: Decision, places: Places) -> None:
-    print(f"{'would train' if decision.action == 'train' else 'nothing to do'}: {decision.reason}")
+    print(f"{'would train' if decision.action == 'train' else 'nothing to do'}: {printable(decision.reason)}")
     for name in ("source", "workspace", "remote", "ledger"):
         print(f"{f'{name}:':<11}{absolute(getattr(places, name)) or 'none'}")
     print(f"runs:      {_where_runs_are_shown(tracking_uri())}")
     print("parameters:")
     for name, value in flatten(plain(job.params)):
-        print(f"  {name}: {value}")
+        print(f"  {name}: {printable(str(value))}")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -137,6 +151,7 @@ def run(options: argparse.Namespace) -> None:
         if reason.startswith("failed: "):
             print(f"failed:   {reason.removeprefix('failed: ')}")
     print(_champion_line(job.params.evaluate.model_name, registration.champion))
+    _print_data(options.workspace)
     print(f"report:   {report}")
     print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
     end_quickly()

@@ -49,6 +49,8 @@ class Outcome(NamedTuple):
     """Of the evaluate step."""
     registration: Path
     """Of the register step."""
+    docs: Path | None = None
+    """Of the ingest step; None if they are lost."""
 
 
 @contextmanager
@@ -308,12 +310,13 @@ def run(
         verdict = read_verdict(outputs["evaluation"])
         with service_errors("tagging the run"):
             parent.client.set_tag(parent.run_id, "data_version", verdict.data_version)
-    return Outcome(outputs["evaluation"], outputs["registration"])
+    return Outcome(outputs["evaluation"], outputs["registration"], outputs["docs"])
 
 
 def publish(outcome: Outcome, workspace: Path) -> Path:
-    """Replace the report in the workspace by that of a run, and return its page."""
-    target = workspace / "report"
-    with whole_folder(target) as folder:
-        shutil.copytree(outcome.report, folder, dirs_exist_ok=True)
-    return target / "report.html"
+    """Replace report and Data Docs in the workspace by those of a run, and return the page of the report."""
+    for name, source in (("report", outcome.report), ("data-docs", outcome.docs)):
+        if source:
+            with whole_folder(workspace / name) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+    return workspace / "report" / "report.html"

@@ -19,6 +19,7 @@ from bebygan.imaging.shards import PhotographPair, write_shards
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import save_generator
 from bebygan.settings import GeneratorShape
+from components.artifacts import write_quarantine
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +59,7 @@ def dataset(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
         (folder / file).write_bytes(buffer.getvalue())
         rows.append({"sha256": digest, "source": f"trip/{seed}.png", "file": file, "split": split})
     pd.DataFrame(rows).sort_values("sha256").to_parquet(folder / "manifest.parquet")
+    write_quarantine(folder, [])
     return folder
 
 

@@ -15,6 +15,7 @@ from components import artifacts
 from components.artifacts import (
     PSNR_CAP,
     SCHEMA,
+    DataSummary,
     Finding,
     Quarantined,
     Reason,
@@ -23,13 +24,17 @@ from components.artifacts import (
     photographs_version,
     read_history,
     read_means,
+    read_patchless,
     read_quarantine,
     read_registration,
+    read_summary,
     read_verdict,
     write_history,
     write_means,
+    write_patchless,
     write_quarantine,
     write_registration,
+    write_summary,
     write_verdict,
 )
 from components.config import Metric
@@ -78,6 +83,15 @@ registrations = st.builds(
     weights_sha256=texts,
 )
 quarantines = st.lists(st.builds(Quarantined, texts, st.sampled_from(get_args(Reason)), texts), max_size=4).map(tuple)
+patchless: Any = st.dictionaries(st.sampled_from(["train", "validation"]), st.lists(texts, max_size=3).map(tuple))
+summaries = st.builds(
+    DataSummary,
+    data_version=texts,
+    photographs=st.dictionaries(texts, st.integers(0, 10**9), max_size=3),
+    quarantined=quarantines,
+    patchless=patchless,
+    flat=st.lists(texts, max_size=3).map(tuple),
+)
 rows: Any = st.fixed_dictionaries({metric: st.floats(-1e6, PSNR_CAP) for metric in get_args(Metric)})
 means: Any = st.fixed_dictionaries({"bicubic": rows, "challenger": rows}, optional={"warmup": rows, "champion": rows})
 histories: Any = st.lists(
@@ -122,6 +136,29 @@ def test_reading_a_quarantine_returns_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, files: tuple[Quarantined, ...]
 ) -> None:
     assert round_trip(tmp_path_factory.getbasetemp(), "quarantine.json", write_quarantine, files) == files
+
+
+@given(summaries)
+def test_reading_a_summary_returns_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, summary: DataSummary
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    write_summary(folder, summary)
+    assert strict((folder / "data.json").read_text())["schema"] == SCHEMA
+    assert read_summary(folder) == summary
+    write_patchless(folder, summary.patchless)
+    assert read_patchless(folder) == summary.patchless
+
+
+def test_a_damaged_summary_raises_a_one_line_error_and_missing_patchless_photographs_are_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no data\.json: run evaluate first"):
+        read_summary(tmp_path)
+    for name, read, step in (("data.json", read_summary, "evaluate"), ("patchless.json", read_patchless, "patches")):
+        (tmp_path / name).write_text('{"photographs": 3}')
+        with pytest.raises(DataError, match=rf"{name} is damaged .*: run {step} again"):
+            read(tmp_path)
+    (tmp_path / "patchless.json").unlink()
+    assert read_patchless(tmp_path) == {}
 
 
 @given(means)

@@ -3,11 +3,20 @@ from typing import Any
 
 import numpy as np
 
-from components.artifacts import Finding, Verdict
+from components.artifacts import DataSummary, Finding, Quarantined, Verdict
 from components.evaluate.report import html_report
 
 ROW: dict[Any, float] = {"psnr_y": 28.126, "ssim_y": 0.81239, "lpips": 0.1, "lr_psnr": 45.0}
 MEANS: dict[Any, dict[Any, float]] = {"bicubic": ROW, "challenger": ROW | {"lpips": 0.0512}}
+SUMMARY = DataSummary(
+    data_version="0123.dir",
+    photographs={"train": 4, "validation": 1, "test": 2},
+    quarantined=(
+        Quarantined("<b>\n\x1b[31m.png", "grey", "it is grey & more"),
+        *(Quarantined(f"{n}.png", "tiny", "take a larger one") for n in range(11)),
+    ),
+    patchless={"train": ("<i>.png",), "validation": ("v.png",)},
+)
 HISTORY = [{"iteration": number, "l1": 1 / number} for number in range(1, 4)]
 
 
@@ -50,17 +59,37 @@ def rendered(recommendation: Any = "keep", champion: str | None = None, **change
     rows = [{"photograph": "a & <b>.png", "candidate": name, **row} for name, row in MEANS.items()]
     panels = {"a & <b>.png": dict.fromkeys(("bicubic", "original"), np.zeros((8, 8, 3), np.uint8))}
     page = Page()
-    page.feed(html_report(verdict, MEANS, rows, panels, HISTORY))
+    thumbnails = {0: np.zeros((8, 8, 3), np.uint8)}
+    page.feed(html_report(verdict, MEANS, rows, panels, HISTORY, summary=SUMMARY, thumbnails=thumbnails))
     assert page.open == []
     return page
 
 
 def test_names_and_reasons_are_escaped_and_shown() -> None:
     page = rendered()
-    assert len(page.pictures) == 2
+    assert len(page.pictures) == 3
     for text in ("a & <b>.png", "a <reason>: with & colon", "lpips 0.0512, required: at most 0.2", "0123.dir"):
         assert text in page.text
     assert "passed: lpips" not in page.text
+
+
+def test_the_report_tells_what_the_data_are_and_what_was_left_out() -> None:
+    page = rendered()
+    assert [picture[:22] for picture in page.pictures] == ["data:image/png;base64,"] * 3
+    for text in (
+        "7 photographs (4 train, 1 validation, 2 test), data version 0123.dir",
+        "Quarantined: 12 files (1 grey, 11 tiny)",
+        r"<b>\n\x1b[31m.png",
+        "it is grey & more",
+        "8.png",
+        "and 2 more in data.json",
+        "no patches: 2 photographs",
+        "<i>.png, v.png",
+        "no validation: none of the 1 validation photographs gives a patch",
+    ):
+        assert text in page.text
+    assert "9.png" not in page.text
+    assert page.text.count("no preview") == 9
 
 
 def test_the_report_names_the_decision_and_the_opponents() -> None:

@@ -20,11 +20,19 @@ from bebygan.errors import DataError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
-from components.artifacts import read_means, read_verdict
+from components.artifacts import (
+    Quarantined,
+    read_means,
+    read_summary,
+    read_verdict,
+    write_patchless,
+    write_quarantine,
+)
 from components.config import EvaluateParams, from_yaml
 from components.evaluate.step import central_square, evaluate, held_out
 from components.evaluate.table import text_table
 from components.stores.data_version import data_version
+from components.stores.dataset import headline, thumbnail_path
 from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
 from components.tracking.runs import step_run
@@ -135,6 +143,43 @@ def test_the_run_in_mlflow_has_the_means_and_the_report(compared: Callable[..., 
     assert run.data.metrics == pytest.approx(expected)
     stored = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "evaluation")}
     assert stored == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_the_data_are_handed_over_and_described_in_mlflow(
+    compared: Callable[..., str], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Quarantined("old/<scan>.png", "grey", "it is grey: save it as upright 8-bit RGB")
+    write_quarantine(dataset, [refused])
+    thumbnail_path(dataset, 0).parent.mkdir()
+    Image.new("RGB", (20, 10), "red").save(thumbnail_path(dataset, 0))
+    manifest = pd.read_parquet(dataset / "manifest.parquet")
+    trained = manifest[manifest["split"] == "train"]
+    write_patchless(tmp_path / "challenger", {"train": [trained["file"].iloc[0]], "validation": []})
+    with step_run("retrain", params()) as parent:
+        monkeypatch.setenv("BEBYGAN_PARENT_RUN", parent.run_id)
+        compared()
+    summary = read_summary(tmp_path / "out")
+    assert (summary.data_version, summary.quarantined) == (data_version(dataset), (refused,))
+    assert summary.photographs == {"train": 2, "validation": 0, "test": 3}
+    assert summary.patchless == {"train": (trained["source"].iloc[0],), "validation": ()}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "old/&lt;scan&gt;.png" in page
+    assert page.count('<img src="data:image/png;base64,') == 1 + 3 * 4
+    client = mlflow_client()
+    runs = client.search_runs([client.get_experiment_by_name("bebygan").experiment_id])
+    assert [run.data.tags["data"] for run in runs] == [headline(summary)] * 2
+    assert "1 files quarantined (1 grey)" in headline(summary)
+
+
+def test_held_out_photographs_that_bicubic_restores_exactly_are_named(
+    compared: Callable[..., str], dataset: Path, tmp_path: Path
+) -> None:
+    [first, *_] = held_out(dataset).to_dict("records")
+    pixels = np.asarray(Image.open(dataset / first["file"])).copy()
+    pixels[8:-8, 8:-8] = 255
+    Image.fromarray(pixels).save(dataset / first["file"])
+    compared()
+    assert read_summary(tmp_path / "out").flat == (first["source"],)
 
 
 def test_the_champion_of_the_registry_is_measured_in_the_same_run(compared: Callable[..., str], tmp_path: Path) -> None:
@@ -270,7 +315,7 @@ def test_a_failure_keeps_the_earlier_output(
 ) -> None:
     compared()
     before = (tmp_path / "out" / "metrics.json").read_bytes()
-    monkeypatch.setattr("components.evaluate.step.html_report", lambda *_: 1 / 0)
+    monkeypatch.setattr("components.evaluate.step.html_report", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compared(crop=None)
     assert (tmp_path / "out" / "metrics.json").read_bytes() == before
@@ -308,6 +353,8 @@ def test_the_command_line_prints_the_table_and_the_verdict(
     assert text_table(metrics) in done.stdout
     assert "keep:" in done.stdout
     assert f"report: {tmp_path / 'out' / 'report.html'}" in done.stdout
+    assert "\n5 photographs (2 train, 0 validation, 3 test)\n" in done.stdout
+    assert done.stdout.endswith(f"\ndata version: {data_version(dataset)}\n")
     refused = subprocess.run(
         [*command, "--set", "evaluate.crob=64"],
         capture_output=True,

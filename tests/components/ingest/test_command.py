@@ -28,8 +28,9 @@ def test_the_command_reports_what_it_did_with_the_files(photographs: Path, tmp_p
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{tmp_path / 'dataset'}: 24 photographs (")
     assert lines[1].startswith("quarantined: 1 not-an-image")
-    assert lines[2] == "skipped, not pictures: 1"
-    assert "Succeeded" in Path(lines[3].removeprefix("checks: ")).read_text()
+    assert lines[2].startswith("  bad.png: not-an-image: its content is no JPEG, ")
+    assert lines[3] == "skipped, not pictures: 1"
+    assert "Succeeded" in Path(lines[4].removeprefix("checks: ")).read_text()
     assert lines[-1].startswith("data version: ")
     assert lines[-1].endswith(".dir")
     assert "Traceback" not in done.stderr

@@ -22,6 +22,7 @@ from components.config import IngestParams
 from components.ingest.splits import split_of
 from components.ingest.step import checks_page, ingest
 from components.stores.data_version import data_version, fetch
+from components.stores.dataset import read_thumbnails
 
 Picture = Callable[..., Image.Image]
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
@@ -139,6 +140,11 @@ def test_each_bad_file_is_quarantined_with_its_reason(photographs: Path, tmp_pat
     assert sum(report.quarantined.values()) == 13
     assert quarantine(tmp_path / "docs") == found
     assert list(found) == sorted(found)
+    small = read_thumbnails(tmp_path / "dataset")
+    assert [list(found)[number] for number in small] == [
+        "alpha.png", "blank.png", "copy of 03.png", "deep.png", "grey.png", "moving.gif", "palette.png",
+    ]  # fmt: skip
+    assert all(max(pixels.shape) <= 96 for pixels in small.values())
 
 
 def test_photographs_of_converted_kinds_are_accepted(photographs: Path, tmp_path: Path, picture: Picture) -> None:
@@ -223,7 +229,9 @@ def test_the_dataset_is_pushed_to_a_remote(photographs: Path, tmp_path: Path) ->
     assert contents(tmp_path / "back") == contents(tmp_path / "dataset")
 
 
-def test_too_many_bad_files_stop_the_step_and_the_reasons_are_written(photographs: Path, tmp_path: Path) -> None:
+def test_too_many_bad_files_stop_the_step_and_the_reasons_are_written(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for index in range(9):
         (photographs / f"bad {index}.png").write_text("This is no picture.")
     params = replace(PARAMS, quarantine_tolerance=0.2)
@@ -233,6 +241,10 @@ def test_too_many_bad_files_stop_the_step_and_the_reasons_are_written(photograph
     assert "bad 0.png: not-an-image" in str(error.value)
     assert str(tmp_path / "docs" / "quarantine.json") in str(error.value)
     assert len(quarantine(tmp_path / "docs")) == 9
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": its content is no ")[0] for line in told] == [
+        f"  bad {index}.png: not-an-image" for index in range(9)
+    ]
     assert not (tmp_path / "dataset").exists()
 
 

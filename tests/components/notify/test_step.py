@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,17 @@ def test_a_failure_ends_the_run_as_failed_and_is_told_with_links(webhook: Webhoo
         "kfp_run_id": "kubeflow-1",
         "console": LINK,
         "tracker": f"{TRACKED}{opened}",
+        "data": "",
     }
+
+
+def test_the_message_tells_the_data_that_evaluate_described_and_forges_no_line(webhook: Webhook, opened: str) -> None:
+    mlflow_client().set_tag(opened, "data", "24 photographs (18 train, 3 validation, 3 test)")
+    notify(replace(FAILED, error="evaluate: cannot read a\nb\x1b[31m.png"))
+    [message] = webhook.taken
+    assert message["data"] == "24 photographs (18 train, 3 validation, 3 test)"
+    assert "; data: 24 photographs (18 train, 3 validation, 3 test); evaluate: cannot read" in message["text"]
+    assert r"a\nb\x1b[31m.png" in message["text"]
 
 
 def test_a_success_ends_the_run_as_finished_and_names_the_champion(webhook: Webhook, opened: str) -> None:

@@ -21,6 +21,7 @@ from bebygan.errors import DataError, StorageError
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
 from bebygan.imaging.shards import read_patches
 from bebygan.imaging.texture import local_deviation
+from components.artifacts import read_patchless, write_quarantine
 from components.config import PatchesParams, from_yaml
 from components.patches.step import cropped_to_scale, make_patches, textured_windows
 from components.stores.data_version import data_version
@@ -60,8 +61,9 @@ def write_dataset(folder: Path, entries: Sequence[Entry]) -> Path:
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
         file = f"photographs/{digest}.png"
         temporary.rename(folder / file)
-        rows.append({"sha256": digest, "file": file, "split": entry.split})
+        rows.append({"sha256": digest, "source": f"{len(rows)}.png", "file": file, "split": entry.split})
     pd.DataFrame(rows).to_parquet(folder / "manifest.parquet")
+    write_quarantine(folder, [])
     return folder
 
 
@@ -290,6 +292,24 @@ def test_the_command_prints_the_number_of_patches(tmp_path: Path) -> None:
     done = subprocess.run(command(dataset, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'out'}: 4 train patches, 2 validation patches\n"
+
+
+def test_the_command_names_photographs_without_patches_and_a_missing_validation(tmp_path: Path) -> None:
+    entries = [Entry(noise(0, 48, 72)), Entry(flat(96, 96)), Entry(noise(1, 44, 44), "validation")]
+    dataset = write_dataset(tmp_path / "dataset", entries)
+    done = subprocess.run(command(dataset, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        f"{tmp_path / 'out'}: 2 train patches, 0 validation patches",
+        "no patches: 2 photographs are smaller than patches.size or have too little texture",
+        "  1.png",
+        "  2.png",
+        "no validation: none of the 1 validation photographs gives a patch, so training is not validated; add "
+        "photographs, or lower patches.size or patches.minimum_texture",
+    ]
+    assert {split: len(names) for split, names in read_patchless(tmp_path / "out").items()} == {
+        "train": 1, "validation": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,17 @@ import pytest
 from PIL import Image
 
 from bebygan.errors import DataError
-from components.stores.dataset import photographs_of, read_photograph
+from components.artifacts import DataSummary, Quarantined, write_patchless, write_quarantine
+from components.stores.dataset import (
+    headline,
+    notices_of,
+    photographs_of,
+    read_photograph,
+    read_thumbnails,
+    summarise,
+    summary_lines,
+    thumbnail_path,
+)
 
 
 def test_the_rows_of_the_named_splits_are_returned(tmp_path: Path) -> None:
@@ -51,3 +62,85 @@ def test_no_photograph_reaches_a_decoder_that_starts_programs(tmp_path: Path, mo
     with pytest.raises(DataError, match="cannot read the photograph"):
         read_photograph(tmp_path / "a.png")
     assert not (tmp_path / "started").exists()
+
+
+def summary(**changed: Any) -> DataSummary:
+    usual: dict[str, Any] = {
+        "data_version": "0123.dir",
+        "photographs": {"train": 4, "validation": 1, "test": 2},
+        "quarantined": (),
+        "patchless": {},
+    }
+    return DataSummary(**usual | changed)
+
+
+def test_a_dataset_is_summarised_with_the_photographs_that_give_no_patch(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    files = [f"photographs/{name}.png" for name in names]
+    table = {"source": [f"{name}.jpg" for name in names], "file": files, "split": ["train", "train", "test"]}
+    pd.DataFrame(table).to_parquet(tmp_path / "manifest.parquet")
+    refused = (Quarantined("x.png", "grey", "it is grey"),)
+    write_quarantine(tmp_path, refused)
+    made = summarise(tmp_path, "0123.dir", tmp_path)
+    assert made == summary(photographs={"train": 2, "validation": 0, "test": 1}, quarantined=refused)
+    write_patchless(tmp_path, {"train": [files[1]], "validation": []})
+    assert summarise(tmp_path, "0123.dir", tmp_path).patchless == {"train": ("b.jpg",), "validation": ()}
+    assert summarise(tmp_path, "0123.dir").patchless == {}
+
+
+def test_a_sound_dataset_is_told_in_two_lines(tmp_path: Path) -> None:
+    assert summary_lines(summary(), tmp_path) == [
+        "7 photographs (4 train, 1 validation, 2 test)",
+        "data version: 0123.dir",
+    ]
+    assert headline(summary()) == "7 photographs (4 train, 1 validation, 2 test)"
+
+
+def test_everything_left_out_is_told_and_long_lists_are_shortened() -> None:
+    refused = tuple(Quarantined(f"{number:02}.png", "tiny", "take a larger one") for number in range(33))
+    lines = summary_lines(
+        summary(quarantined=refused, patchless={"train": ("t",), "validation": ("v",)}, flat=("f",), skipped=3),
+        Path("docs/quarantine.json"),
+        Path("docs/index.html"),
+    )
+    assert lines[1:3] == ["quarantined: 33 tiny", "  00.png: tiny: take a larger one"]
+    assert lines[11:13] == ["  09.png: tiny: take a larger one", "  and 23 more in docs/quarantine.json"]
+    assert lines[13:16] == [
+        "no patches: 2 photographs are smaller than patches.size or have too little texture", "  t", "  v",
+    ]  # fmt: skip
+    assert lines[16].startswith("no validation: none of the 1 validation photographs gives a patch")
+    assert lines[17].startswith("flat: bicubic restores the measured part of 1 test photographs exactly")
+    assert lines[18:] == [
+        "  f", "skipped, not pictures: 3", "checks: docs/index.html", "data version: 0123.dir",
+    ]  # fmt: skip
+
+
+def test_the_headline_counts_and_names_no_file() -> None:
+    refused = (Quarantined("a.png", "tiny", "x"), Quarantined("b.png", "grey", "x"), Quarantined("c.png", "tiny", "x"))
+    assert headline(summary(quarantined=refused, patchless={"train": ("t",), "validation": ("v",)})) == (
+        "7 photographs (4 train, 1 validation, 2 test); 3 files quarantined (1 grey, 2 tiny); "
+        "no patches: 2 photographs are smaller than patches.size or have too little texture; "
+        "no validation: none of the 1 validation photographs gives a patch, so training is not validated"
+    )
+
+
+def test_a_dataset_without_validation_photographs_says_so() -> None:
+    [(notice, names)] = notices_of(summary(photographs={"train": 4, "validation": 0, "test": 2}))
+    assert (notice, names) == ("no validation: ingest.validation_share is 0, so training is not validated", ())
+
+
+def test_names_forge_no_line_of_the_text() -> None:
+    refused = (Quarantined("a\ndata version: 9\x1b[2K.png", "grey", "it is grey"),)
+    lines = summary_lines(summary(quarantined=refused, patchless={"train": ("b\rc",)}), Path("x"))
+    assert r"  a\ndata version: 9\x1b[2K.png: grey: it is grey" in lines
+    assert r"  b\rc" in lines
+    assert all(line.isprintable() for line in lines)
+
+
+def test_thumbnails_are_read_by_the_number_of_their_file(tmp_path: Path) -> None:
+    assert read_thumbnails(tmp_path) == {}
+    path = thumbnail_path(tmp_path, 3)
+    path.parent.mkdir()
+    Image.new("RGB", (5, 4), "red").save(path)
+    [(number, pixels)] = read_thumbnails(tmp_path).items()
+    assert (number, pixels.shape, pixels[0, 0].tolist()) == (3, (4, 5, 3), [255, 0, 0])

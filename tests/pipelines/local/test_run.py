@@ -164,7 +164,7 @@ def test_publish_replaces_the_whole_report(tmp_path: Path) -> None:
         (made / "pictures").mkdir(parents=True)
         (made / "report.html").write_text(text)
         (made / "pictures" / f"{text}.png").touch()
-        page = publish(Outcome(made, made), tmp_path)
+        page = publish(Outcome(made, made, made), tmp_path)
     assert page.read_text() == "second"
     assert [path.name for path in (tmp_path / "report" / "pictures").iterdir()] == ["second.png"]
 
