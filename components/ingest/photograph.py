@@ -187,7 +187,7 @@ def thumbnail(content: bytes) -> Image.Image | None:
     """Return a small RGB picture of a file that was refused, or None if it cannot be decoded."""
     # Decoders raise exceptions of any type for damaged files.
     with suppress(Exception):
-        image = _as_rgb(Image.open(io.BytesIO(content), formats=list(_SUFFIXES)))
+        image = _as_rgb(Image.open(io.BytesIO(content), formats=_DECODERS))
         return image.reduce(max(1, -(-max(image.size) // _THUMBNAIL_SIDE)))
     return None
 
