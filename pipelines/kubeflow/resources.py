@@ -141,6 +141,10 @@ class Training(Settings):
     """Its TrainingRuntime."""
     service_account: Name
     """Of its pods."""
+    s3_secret: Name | None = None
+    """Of warmup and train, wherever they run; null for the one in `names`."""
+    mlflow_secret: Name | None = None
+    """The same. Its account needs no permission to move the champion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +214,25 @@ _ON_VOLUME = frozenset(("preflight", "warmup", "train", "launch"))
 """Tasks by what they read, or mount."""
 
 
-def _set_environment(task: dsl.PipelineTask, name: str, names: Names) -> None:
+_TRAINS = frozenset(("warmup", "train"))
+
+
+def _credentials(name: str, cluster: Cluster) -> tuple[str, str]:
+    """Return the Secrets of a task for S3 and for MLflow."""
+    names, training = cluster.names, cluster.training
+    if name not in _TRAINS:
+        return names.s3_secret, names.mlflow_secret
+    return training.s3_secret or names.s3_secret, training.mlflow_secret or names.mlflow_secret
+
+
+def _set_environment(task: dsl.PipelineTask, name: str, cluster: Cluster) -> None:
     """Give a task the addresses and credentials that it needs, by reference, and no others."""
+    s3_secret, mlflow_secret = _credentials(name, cluster)
+    names = cluster.names
     # All are optional: a pod without a mandatory one waits without a message, while preflight names what is missing.
     for users, secret, keys in (
-        (_READS_BUCKETS, names.s3_secret, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
-        (_TRACKED, names.mlflow_secret, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
+        (_READS_BUCKETS, s3_secret, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+        (_TRACKED, mlflow_secret, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
         (_POSTS, names.webhook_secret, ("BEBYGAN_WEBHOOK_URL",)),
     ):
         if name in users:
@@ -272,7 +289,7 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster) -> None:
         # Without this, training would run on the processor for days if the driver fails.
         task.set_env_variable("BEBYGAN_GPUS", str(step.gpus))
     _set_machine(task, step)
-    _set_environment(task, name, cluster.names)
+    _set_environment(task, name, cluster)
     kubernetes.add_pod_label(task, TASK_LABEL, "train" if name == "launch" else name)
     kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", f"metadata.labels['{RUN_LABEL}']")
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
@@ -294,6 +311,7 @@ def place(task: dsl.PipelineTask, name: str, cluster: Cluster) -> None:
 def trainjob_yaml(cluster: Cluster) -> str:
     """Return the settings of the machines that train, for the launcher; see `components.train.trainjob`."""
     train, names = cluster.steps.train, cluster.names
+    s3_secret, mlflow_secret = _credentials("train", cluster)
     return to_yaml(
         TrainJobSettings(
             namespace=None,
@@ -313,7 +331,7 @@ def trainjob_yaml(cluster: Cluster) -> str:
             claim=names.claim,
             service_account=cluster.training.service_account,
             config_map=names.config_map,
-            s3_secret=names.s3_secret,
-            mlflow_secret=names.mlflow_secret,
+            s3_secret=s3_secret,
+            mlflow_secret=mlflow_secret,
         )
     )

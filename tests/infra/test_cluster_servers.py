@@ -1,6 +1,7 @@
 """The servers and the backup of the manifests, really started: their commands, variables and secrets, on loopback."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from tests.servers import STRANGER, answers, listening, mlflow_server, open_to_s
 
 pytestmark = pytest.mark.slow
 
-KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "infra" / "kubernetes"
 PROGRAMS = Path(sys.executable).parent
 RESTORER = {"AWS_ACCESS_KEY_ID": "restorer", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
 """A key that may write every bucket, which no key in the manifests may."""
@@ -141,13 +144,16 @@ def tracker(
 ) -> Iterator[str]:
     """The tracking server on PostgreSQL."""
     server = described.container("Deployment mlflow", "mlflow")
+    [port], command = free_ports(1), described.command(server)[1:]
+    # MLflow's own client calls it by its address here.
+    hosts = [f"{word},127.0.0.1:{port}" if word.startswith("--allowed-hosts=") else word for word in command]
     service = {
-        "command": [str(PROGRAMS / "mlflow"), *described.command(server)[1:]],
+        "command": [str(PROGRAMS / "mlflow"), *hosts],
         "environment": described.environment(server),
         "volumes": ["kubernetes/base/basic_auth.ini:/etc/mlflow/basic_auth.ini"],
     }
     folder = tmp_path_factory.mktemp("mlflow")
-    with mlflow_server(service, database, store, folder, free_ports(1)[0]) as address:
+    with mlflow_server(service, database, store, folder, port) as address:
         yield address
 
 
@@ -197,9 +203,24 @@ def test_each_key_opens_only_its_own_buckets(described: Described, store: str) -
         return found
 
     assert may("bebygan-s3") == {"list photographs", "list bebygan", "write bebygan"}
+    assert may("bebygan-training-s3") == {"list bebygan"}
     assert may("photographer") == {"list photographs", "write photographs"}
     assert may("mlflow-server") == {"list mlflow", "write mlflow"}
     assert may("backup") == {"list photographs", "list bebygan", "list mlflow", "list backup", "write backup"}
+
+
+def test_the_key_of_training_opens_checkpoints_and_nothing_else_in_its_bucket(described: Described, store: str) -> None:
+    steps, training = (client(described, store, name) for name in ("bebygan-s3", "bebygan-training-s3"))
+    for key in ("checkpoints/a", "ledger/bebygan/000001.json", "dvc/files/md5/ab/cd"):
+        steps.put_object(Bucket="bebygan", Key=key, Body=b"1")
+    training.put_object(Bucket="bebygan", Key="checkpoints/b", Body=b"1")
+    training.upload_fileobj(io.BytesIO(bytes(20_000_000)), "bebygan", "checkpoints/large")
+    assert training.get_object(Bucket="bebygan", Key="checkpoints/a")["Body"].read() == b"1"
+    training.delete_object(Bucket="bebygan", Key="checkpoints/b")
+    for key in ("ledger/bebygan/000001.json", "dvc/files/md5/ab/cd"):
+        for call in (training.get_object, training.delete_object, partial(training.put_object, Body=b"2")):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                call(Bucket="bebygan", Key=key)
 
 
 def test_the_tracking_server_answers_to_its_names_and_accounts(described: Described, tracker: str) -> None:
@@ -225,6 +246,47 @@ def test_the_tracking_server_answers_to_its_names_and_accounts(described: Descri
     status, metrics = ask(tracker, "/metrics", f"{name}:{password}")
     assert status == 200
     assert b"mlflow_http_request_total" in metrics
+
+
+def test_the_account_of_training_logs_runs_and_cannot_move_the_champion(
+    described: Described, tracker: str, tmp_path: Path
+) -> None:
+    api = "/api/2.0/mlflow"
+    admin = f"admin:{described.values('Secret', 'mlflow-server')['MLFLOW_AUTH_ADMIN_PASSWORD']}"
+    retrain, trainer = (list(described.values("Secret", f"bebygan{of}-mlflow").values()) for of in ("", "-training"))
+
+    def done(path: str, **body: str) -> Any:
+        status, answer = ask(tracker, path, ":".join(retrain), body=body)
+        assert status == 200, answer
+        return json.loads(answer)
+
+    # As docs/cluster.md says. The test before has done a part of it, if it ran.
+    for name, password in (retrain, trainer):
+        ask(tracker, f"{api}/users/create", admin, body={"username": name, "password": password})
+    ask(tracker, f"{api}/experiments/create", ":".join(retrain), body={"name": "bebygan"})
+    found = json.loads(ask(tracker, f"{api}/experiments/get-by-name?experiment_name=bebygan", ":".join(retrain))[1])
+    number = found["experiment"]["experiment_id"]
+    grant = {"username": "trainer", "resource_type": "experiment", "resource_id": number, "permission": "EDIT"}
+    done("/api/3.0/mlflow/users/permissions/grant", **grant)
+    run = done(f"{api}/runs/create", experiment_id=number)["run"]["info"]
+    done(f"{api}/registered-models/create", name="bebygan")
+    done(f"{api}/model-versions/create", name="bebygan", source=run["artifact_uri"], run_id=run["run_id"])
+    done(f"{api}/registered-models/alias", name="bebygan", alias="champion", version="1")
+
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "a.txt").write_text("logged")
+    environment = {
+        "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path),
+        "MLFLOW_TRACKING_URI": tracker,
+        "MLFLOW_TRACKING_USERNAME": trainer[0], "MLFLOW_TRACKING_PASSWORD": trainer[1],
+        "BEBYGAN_UNTRACKED": str(tmp_path / "untracked"),
+    }  # fmt: skip
+    trained = subprocess.run(
+        [sys.executable, ROOT / "tests/infra/as_trainer.py", tmp_path / "report"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (trained.returncode, trained.stdout) == (0, "FINISHED {'pixel': 0.5}, 6 attempts refused\n"), trained.stderr
+    assert "warning" not in trained.stderr
 
 
 def test_the_tracking_server_stores_artifacts_in_its_bucket(described: Described, tracker: str, store: str) -> None:

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from components.train.trainjob import TrainJobSettings
 from pipelines import cli
 from pipelines.kubeflow.compilation import retrain_manifests, retrain_yaml
 from pipelines.kubeflow.requests import CompiledPipeline
-from pipelines.kubeflow.resources import TASKS, Cluster, TaskResources, amount, load_cluster
+from pipelines.kubeflow.resources import TASKS, Cluster, TaskResources, amount, load_cluster, trainjob_yaml
 from pipelines.retrain import PIPELINE_NAME, retrain_here
 
 ROOT = Path(__file__).parents[3]
@@ -333,7 +333,9 @@ def test_every_task_is_given_the_secrets_that_it_needs_by_reference_and_no_other
         secrets, maps = told.get("secretAsEnv", []), told.get("configMapAsEnv", [])
         variables = {entry["envVar"]: (secret["secretName"], entry["secretKey"]) for secret in secrets
                      for entry in secret["keyToEnv"]}  # fmt: skip
-        assert variables == {variable: (SECRET_OF[variable], variable) for variable in READ[name]}, name
+        of = {key: secret.replace("bebygan", "bebygan-training") for key, secret in SECRET_OF.items()}
+        of = of if name in ("warmup", "train") else SECRET_OF
+        assert variables == {variable: (of[variable], variable) for variable in READ[name]}, name
         # A pod whose secret is missing would wait without a word; preflight says what is missing.
         assert all(entry["optional"] for entry in [*secrets, *maps]), name
         addresses = {entry["envVar"] for map_ in maps for entry in map_["keyToEnv"]}
@@ -453,7 +455,8 @@ def test_training_on_other_machines_leaves_a_small_task_that_watches(tmp_path: P
     assert {"name": "BEBYGAN_GPUS", "value": "8"} in containers(pipeline)["preflight"]["env"]
     assert containers(pipeline)["preflight"]["resources"]["accelerator"]["resourceCount"] == "8"
     assert asked.tolerations == (taint,)
-    assert (asked.claim, asked.runtime, asked.s3_secret) == ("bebygan-volume", "bebygan-train", "bebygan-s3")
+    assert (asked.claim, asked.runtime) == ("bebygan-volume", "bebygan-train")
+    assert (asked.s3_secret, asked.mlflow_secret) == ("bebygan-training-s3", "bebygan-training-mlflow")
     assert int(told["activeDeadlineSeconds"]) > asked.hours * 3600
     assert int(task["retryPolicy"]["maxRetryCount"]) == cluster.steps.train.retries
     evaluated = all_tasks(pipeline)["evaluate"]["inputs"]["artifacts"]["challenger"]["taskOutputArtifact"]
@@ -536,3 +539,9 @@ def test_compiling_onto_a_full_disk_ends_with_one_line(
     assert cli.main(["compile", str(tmp_path / "pipeline.yaml"), "--cluster", str(cluster_file)]) == 6
     assert capsys.readouterr().err.startswith("error: cannot write")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_without_secrets_for_training_gives_it_those_of_the_other_steps(cluster: Cluster) -> None:
+    shared = replace(cluster, training=replace(cluster.training, s3_secret=None, mlflow_secret=None))
+    asked = from_yaml(TrainJobSettings, trainjob_yaml(shared))
+    assert (asked.s3_secret, asked.mlflow_secret) == ("bebygan-s3", "bebygan-mlflow")

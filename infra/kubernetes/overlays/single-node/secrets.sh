@@ -16,6 +16,7 @@ secret() {
 }
 
 steps_id=$(random) steps_key=$(random)
+training_id=$(random) training_key=$(random)
 tracker_id=$(random) tracker_key=$(random)
 backup_id=$(random) backup_key=$(random)
 photographer_id=$(random) photographer_key=$(random)
@@ -24,6 +25,9 @@ photographer_id=$(random) photographer_key=$(random)
 secret bebygan-s3 AWS_ACCESS_KEY_ID "$steps_id" AWS_SECRET_ACCESS_KEY "$steps_key"
 # Steps' account at the tracking server; docs/cluster.md describes how to create it there.
 secret bebygan-mlflow MLFLOW_TRACKING_USERNAME retrain MLFLOW_TRACKING_PASSWORD "$(random)"
+# The same for warmup and train, which run for days on machines with GPUs: they may write checkpoints and log to runs.
+secret bebygan-training-s3 AWS_ACCESS_KEY_ID "$training_id" AWS_SECRET_ACCESS_KEY "$training_key"
+secret bebygan-training-mlflow MLFLOW_TRACKING_USERNAME trainer MLFLOW_TRACKING_PASSWORD "$(random)"
 # The tracking server itself.
 secret mlflow-server POSTGRES_PASSWORD "$(random)" MLFLOW_FLASK_SERVER_SECRET_KEY "$(random)" \
     MLFLOW_AUTH_ADMIN_PASSWORD "$(random)" AWS_ACCESS_KEY_ID "$tracker_id" AWS_SECRET_ACCESS_KEY "$tracker_key"
@@ -44,6 +48,8 @@ cat <<END
       {"name": "steps", "credentials": [{"accessKey": "$steps_id", "secretKey": "$steps_key"}],
        "actions": ["Read:photographs", "List:photographs",
                    "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan"]},
+      {"name": "training", "credentials": [{"accessKey": "$training_id", "secretKey": "$training_key"}],
+       "actions": ["List:bebygan", "Read:bebygan/checkpoints/*", "Write:bebygan/checkpoints/*"]},
       {"name": "photographer", "credentials": [{"accessKey": "$photographer_id", "secretKey": "$photographer_key"}],
        "actions": ["Read:photographs", "List:photographs", "Write:photographs", "Tagging:photographs"]},
       {"name": "mlflow", "credentials": [{"accessKey": "$tracker_id", "secretKey": "$tracker_key"}],
