@@ -5,6 +5,8 @@ Endpoint, region and credentials come from the usual AWS_* variables or profile,
 
 import io
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,14 +28,32 @@ _ONE_THREAD = TransferConfig(use_threads=False)
 _REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _NO_BUCKET = {"404", "NoSuchBucket"}
 _NO_FILE = {"404", "NoSuchKey"}
+_WITHOUT_BLANKS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+)
+_CURES: dict[type[Exception], str] = {
+    exceptions.ProfileNotFound: "correct AWS_PROFILE, or name the file with this profile in AWS_CONFIG_FILE",
+    exceptions.ConfigParseError: "correct the file, or name another one in AWS_CONFIG_FILE",
+    exceptions.PartialCredentialsError: "set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither",
+    exceptions.InvalidRegionError: "correct AWS_DEFAULT_REGION, or the region of the profile",
+    exceptions.BotoCoreError: "correct the AWS_* variables or the profile",
+    OSError: "correct the file that an AWS_* variable names",
+}
+"""What to do about each kind of error of the configuration; the first that fits counts."""
 _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
 """The file is there, or another writer is about to create it."""
 
 
 def _client(*, patient: bool) -> Any:
     """Return a boto3 client; a patient one retries for minutes, the other fails within seconds."""
-    # At INFO, botocore logs where it found credentials and endpoint, for every client.
-    logging.getLogger("botocore").setLevel(logging.WARNING)
+    # Below ERROR, botocore logs where it found credentials and endpoint, and tracebacks of errors that we report.
+    logging.getLogger("botocore").setLevel(logging.ERROR)
     config = Config(
         connect_timeout=10 if patient else 5,
         read_timeout=60 if patient else 20,
@@ -43,11 +63,28 @@ def _client(*, patient: bool) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
+    _check_for_blanks()
     try:
         # boto3's default session would ignore variables that change later.
         return Session().client("s3", config=config)
-    except ValueError as error:
-        raise ServiceError(f"AWS_ENDPOINT_URL is not a URL: {error}; an example is http://host:port") from error
+    except (exceptions.BotoCoreError, ValueError, OSError) as error:
+        raise _unusable(error) from error
+
+
+def _check_for_blanks() -> None:
+    for name in _WITHOUT_BLANKS:
+        # A blank ends in a rejected signature, a line break in a request without an answer.
+        if re.search(r"\s", os.environ.get(name, "")):
+            raise ServiceError(f"{name} contains a blank or a line break: remove it")
+
+
+def _unusable(error: Exception) -> ServiceError:
+    """Return the error for a configuration of which no client can be made."""
+    reason = " ".join(str(error).split())
+    for kind, cure in _CURES.items():
+        if isinstance(error, kind):
+            return ServiceError(f"the AWS configuration cannot be used ({reason}): {cure}")
+    return ServiceError(f"AWS_ENDPOINT_URL is not a URL: {reason}; an example is http://host:port")
 
 
 def _code(error: exceptions.ClientError) -> str:
@@ -66,7 +103,7 @@ def _refusal(error: exceptions.ClientError, address: str, endpoint: str) -> str:
 
 
 def _failure(error: exceptions.BotoCoreError, address: str, endpoint: str) -> str:
-    if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
+    if isinstance(error, exceptions.NoCredentialsError):
         return f"no credentials for {address}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     if isinstance(error, exceptions.SSLError):
         return (
@@ -101,7 +138,13 @@ def _connected(address: str, *, patient: bool) -> Any:
     bucket, prefix = _parts(address)
     client = _client(patient=False)
     with _service_errors(address, client):
-        client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        try:
+            client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        except exceptions.BotoCoreError:
+            raise
+        except OSError as error:
+            # A file with a token is read at the first request.
+            raise _unusable(error) from error
     return _client(patient=True) if patient else client
 
 

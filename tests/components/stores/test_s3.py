@@ -1,5 +1,7 @@
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -60,6 +62,80 @@ def test_missing_credentials_raise_an_error_with_the_variables_to_set(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     with pytest.raises(ServiceError, match="no credentials for s3://"):
+        open_store(f"s3://{bucket}").check_readable()
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001
+    """The working folder of this test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("variables", "config", "said"),
+    [
+        ({"AWS_PROFILE": "nope"}, "", "profile (nope) could not be found): correct AWS_PROFILE, or name the file"),
+        (
+            {"AWS_CONFIG_FILE": "config"},
+            "[default\nx",
+            "config): correct the file, or name another one in ",
+        ),
+        (
+            {"AWS_PROFILE": "mine", "AWS_DEFAULT_REGION": "", "AWS_CONFIG_FILE": "config"},
+            "[profile mine]\nregion = eu west\n",
+            "'eu west' doesn't match a supported format.): correct AWS_DEFAULT_REGION, or the region of the profile",
+        ),
+        ({"AWS_RETRY_MODE": "quick"}, "", "'adaptive')): correct the AWS_* variables or the profile"),
+        (
+            {"AWS_SECRET_ACCESS_KEY": ""},
+            "",
+            "missing: AWS_SECRET_ACCESS_KEY): set both AWS_ACCESS_KEY_ID and AWS_SECRET",
+        ),
+        (
+            {
+                "AWS_ACCESS_KEY_ID": "",
+                "AWS_SECRET_ACCESS_KEY": "",
+                "AWS_ROLE_ARN": "arn:aws:iam::1:role/r",
+                "AWS_WEB_IDENTITY_TOKEN_FILE": "/nonexistent",
+            },
+            "",
+            "No such file or directory: '/nonexistent'): correct the file that an AWS_* variable names",
+        ),
+    ],
+)
+def test_an_unusable_configuration_raises_a_one_line_error_with_its_cure(
+    variables: dict[str, str], config: str, said: str, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (in_folder / "config").write_text(config)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    for name, value in variables.items():
+        monkeypatch.delenv(name, raising=False)
+        if value:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ServiceError) as caught:
+        open_store("s3://bucket").check_readable()
+    assert str(caught.value).startswith("the AWS configuration cannot be used (")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize("blank", [" ", "\n", "\t"])
+def test_a_blank_in_a_variable_raises_an_error_with_its_name_and_not_its_value(
+    name: str, blank: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, f"{os.environ.get(name, 'us-east-1')}{blank}")
+    with pytest.raises(ServiceError, match=f"^{name} contains a blank or a line break: remove it$"):
+        open_store(f"s3://{bucket}").check_readable()
+
+
+def test_a_missing_file_of_certificates_raises_an_error_that_names_the_variable(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("http:", "https:"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/nonexistent")
+    with pytest.raises(ServiceError, match=r"No such file or directory.*authority in AWS_CA_BUNDLE"):
         open_store(f"s3://{bucket}").check_readable()
 
 
