@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bebygan.differences import differences
-from bebygan.errors import ConfigError
+from bebygan.errors import ConfigError, ServiceError
 from components.config import flatten, plain, to_yaml
 from components.job import Job
 from components.progress import say
 from components.tracking.client import MlflowException, mlflow_client, service_errors
-from components.tracking.registry import champion
+from components.tracking.registry import champion, lost_champion
 from components.tracking.runs import PARENT, PREFLIGHT_PASSED, ended_runs, open_pipeline_run
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _reason(job: Job, made: _Made | None) -> str:
 def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decision:
     """Decide whether to train.
 
-    A job with a finished run is skipped, even if its challenger did not become champion.
+    A job with a finished run is skipped, even if its challenger did not become champion. It is not skipped silently if
+    the champion is gone: whether to restore it or to train again is for a person to decide.
 
     Args:
         job: the run in question.
@@ -93,16 +94,23 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
         The decision. The reason of a training names what changed since the champion was made.
 
     Raises:
-        ServiceError: the tracker or the registry is unreachable or refuses.
+        ServiceError: the tracker or the registry is unreachable or refuses, or it lost the champion.
     """
     if force:
         return Decision("train", "it was forced")
-    made = _pipeline_run_of_champion(job.params.evaluate.model_name)
+    model = job.params.evaluate.model_name
+    made = _pipeline_run_of_champion(model)
     # Kubeflow's MLflow plugin may track this run in another experiment than the runs before.
     also_in = [made[1].info.experiment_id] if made and made[1] else []
     same = {"fingerprint": job.fingerprint}
     if earlier := ended_runs(same, "FINISHED", also_in):
-        reason = f"photographs, parameters and code are those of the finished run {earlier[0]}"
+        if made is None and (lost := lost_champion(model)):
+            raise ServiceError(
+                f"{model} lost its champion ({lost}), and this job was trained before: give a version the alias "
+                "champion, restore the registry, or train again with --force"
+            )
+        kept = "" if made else ", whose challenger was not promoted"
+        reason = f"photographs, parameters and code are those of the finished run {earlier[0]}{kept}"
         with service_errors("asking for the finished run"):
             tags = mlflow_client().get_run(earlier[0]).data.tags
         return Decision("skip", reason, tags.get("data_version", ""))

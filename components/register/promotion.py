@@ -8,11 +8,8 @@ from bebygan.errors import DataError
 from components.artifacts import Verdict
 from components.tracking.client import MlflowClient, MlflowException, service_errors
 from components.tracking.ledger import HEAD, Move, append, check_complete, head_of, last, now, who
-from components.tracking.registry import ModelVersion, as_version, champion, tags_of_model
+from components.tracking.registry import PROMOTED, ModelVersion, as_version, champion, tags_of_model
 from components.tracking.runs import StepRun
-
-PROMOTED = "promoted"
-"""Tag of a version whose promotion is complete. A repeated registration does not promote it again."""
 
 
 def _move_aliases(client: MlflowClient, model: str, version: str, previous: str | None) -> None:
@@ -28,6 +25,9 @@ def _record(ledger: str, model: str, move: Move, client: MlflowClient) -> bool:
     if not append(ledger, model, move):
         return False
     with service_errors(f"recording the newest entry of the ledger of {model}"):
+        # The registered model may have been deleted since the last entry.
+        if not client.search_registered_models(f"name='{model}'"):
+            client.create_registered_model(model)
         client.set_registered_model_tag(model, HEAD, head_of(ledger, model))
     return True
 

@@ -22,9 +22,9 @@ from bebygan.registered_model import MODEL_CODE, digests
 from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
 from components.artifacts import Registration, Verdict, read_means, read_verdict, write_registration
 from components.config import RegisterParams
-from components.register.promotion import PROMOTED, may_promote, promote, settle
+from components.register.promotion import may_promote, promote, settle
 from components.tracking.client import mlflow, service_errors, uploading
-from components.tracking.registry import ModelVersion, as_version, champion, verify, version_with_alias
+from components.tracking.registry import PROMOTED, ModelVersion, as_version, champion, verify, version_with_alias
 from components.tracking.runs import StepRun
 
 _log = logging.getLogger(__name__)
@@ -165,7 +165,9 @@ def register(
         newest = version_with_alias(model, "challenger")
         if newest is None or int(newest.version) < int(version.version):
             run.client.set_registered_model_alias(model, "challenger", version.version)
-    if verdict.verdict == "promote" and params.promotion == "automatic" and PROMOTED not in version.tags:
+    # A version that was promoted before is champion again only if no other version took its place.
+    new = PROMOTED not in version.tags or champion(model) is None
+    if verdict.verdict == "promote" and params.promotion == "automatic" and new:
         if may_promote(version, verdict.champion):
             verify(version)
             check_loads(version, challenger / WEIGHTS)

@@ -19,6 +19,10 @@ from components.tracking.client import MlflowClient, tracker
 Alias = Literal["champion", "challenger", "previous"]
 
 
+PROMOTED = "promoted"
+"""Tag of a version whose promotion is complete. A repeated registration does not promote it again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
     """A version of a registered model."""
@@ -84,6 +88,26 @@ def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
 def champion(model: str) -> ModelVersion | None:
     """Return the version that has the alias champion, or None; see `version_with_alias`."""
     return version_with_alias(model, "champion")
+
+
+def lost_champion(model: str) -> str | None:
+    """Return what shows that a model without a champion had one, or None if its versions were never promoted.
+
+    Call it for a model that was registered: without versions it has lost them.
+
+    Raises:
+        ServiceError: the registry is unreachable or refuses.
+    """
+    with tracker(f"looking for the versions of {model}") as client:
+        versions = [as_version(found) for found in client.search_model_versions(f"name='{model}'")]
+    if not versions:
+        return "its versions were deleted"
+    for version in versions:
+        if PROMOTED in version.tags:
+            return f"version {version.version} was promoted and lost the alias champion"
+        if (before := version.tags.get("compared_with_champion", "none")) != "none":
+            return f"version {before}, which version {version.version} was compared with, lost the alias or was deleted"
+    return None
 
 
 def check_rights(model: str) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,60 @@ def test_a_run_whose_challenger_was_not_promoted_is_not_repeated(job: Job, monke
     other = dataclasses.replace(job, source_version="source-2")
     finish(other, monkeypatch, promote=False)
     assert decide(other).action == "skip"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+@pytest.mark.parametrize(
+    ("lose", "said"),
+    [
+        (lambda client: client.delete_registered_model("bebygan"), "its versions were deleted"),
+        (lambda client: client.delete_model_version("bebygan", "1"), "its versions were deleted"),
+        (
+            lambda client: client.delete_registered_model_alias("bebygan", "champion"),
+            "version 1 was promoted and lost the alias champion",
+        ),
+    ],
+)
+def test_a_lost_champion_is_an_error_although_the_job_was_trained(
+    lose: Callable[[MlflowClient], None], said: str, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(job, monkeypatch, promote=True)
+    client = mlflow_client()
+    client.set_model_version_tag("bebygan", "1", "promoted", "true")
+    lose(client)
+    with pytest.raises(ServiceError) as caught:
+        decide(job)
+    assert str(caught.value) == (
+        f"bebygan lost its champion ({said}), and this job was trained before: give a version the alias champion, "
+        "restore the registry, or train again with --force"
+    )
+    assert decide(job, force=True).action == "train"
+    assert decide(dataclasses.replace(job, code_version="code-2")).action == "train"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_deleted_champion_is_known_from_the_version_that_was_compared_with_it(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(job, monkeypatch, promote=True)
+    client = mlflow_client()
+    version = client.create_model_version("bebygan", "file:///nowhere")
+    client.set_model_version_tag("bebygan", version.version, "compared_with_champion", "1")
+    client.delete_model_version("bebygan", "1")
+    with pytest.raises(ServiceError, match=r"\(version 1, which version 2 was compared with, lost the alias or was de"):
+        decide(job)
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_without_a_promotion_so_far_a_finished_job_is_not_repeated(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = finish(job, monkeypatch, promote=False)
+    client = mlflow_client()
+    client.create_registered_model("bebygan")
+    client.set_model_version_tag(
+        "bebygan", client.create_model_version("bebygan", "file:///nowhere").version, "compared_with_champion", "none"
+    )
+    assert decide(job).action == "skip"
+    assert decide(job).reason.endswith(f"are those of the finished run {earlier}, whose challenger was not promoted")
 
 
 @pytest.mark.usefixtures("mlflow_store")
@@ -224,6 +279,7 @@ def test_where_kubeflow_tracks_by_itself_its_own_run_of_the_pipeline_is_describe
     assert close_pipeline_run("FINISHED", {"console": "http://kubeflow"}) == parent
     ended = client.get_run(parent)
     assert (ended.info.status, ended.data.tags["console"]) == ("FINISHED", "http://kubeflow")
+    register_version(client, job.params.evaluate.model_name, own)
     assert begin(job, force="auto", asked_because="") == "skip"
 
 

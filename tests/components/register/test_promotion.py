@@ -198,6 +198,17 @@ def test_a_champion_that_a_person_chose_is_recorded_and_kept(
     assert moves(ledger)[3:] == [("1", None, "by hand"), (None, "5", "promote")]
 
 
+def test_a_champion_whose_alias_or_model_was_deleted_is_restored_by_registering_it_again(
+    registered: Callable[..., Registration], challenger: Path, ledger: str
+) -> None:
+    mlflow_client().delete_registered_model_alias("tests", "champion")
+    assert registered(challenger, "promote", ledger=ledger).champion == "1"
+    assert moves(ledger)[1:] == [("1", None, "by hand"), (None, "1", "promote")]
+    mlflow_client().delete_registered_model("tests")
+    assert registered(challenger, "promote", ledger=ledger).champion == "1"
+    assert moves(ledger)[3:] == [("1", None, "by hand"), (None, "1", "promote")]
+
+
 def test_a_ledger_newer_than_a_restored_registry_promotes_no_other_model(
     registered: Callable[..., Registration], generator_folder: Callable[..., Path], ledger: str
 ) -> None:
