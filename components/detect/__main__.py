@@ -7,11 +7,12 @@ from components.cli import run_step, step_parser
 from components.config import Params
 from components.detect.step import decide
 from components.job import job_here
+from components.progress import printable
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
     decision = decide(job_here(params, options.source), force=options.force)
-    print(f"{decision.action}: {decision.reason}")
+    print(f"{decision.action}: {printable(decision.reason)}")
 
 
 def main() -> int:

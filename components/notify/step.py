@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from bebygan.errors import ConfigError, ServiceError, without_password
+from bebygan.errors import ConfigError, ServiceError
 from components.config import Params, from_yaml
 from components.progress import printable, say
 from components.tracking.client import tracker
@@ -43,8 +43,8 @@ class Ending:
 
     @property
     def shown_error(self) -> str:
-        """Return the error without passwords, cut to what is posted."""
-        return without_password(self.error)[:_LONGEST_ERROR]
+        """Return the error in one line, without passwords and control characters, cut to what is posted."""
+        return printable(self.error)[:_LONGEST_ERROR]
 
     @property
     def status(self) -> Literal["FINISHED", "FAILED", "KILLED"]:
@@ -162,7 +162,6 @@ def notify(ending: Ending, retrying: Retrying = RETRYING) -> None:
         text += f"; data: {facts['data']}"
     if ending.error:
         text += f"; {ending.shown_error}"
-    text = printable(text)
     say(text)
     address = os.environ.get("BEBYGAN_WEBHOOK_URL")
     if not address or nothing_to_do:

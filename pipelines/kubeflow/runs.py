@@ -11,6 +11,7 @@ from tabulate import tabulate
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from bebygan.errors import ServiceError
+from components.progress import printable
 from pipelines.kubeflow.client import Kubeflow, Patience, Run, connect, status_of
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def age(moment: datetime) -> str:
 def runs(options: argparse.Namespace) -> None:
     """Print the newest runs."""
     rows = [
-        (run.id, run.name, run.state.lower(), age(run.created_at), run.error)
+        (run.id, printable(run.name), run.state.lower(), age(run.created_at), printable(run.error))
         for run in islice(connect().runs(), options.number)
     ]
     headers = ("ID", "NAME", "STATE", "AGE", "ERROR")

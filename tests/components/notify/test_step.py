@@ -72,6 +72,7 @@ def test_the_message_tells_the_data_that_evaluate_described_and_forges_no_line(w
     assert message["data"] == "24 photographs (18 train, 3 validation, 3 test)"
     assert "; data: 24 photographs (18 train, 3 validation, 3 test); evaluate: cannot read" in message["text"]
     assert r"a\nb\x1b[31m.png" in message["text"]
+    assert mlflow_client().get_run(opened).data.tags["error"] == r"evaluate: cannot read a\nb\x1b[31m.png"
 
 
 def test_a_success_ends_the_run_as_finished_and_names_the_champion(webhook: Webhook, opened: str) -> None:

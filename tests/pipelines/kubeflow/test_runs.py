@@ -106,6 +106,17 @@ def test_runs_are_listed_newest_first(
     assert first not in capsys.readouterr().out
 
 
+def test_the_error_of_a_run_forges_no_line_of_the_list(
+    kubeflow_server: Standin, start: START, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start()
+    kubeflow_server.finish(run, "FAILED")
+    kubeflow_server.tables["runs"][run]["error"] = {"code": 3, "message": "ingest: a\nforged\x1b[2K.png", "details": []}
+    assert cli.main(["runs"]) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.endswith(r"ingest: a forged\x1b[2K.png")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-5, "0 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (3 * 86400, "3 d")]
 )
