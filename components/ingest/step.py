@@ -69,7 +69,8 @@ def _accept(file: StoredFile, folder: Path, params: IngestParams) -> Photograph 
     try:
         content = file.read()
     except OSError as error:
-        return Quarantined(file.name, "unreadable", f"it cannot be read: {error.strerror or error}")
+        problem = f"it cannot be read ({error.strerror or error})"
+        return Quarantined(file.name, "unreadable", f"{problem}: correct the link or its permissions, or leave it out")
     try:
         photograph, stored = examine(file.name, content, params)
     except Refusal as refusal:
@@ -94,7 +95,9 @@ def _accept_all(
                 quarantined.append(outcome)
             elif outcome.sha256 in photographs:
                 first = photographs[outcome.sha256].source
-                quarantined.append(Quarantined(outcome.source, "duplicate", f"it has the same bytes as {first}"))
+                quarantined.append(
+                    Quarantined(outcome.source, "duplicate", f"it has the same bytes as {first}: leave it out")
+                )
             else:
                 photographs[outcome.sha256] = outcome
     return [photographs[sha256] for sha256 in sorted(photographs)], quarantined

@@ -27,7 +27,8 @@ def _raise_unless_missing(error: OSError) -> None:
 
 def _leads_into_the_system(path: Path, folder: Path) -> bool:
     """Return whether a path below a folder leads, by symbolic links, into a folder of the system that has no data."""
-    real, top = path.resolve(), folder.resolve()
+    # Path.resolve raises an error for a link that leads to itself.
+    real, top = (Path(os.path.realpath(each)) for each in (path, folder))
     return not real.is_relative_to(top) and any(real.is_relative_to(each) for each in _OF_THE_SYSTEM)
 
 

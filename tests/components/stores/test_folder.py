@@ -53,6 +53,14 @@ def test_a_link_into_a_folder_of_the_system_is_listed_and_never_followed(target:
     assert (plain.read(), link.identity()) == (b"1", "unreadable")
 
 
+def test_reading_a_link_to_itself_raises_the_error_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    [found] = open_store(str(tmp_path)).files()
+    assert found.identity() == "unreadable"
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        found.read()
+
+
 def test_reading_a_pipe_raises_an_error_instead_of_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     [file] = open_store(str(tmp_path)).files()
