@@ -158,6 +158,11 @@ class _Patches:
 
 
 @dataclass(frozen=True)
+class _Checksums:
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class _Quarantine:
     files: tuple[Quarantined, ...]
 
@@ -298,6 +303,17 @@ def write_summary(folder: Path, summary: DataSummary) -> None:
 def read_summary(folder: Path) -> DataSummary:
     """Read data.json from a folder that evaluate wrote."""
     return _read(DataSummary, folder / "data.json", "evaluate")
+
+
+def write_checksums(folder: Path, sha256: Mapping[str, str]) -> None:
+    """Write checksums.json, {file: SHA-256}."""
+    _write(folder / "checksums.json", plain(_Checksums(sha256)))
+
+
+def read_checksums(folder: Path) -> Mapping[str, str]:
+    """Read checksums.json from a folder that ingest wrote; datasets of version 0.1.0 have none, which gives {}."""
+    path = folder / "checksums.json"
+    return _read(_Checksums, path, "ingest").sha256 if path.exists() else {}
 
 
 def photographs_version(patches: Path) -> str:

@@ -21,6 +21,7 @@ from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
 from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
 from bebygan.metrics.protocol import PROTOCOL
 from bebygan.networks.naming import load_generator
+from bebygan.networks.weights import metadata_of, read_state
 from bebygan.precision import full_precision, training_device
 from bebygan.pretrained import weights_file
 from components.artifacts import (
@@ -43,7 +44,14 @@ from components.evaluate.table import NAMES
 from components.evaluate.verdict import METRICS, judge
 from components.progress import progress
 from components.stores.data_version import data_version
-from components.stores.dataset import headline, photographs_of, read_photograph, read_thumbnails, summarise
+from components.stores.dataset import (
+    check_dataset,
+    headline,
+    photographs_of,
+    read_photograph,
+    read_thumbnails,
+    summarise,
+)
 from components.tracking.provenance import provenance
 from components.tracking.registry import champion, download_generator
 from components.tracking.runs import StepRun
@@ -121,6 +129,17 @@ def _measure(
     return pd.DataFrame(measured), crops
 
 
+def _check_trained_on(version: str, weights: Path, dataset: Path) -> None:
+    """Refuse a dataset of another version than the challenger's: it may hold out what the challenger was trained on."""
+    read_state(weights)
+    trained_on = metadata_of(weights).get("data_version", version)
+    if trained_on != version:
+        raise DataError(
+            f"{weights} was trained on data version {trained_on}, but {dataset} is {version}: run patches and train "
+            "again"
+        )
+
+
 def _protocol(params: EvaluateParams) -> dict[str, str]:
     square = f"the central {params.crop} pixels of each" if params.crop else "whole"
     tiles = f"in tiles of {params.tile} pixels" if params.tile else "whole"
@@ -147,22 +166,25 @@ def evaluate(
         run: gets the means, the output, and a line about the data, which the run of the whole pipeline gets too.
 
     Raises:
-        DataError: no photograph is held out, one is missing, a value is not finite, or history.jsonl is damaged.
+        DataError: no photograph is held out, the dataset or history.jsonl is damaged, the challenger was trained on
+            another data version, or a value is not finite.
         WeightsError: a generator or LPIPS cannot be loaded.
         ServiceError: the model registry is unreachable or refuses access.
         StorageError: the output cannot be written.
     """
-    history = read_history(challenger)
-    current = champion(params.model_name)
     generators: dict[Candidate, Path] = {
         "warmup": warmup / "generator.safetensors",
         "challenger": challenger / "generator.safetensors",
     }
+    history = read_history(challenger)
+    version = data_version(dataset)
+    check_dataset(dataset)
+    _check_trained_on(version, generators["challenger"], dataset)
+    current = champion(params.model_name)
     with tempfile.TemporaryDirectory(prefix="champion-") as scratch:
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
         measured, crops = _measure(dataset, generators, params)
-    version = data_version(dataset)
     exact = measured[(measured["candidate"] == "bicubic") & (measured["psnr_y"] == PSNR_CAP)]
     summary = replace(summarise(dataset, version, challenger), flat=tuple(exact["photograph"]))
     means: Means = measured.groupby("candidate", sort=False)[list(METRICS)].mean().to_dict("index")  # type: ignore[assignment]

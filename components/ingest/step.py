@@ -1,8 +1,8 @@
 """Make a dataset of photographs: measure each and assign it to a split, or quarantine it with a reason.
 
 A dataset is `photographs/<sha256>.<suffix>`, `manifest.parquet` (one row per photograph, sorted by sha256, with the
-fields of `Photograph`), `quarantine.json`, and thumbnails of the first quarantined files. Its bytes depend on the names
-and the content of the photographs alone.
+fields of `Photograph`), `quarantine.json`, thumbnails of the first quarantined files, and `checksums.json` about all of
+these. Its bytes depend on the names and the content of the photographs alone.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from components.ingest.splits import (
 from components.progress import announce, progress, say
 from components.stores import Store, StoredFile, open_store
 from components.stores.data_version import data_version, push
-from components.stores.dataset import NAMED, headline, quarantine_lines, summarise, summary_lines, thumbnail_path
+from components.stores.dataset import NAMED, headline, quarantine_lines, seal, summarise, summary_lines, thumbnail_path
 from components.stores.source import list_source
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
         manifest = pa.Table.from_pylist([dataclasses.asdict(each) for each in photographs], schema=_SCHEMA)
         # Without compression the bytes do not depend on a compressor's version.
         pq.write_table(manifest, folder / "manifest.parquet", compression="NONE")
+        seal(folder)
 
         fault = _fault(counts, quarantined, len(files), docs, params)
         with whole_folder(docs) as pages:

@@ -18,7 +18,14 @@ from components.artifacts import photographs_version, write_patchless
 from components.config import PatchesParams, to_yaml
 from components.progress import announce, progress
 from components.stores.data_version import data_version
-from components.stores.dataset import notice_lines, notices_of, photographs_of, read_photograph, summarise
+from components.stores.dataset import (
+    check_dataset,
+    notice_lines,
+    notices_of,
+    photographs_of,
+    read_photograph,
+    summarise,
+)
 
 
 def _starts(length: int, size: int, step: int) -> npt.NDArray[np.int64]:
@@ -85,6 +92,7 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
         DataError: the dataset or one of its photographs is missing or damaged, or no training patch has enough texture.
         StorageError: the output cannot be written.
     """
+    check_dataset(dataset)
     manifest = photographs_of(dataset, PATCH_SPLITS)
     patchless: dict[str, list[str]] = {split: [] for split in PATCH_SPLITS}
     with whole_folder(output) as folder:

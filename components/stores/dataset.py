@@ -7,10 +7,19 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from PIL import Image as PillowImage
+from pyarrow.lib import ArrowException
 
 from bebygan.errors import DataError
+from bebygan.files import sha256_of
 from bebygan.imaging import Image
-from components.artifacts import DataSummary, Quarantined, read_patchless, read_quarantine
+from components.artifacts import (
+    DataSummary,
+    Quarantined,
+    read_checksums,
+    read_patchless,
+    read_quarantine,
+    write_checksums,
+)
 from components.progress import printable
 
 NAMED = 10
@@ -24,17 +33,49 @@ Photographs are opened with these decoders only. Pillow has others, and one of t
 """
 
 
+def _checksums(dataset: Path) -> dict[str, str]:
+    files = (path for path in dataset.rglob("*") if path.is_file())
+    return {path.relative_to(dataset).as_posix(): sha256_of(path) for path in sorted(files)}
+
+
+def seal(dataset: Path) -> None:
+    """Write checksums.json about all files of a dataset."""
+    write_checksums(dataset, _checksums(dataset))
+
+
+def check_dataset(dataset: Path) -> None:
+    """Compare all files of a dataset with its checksums.json. Datasets of version 0.1.0 have none.
+
+    Raises:
+        DataError: a file is damaged, missing, or was added.
+    """
+    expected = read_checksums(dataset)
+    if not expected:
+        return
+    found = _checksums(dataset)
+    del found["checksums.json"]
+    if differing := sorted(name for name, _ in expected.items() ^ found.items()):
+        raise DataError(
+            f"{printable(str(dataset / differing[0]))} is not the file that ingest wrote (damaged, missing or added): "
+            "run ingest again"
+        )
+
+
 def photographs_of(dataset: Path, splits: Collection[str]) -> pd.DataFrame:
     """Return the rows of the manifest in the given splits.
 
     Raises:
-        DataError: there is no dataset, or its manifest names a file outside it.
+        DataError: there is no dataset, or its manifest is damaged or names a file outside it.
     """
     try:
         manifest = pd.read_parquet(dataset / "manifest.parquet")
     except FileNotFoundError as error:
         raise DataError(f"{dataset} holds no manifest.parquet: run ingest first") from error
-    for name in manifest.get("file", ()):
+    except (OSError, ArrowException) as error:
+        raise DataError(f"{dataset / 'manifest.parquet'} is damaged: run ingest again") from error
+    if missing := {"file", "split"} - set(manifest):
+        raise DataError(f"{dataset / 'manifest.parquet'} is damaged (it has no {min(missing)}): run ingest again")
+    for name in manifest["file"]:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{dataset}: manifest.parquet names {name}, which is outside the dataset: run ingest again")

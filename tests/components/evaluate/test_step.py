@@ -20,6 +20,7 @@ from bebygan.errors import DataError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
+from bebygan.networks.naming import load_generator, save_generator
 from components.artifacts import (
     Quarantined,
     read_means,
@@ -32,7 +33,7 @@ from components.config import EvaluateParams, from_yaml
 from components.evaluate.step import central_square, evaluate, held_out
 from components.evaluate.table import text_table
 from components.stores.data_version import data_version
-from components.stores.dataset import headline, thumbnail_path
+from components.stores.dataset import headline, seal, thumbnail_path
 from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
 from components.tracking.runs import step_run
@@ -300,6 +301,30 @@ def test_an_unusable_dataset_raises_a_one_line_error(
         compared()
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_challenger_of_another_data_version_is_not_measured(
+    compared: Callable[..., str], dataset: Path, tmp_path: Path
+) -> None:
+    """The dataset of the evaluation may hold out what the challenger was trained on."""
+    weights = tmp_path / "challenger" / "generator.safetensors"
+    generator = load_generator(weights)
+    save_generator(generator, weights, metadata={"data_version": data_version(dataset)})
+    compared()
+    save_generator(generator, weights, metadata={"data_version": f"{'0' * 32}.dir"})
+    with pytest.raises(
+        DataError, match=r"challenger/generator\.safetensors was trained on data version 0{32}\.dir, but"
+    ):
+        compared()
+
+
+def test_a_damaged_photograph_is_found_before_the_measurement(compared: Callable[..., str], dataset: Path) -> None:
+    seal(dataset)
+    compared()
+    photograph = next((dataset / "photographs").iterdir())
+    photograph.write_bytes(photograph.read_bytes() + b"0")
+    with pytest.raises(DataError, match=rf"{photograph.name} is not the file that ingest wrote"):
+        compared()
 
 
 def test_damaged_weights_of_the_challenger_raise_a_one_line_error(compared: Callable[..., str], tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from PIL import Image
 from bebygan.errors import DataError
 from components.artifacts import DataSummary, Quarantined, write_patchless, write_quarantine
 from components.stores.dataset import (
+    check_dataset,
     headline,
     notices_of,
     photographs_of,
     read_photograph,
     read_thumbnails,
+    seal,
     summarise,
     summary_lines,
     thumbnail_path,
@@ -23,9 +25,8 @@ from components.stores.dataset import (
 
 
 def test_the_rows_of_the_named_splits_are_returned(tmp_path: Path) -> None:
-    pd.DataFrame({"sha256": ["a", "b", "c"], "split": ["train", "test", "validation"]}).to_parquet(
-        tmp_path / "manifest.parquet"
-    )
+    names = {"sha256": ["a", "b", "c"], "file": ["a.png", "b.png", "c.png"], "source": ["1", "2", "3"]}
+    pd.DataFrame(names | {"split": ["train", "test", "validation"]}).to_parquet(tmp_path / "manifest.parquet")
     assert list(photographs_of(tmp_path, ("train", "test"))["sha256"]) == ["a", "b"]
 
 
@@ -144,3 +145,53 @@ def test_thumbnails_are_read_by_the_number_of_their_file(tmp_path: Path) -> None
     Image.new("RGB", (5, 4), "red").save(path)
     [(number, pixels)] = read_thumbnails(tmp_path).items()
     assert (number, pixels.shape, pixels[0, 0].tolist()) == (3, (4, 5, 3), [255, 0, 0])
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    """A dataset of one photograph with checksums."""
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.png").write_bytes(b"pixels")
+    rows = {"sha256": ["a"], "file": ["photographs/a.png"], "source": ["a.png"], "split": ["train"]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "manifest.parquet")
+    seal(tmp_path)
+    check_dataset(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["photographs/a.png", "manifest.parquet"])
+@pytest.mark.parametrize("position", [0, 3, -1])
+def test_a_flipped_bit_in_a_sealed_dataset_is_found(name: str, position: int, sealed: Path) -> None:
+    content = bytearray((sealed / name).read_bytes())
+    content[position] ^= 1
+    (sealed / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} is not the file that ingest wrote .*: run ingest again"):
+        check_dataset(sealed)
+
+
+def test_a_file_that_is_missing_or_was_added_is_found(sealed: Path) -> None:
+    (sealed / "photographs" / "b.png").touch()
+    with pytest.raises(DataError, match=r"photographs/b\.png is not the file"):
+        check_dataset(sealed)
+    (sealed / "photographs" / "b.png").unlink()
+    (sealed / "photographs" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"photographs/a\.png is not the file"):
+        check_dataset(sealed)
+
+
+def test_a_dataset_of_the_previous_version_has_no_checksums_and_is_accepted(sealed: Path) -> None:
+    (sealed / "checksums.json").unlink()
+    (sealed / "photographs" / "a.png").write_bytes(b"others")
+    check_dataset(sealed)
+
+
+def test_a_truncated_or_foreign_manifest_raises_a_one_line_error(sealed: Path) -> None:
+    path = sealed / "manifest.parquet"
+    content = path.read_bytes()
+    for length in (0, 1, 40, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"manifest\.parquet is damaged: run ingest again"):
+            photographs_of(sealed, ("train",))
+    pd.DataFrame({"x": [1]}).to_parquet(path)
+    with pytest.raises(DataError, match=r"manifest\.parquet is damaged \(it has no file\): run ingest again"):
+        photographs_of(sealed, ("train",))
