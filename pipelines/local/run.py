@@ -25,7 +25,7 @@ from bebygan.files import lock, whole_folder
 from components.artifacts import read_verdict
 from components.cli import FAILURE_FILE
 from components.job import Job
-from components.outputs import damaged_outputs
+from components.outputs import DIGEST, damaged, record_digest
 from components.progress import WATCHER, say
 from components.stores import absolute
 from components.stores.data_version import push
@@ -196,7 +196,7 @@ def _forget_outputs_elsewhere(cache: Path, outputs_of_tasks: Path) -> None:
     """Remove the cache entries of outputs outside this workspace, which was copied or moved with its cache."""
     inside = json.dumps(f"{outputs_of_tasks}{os.sep}")[1:-1]
     for entry in cache.glob("*.json"):
-        if inside not in entry.read_text():
+        if inside not in entry.read_text(errors="replace"):
             entry.unlink(missing_ok=True)
 
 
@@ -218,16 +218,19 @@ def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
             _log.warning("warning: cannot remove outputs of an earlier run in %s: %s", run_folder, error.strerror)
 
 
-def _check_cache(workspace: Path, *, bypass: bool) -> None:
-    """Remove the outputs of earlier runs that are damaged, so that their tasks run again; with `bypass` all of them.
+def _check_cache(cache: Path, outputs_of_tasks: Path, *, bypass: bool) -> None:
+    """Remove damaged outputs and cache entries, so that their tasks run again; with `bypass` all entries.
 
-    KFP runs a task again if an output that its cache names is missing.
+    KFP runs a task again if its cache has no entry, or if an output that the entry names is missing.
     """
-    for output in damaged_outputs(workspace / "pipeline"):
+    for output in damaged(outputs_of_tasks.glob(f"*/*/*{DIGEST}")):
         say(f"{output} is damaged: {output.parent.name} makes it again")
         shutil.rmtree(output)
+    for entry in damaged(cache.glob(f"*{DIGEST}")):
+        say(f"{entry} is damaged: its step runs again")
+        entry.unlink()
     if bypass:
-        for entry in (workspace / "cache").glob("*.json"):
+        for entry in cache.glob("*.json"):
             entry.unlink(missing_ok=True)
 
 
@@ -262,12 +265,12 @@ def run(
     """
     workspace = workspace.resolve()
     remote, ledger = absolute(remote), absolute(ledger)
-    log, outputs_of_tasks = workspace / "run.log", workspace / "pipeline"
+    log, outputs_of_tasks, cache = workspace / "run.log", workspace / "pipeline", workspace / "cache"
     unsent = {UNSENT: os.environ.get(UNSENT) or str(workspace / "untracked")}
     # If Docker created it, it would belong to root.
     outputs_of_tasks.mkdir(exist_ok=True)
-    _forget_outputs_elsewhere(workspace / "cache", outputs_of_tasks)
-    _check_cache(workspace, bypass=force)
+    _check_cache(cache, outputs_of_tasks, bypass=force)
+    _forget_outputs_elsewhere(cache, outputs_of_tasks)
     with (
         tempfile.TemporaryDirectory() as scratch,
         _watcher(Path(scratch), containers=containers is not None) as watcher,
@@ -291,12 +294,14 @@ def run(
                 pipeline_root=str(outputs_of_tasks),
                 workspace_root=None,
                 enable_caching=True,
-                cache_root=str(workspace / "cache"),
+                cache_root=str(cache),
             )
             finished = None
             # KFP's error names only the failed task; the failure file has the reason.
             with suppress(RuntimeError):
                 finished = retrain_here(job, remote=remote, ledger=ledger, checkpoints=str(workspace / "checkpoints"))()
+            for entry in cache.glob("*.json"):
+                record_digest(entry)
             # KFP may take a failed container for a success: see `pipelines.local.containers`.
             if finished is None or failure.exists():
                 _end_runs_of_killed_tasks(parent)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from components.outputs import damaged_outputs, record_digest
+from components.outputs import DIGEST, damaged, record_digest
 
 
 @pytest.fixture
@@ -17,9 +17,12 @@ def output(tmp_path: Path) -> Path:
     return folder
 
 
+def found(output: Path) -> list[Path]:
+    return list(damaged(output.parent.glob(f"*{DIGEST}")))
+
+
 def test_an_output_as_it_was_recorded_is_not_damaged(output: Path) -> None:
-    (output.with_name("executor_output.json")).write_text("{}")
-    assert list(damaged_outputs(output.parents[2])) == []
+    assert found(output) == []
 
 
 @pytest.mark.parametrize(
@@ -36,9 +39,18 @@ def test_an_output_as_it_was_recorded_is_not_damaged(output: Path) -> None:
 )
 def test_any_change_of_an_output_or_its_record_is_damage(damage: Callable[[Path], None], output: Path) -> None:
     damage(output)
-    assert list(damaged_outputs(output.parents[2])) == [output]
+    assert found(output) == [output]
 
 
 def test_an_output_that_was_removed_as_a_whole_is_not_reported(output: Path) -> None:
     output.rename(output.parents[2] / "elsewhere")
-    assert list(damaged_outputs(output.parents[2])) == []
+    assert found(output) == []
+
+
+def test_a_changed_file_is_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "entry.json"
+    file.write_text('{"Output": "a.dir"}')
+    record_digest(file)
+    assert found(file) == []
+    file.write_text('{"Output": "b.dir"}')
+    assert found(file) == [file]

@@ -88,6 +88,20 @@ def test_a_damaged_output_is_reported_and_made_again(
     assert stepped(retrain(project)) == []
 
 
+@pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.write_bytes(b"\xff")])
+def test_a_damaged_entry_of_the_cache_is_reported_and_its_step_runs_again(
+    damage: Callable[[Path], None], first: Finished, project: Path
+) -> None:
+    assert first.code == 3
+    entries = [path for path in (project / "workspace" / "cache").glob("*.json") if "/warmup/" in path.read_text()]
+    entry = max(entries, key=lambda path: path.stat().st_mtime)
+    damage(entry)
+    again = retrain(project)
+    assert f"{entry} is damaged: its step runs again\n" in again.err
+    assert stepped(again) == ["warmup"]
+    assert stepped(retrain(project)) == []
+
+
 def test_force_uses_no_output_of_an_earlier_run(first: Finished, project: Path) -> None:
     assert first.code == 3
     assert stepped(retrain(project, "--force")) == CACHED

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -307,17 +306,8 @@ def test_a_step_that_refuses_ends_the_run_with_its_line_and_its_code(changed_run
     assert "\nchampion: bebygan version 1\nreport: " in again.out
 
 
-def test_a_bug_in_a_step_says_where_its_traceback_is(
-    first_run: Finished, project: Path, new_project: Callable[[str], Path]
-) -> None:
-    assert first_run.code == 0
+def test_a_bug_in_a_step_says_where_its_traceback_is(new_project: Callable[[str], Path]) -> None:
     broken = new_project("broken")
-    (broken / "workspace").mkdir()
-    with (
-        sqlite3.connect(project / "workspace" / "mlflow.db") as theirs,
-        sqlite3.connect(broken / "workspace" / "mlflow.db") as ours,
-    ):
-        theirs.backup(ours)
     step = broken / "components" / "ingest" / "step.py"
     step.write_text("raise ZeroDivisionError('a bug')\n")
     done = run(broken, "pipelines.cli", "run")

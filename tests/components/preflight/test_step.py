@@ -1,5 +1,8 @@
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -81,6 +84,28 @@ def failure(places: Places, params: Params, gpus: int = 0) -> BebyganError:
     with pytest.raises(BebyganError) as raised:
         preflight(checks(places, params, gpus))
     return raised.value
+
+
+def test_a_local_run_tests_everything_without_importing_torch(tmp_path: Path) -> None:
+    """`bebygan run` starts with these checks: the import alone takes longer than all of them."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in ("vgg16", "alexnet", "lpips-alex"):
+        (weights / f"{name}.safetensors").touch()
+    program = f"""
+import sys
+from pathlib import Path
+from components.config import load_params
+from components.preflight.step import Places, checks, preflight
+places = Places(source="data/sample", remote="", ledger="{tmp_path}/ledger", checkpoints="{tmp_path}/checkpoints")
+preflight(checks(places, load_params(Path("params.yaml"), []), 0, look="present"))
+print("torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "BEBYGAN_CACHE": str(tmp_path), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 def test_the_champion_must_have_the_weights_that_were_registered(
