@@ -1,6 +1,7 @@
 """Creates missing buckets of a team server, and accounts of its tracking server.
 
-`setup.py` creates the buckets BUCKETS and the account `retrain`, and sets its password to PIPELINE_PASSWORD.
+`setup.py` creates the buckets BUCKETS and the account `retrain`, and sets its password to PIPELINE_PASSWORD. It denies
+the pipeline's key to delete entries of the ledger.
 `setup.py --account NAME` creates an account that may read all runs and models, or changes the password of an existing
 account. It reads the password from standard input.
 """
@@ -25,6 +26,18 @@ def make_bucket(name: str) -> None:
     except (s3.exceptions.BucketAlreadyOwnedByYou, s3.exceptions.BucketAlreadyExists):
         return
     print(f"bucket {name}: made")
+
+
+def keep_ledger(bucket: str) -> None:
+    """Deny the pipeline's key to delete entries of the ledger in a bucket."""
+    denied = {
+        "Effect": "Deny",
+        "Principal": {"AWS": "arn:aws:iam::*:user/pipeline"},
+        "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"],
+        "Resource": f"arn:aws:s3:::{bucket}/ledger/*.json",
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [denied]})
+    Session().client("s3").put_bucket_policy(Bucket=bucket, Policy=policy)
 
 
 def _ask(method: str, what: str, name: str, password: str) -> str:
@@ -66,6 +79,7 @@ def main() -> None:
             return
         for bucket in os.environ["BUCKETS"].split():
             make_bucket(bucket)
+        keep_ledger("bebygan")
         if make_account("retrain", os.environ["PIPELINE_PASSWORD"]):
             print("account retrain: made")
     except (BotoCoreError, ClientError, OSError) as error:

@@ -231,6 +231,7 @@ def test_the_tracking_server_answers_to_its_names_and_accounts(described: Descri
     # A kubelet asks without a login and under the pod's address, Prometheus with one.
     assert ask(tracker, "/health", host="10.9.9.9:5000")[0] == 200
     assert ask(tracker, search)[0] == 401
+    assert ask(tracker, "/api/2.0/mlflow-artifacts/artifacts/1/x/artifacts/weights")[0] == 401
     assert ask(tracker, users, admin, body={"username": name, "password": password})[0] == 200
     for host in ("mlflow:5000", "mlflow.bebygan:5000", "mlflow.bebygan.svc:5000", "10.1.2.3:5000", "localhost:5000"):
         assert ask(tracker, search, retrain, host)[0] == 200, host
@@ -287,6 +288,16 @@ def test_the_account_of_training_logs_runs_and_cannot_move_the_champion(
     )  # fmt: skip
     assert (trained.returncode, trained.stdout) == (0, "FINISHED {'pixel': 0.5}, 6 attempts refused\n"), trained.stderr
     assert "warning" not in trained.stderr
+
+
+@pytest.mark.parametrize("password", [None, "wrong"])
+def test_the_database_asks_for_a_password(database: dict[str, str], password: str | None) -> None:
+    environment = {name: value for name, value in database.items() if name != "PGPASSWORD"}
+    environment |= {"PGPASSWORD": password} if password else {}
+    command = ["psql", "--no-password", "--command=select 1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "password" in done.stderr
 
 
 def test_the_tracking_server_stores_artifacts_in_its_bucket(described: Described, tracker: str, store: str) -> None:

@@ -146,8 +146,8 @@ BREAKAGES: dict[str, tuple[Callable[[list[Manifest]], object], str]] = {
     ),
     "a missing config map": (lambda all_: _drop(all_, "ConfigMap backup"), "no ConfigMap backup"),
     "a missing account": (lambda all_: _drop(all_, "ServiceAccount backup"), "no ServiceAccount backup"),
-    "a missing role": (lambda all_: _drop(all_, "Role bebygan-trainjob"), "no Role bebygan-trainjob"),
-    "a role that nobody has": (lambda all_: _drop(all_, "RoleBinding bebygan-trainjob"), "nobody has it"),
+    "a missing role": (lambda all_: _drop(all_, "Role bebygan-task"), "no Role bebygan-task"),
+    "a role that nobody has": (lambda all_: _drop(all_, "RoleBinding bebygan-task"), "nobody has it"),
     "an address that is no service": (lambda all_: _drop(all_, "Service seaweedfs"), "which is no Service"),
     "seconds in a CronJob": (
         lambda all_: part(all_, "CronJob backup")["spec"].update(schedule="0 30 2 * * *"),
@@ -170,11 +170,11 @@ BREAKAGES: dict[str, tuple[Callable[[list[Manifest]], object], str]] = {
         "no variable GONE",
     ),
     "a wildcard": (
-        lambda all_: part(all_, "Role bebygan-trainjob")["rules"][0].update(verbs=["*"]),
+        lambda all_: part(all_, "Role bebygan-task")["rules"][0].update(verbs=["*"]),
         "a wildcard",
     ),
     "a verb that does not exist": (
-        lambda all_: part(all_, "Role bebygan-trainjob")["rules"][0].update(verbs=["read"]),
+        lambda all_: part(all_, "Role bebygan-task")["rules"][0].update(verbs=["read"]),
         "verbs ['read']",
     ),
     "all secrets": (

@@ -20,10 +20,9 @@ from tests.standins.trainer import Controllers
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def granted() -> dict[str, set[str]]:
+def rights(overlay: str) -> dict[str, set[str]]:
     """Verb and resource of each right, by role."""
-    built = yaml.safe_load_all(build(ROOT / "infra/kubernetes/overlays/single-node"))
+    built = yaml.safe_load_all(build(ROOT / "infra/kubernetes/overlays" / overlay))
     return {
         each["metadata"]["name"]: {
             f"{verb} {resource}" for rule in each["rules"] for verb in rule["verbs"] for resource in rule["resources"]
@@ -42,8 +41,14 @@ def _right(method: str, path: str) -> str:
     return f"{ {'POST': 'create', 'DELETE': 'delete', 'WATCH': 'watch'}[method] } {resource}"
 
 
+def test_no_task_may_create_a_trainjob_on_a_cluster_without_the_component_trainer() -> None:
+    granted = rights("single-node")
+    assert granted.keys() == {"bebygan-task"}
+    assert not [right for right in granted["bebygan-task"] if "trainjobs" in right or right.endswith("pods/log")]
+
+
 def test_the_launcher_of_a_trainjob_needs_exactly_the_permissions_of_its_role(
-    granted: dict[str, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patience = Patience(between_looks=0.05)
     settings = from_yaml(TrainJobSettings, trainjob_yaml(load_cluster(ROOT / "infra/cluster.yaml")))
@@ -75,4 +80,4 @@ def test_the_launcher_of_a_trainjob_needs_exactly_the_permissions_of_its_role(
         run_trainjob(spec, lines.append, patience)
         assert "trained" in lines
         used = {_right(*request) for request in server.requests}
-    assert used == granted["bebygan-trainjob"]
+    assert used == rights("production")["bebygan-trainjob"]

@@ -305,14 +305,20 @@ def test_the_next_backup_deletes_contents_that_no_backup_lists(
     assert buckets("restore", "2").returncode == 0
 
 
-def test_an_object_that_is_deleted_while_buckets_are_saved_is_left_out(
-    s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = importlib.util.spec_from_file_location("buckets", SCRIPTS / "buckets.py")
+def loaded(name: str) -> Any:
+    """Import a script of infra/team-server."""
+    script = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert script
     assert script.loader
     module = importlib.util.module_from_spec(script)
     script.loader.exec_module(module)
+    return module
+
+
+def test_an_object_that_is_deleted_while_buckets_are_saved_is_left_out(
+    s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = loaded("buckets")
     for key in ("kept", "gone"):
         s3.put_object(Bucket=bucket, Key=key, Body=key.encode())
     download = s3.download_fileobj
@@ -383,3 +389,32 @@ def test_the_store_does_not_start_without_a_key_for_its_administration(tmp_path:
     )
     assert started.returncode
     assert "no random key" in started.stderr
+
+
+@pytest.mark.slow
+def test_the_pipeline_may_add_entries_to_the_ledger_and_delete_none(
+    described: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"Bucket": "bebygan", "Key": "ledger/bebygan/000001.json"}
+    with seaweedfs(described["seaweedfs"], tmp_path / "seaweedfs") as store:
+        for name, value in {**described["setup"]["environment"], "AWS_ENDPOINT_URL": store}.items():
+            monkeypatch.setenv(name, value)
+        setup = loaded("setup")
+        for _ in range(2):
+            setup.make_bucket("bebygan")
+            setup.keep_ledger("bebygan")
+        keys = SECRETS["PIPELINE_KEY_ID"], SECRETS["PIPELINE_KEY"]
+        pipeline = Session(*keys, region_name="us-east-1").client("s3", endpoint_url=store)
+        pipeline.put_object(**entry, Body=b"{}", IfNoneMatch="*")
+        for refused in (
+            lambda: pipeline.delete_object(**entry),
+            lambda: pipeline.delete_bucket_policy(Bucket="bebygan"),
+        ):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                refused()
+        # What preflight leaves for a moment, and what ends after two weeks.
+        for key in ("ledger/.writable-0", "checkpoints/a", "dvc/a"):
+            pipeline.put_object(Bucket="bebygan", Key=key, Body=b"")
+            pipeline.delete_object(Bucket="bebygan", Key=key)
+        kept = [each["Key"] for each in pipeline.list_objects_v2(Bucket="bebygan")["Contents"]]
+        assert kept == [entry["Key"]]
