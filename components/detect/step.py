@@ -10,7 +10,7 @@ from components.config import flatten, plain, to_yaml
 from components.job import Job
 from components.progress import say
 from components.tracking.client import MlflowException, mlflow_client, service_errors
-from components.tracking.registry import champion, lost_champion
+from components.tracking.registry import ModelVersion, champion, lost_champion, verify
 from components.tracking.runs import PARENT, PREFLIGHT_PASSED, ended_runs, open_pipeline_run
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class Decision:
     """Of the finished run of the same job, if that is the reason."""
 
 
-_Made = tuple[str, "Run | None"]
-"""A champion's version, and the pipeline's run that made it if it is known."""
+_Made = tuple[ModelVersion, "Run | None"]
+"""A champion, and the pipeline's run that made it if it is known."""
 
 
 def _pipeline_run_of_champion(model: str) -> _Made | None:
@@ -45,10 +45,10 @@ def _pipeline_run_of_champion(model: str) -> _Made | None:
     with service_errors(f"asking what {reigning.uri} was made of"):
         try:
             parent = client.get_run(reigning.run_id).data.tags.get(PARENT)
-            return reigning.version, client.get_run(parent) if parent else None
+            return reigning, client.get_run(parent) if parent else None
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return reigning.version, None
+                return reigning, None
             raise
 
 
@@ -63,7 +63,7 @@ def _changed_parameters(job: Job, before: "Run") -> str | None:
 def _reason(job: Job, made: _Made | None) -> str:
     if made is None:
         return "there is no champion yet"
-    version, before = made
+    version, before = made[0].version, made[1]
     if before is None or "source_version" not in before.data.tags:
         return f"it is unknown what the champion, version {version}, was made of"
     tags = before.data.tags
@@ -94,7 +94,8 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
         The decision. The reason of a training names what changed since the champion was made.
 
     Raises:
-        ServiceError: the tracker or the registry is unreachable or refuses, or it lost the champion.
+        ServiceError: the tracker or the registry is unreachable or refuses, or it lost the champion or its files.
+        WeightsError: nothing changed, but the champion's files did.
     """
     if force:
         return Decision("train", "it was forced")
@@ -109,6 +110,8 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
                 f"{model} lost its champion ({lost}), and this job was trained before: give a version the alias "
                 "champion, restore the registry, or train again with --force"
             )
+        if made:
+            verify(made[0])
         kept = "" if made else ", whose challenger was not promoted"
         reason = f"photographs, parameters and code are those of the finished run {earlier[0]}{kept}"
         with service_errors("asking for the finished run"):

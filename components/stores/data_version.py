@@ -111,6 +111,23 @@ def _verified(store: Store, digest: str) -> bytes:
     return content
 
 
+def check_complete(version: str, remote: str) -> None:
+    """Check that a remote lists all files of a data version.
+
+    Raises:
+        DataError: one is missing, or the listing is missing or damaged.
+        ServiceError: the bucket is unreachable, unknown, or refuses access.
+    """
+    store = open_store(remote)
+    entries = json.loads(_verified(store, version))
+    there = {file.name for file in store.files("files")}
+    if lost := sum(_object(entry["md5"]) not in there for entry in entries):
+        raise DataError(
+            f"{remote} lost {lost} of {len(entries)} files of the data version {version}: restore them, or run all "
+            "steps again with --force, which sends them"
+        )
+
+
 def fetch(version: str, remote: str, folder: Path) -> None:
     """Copy a data version from a DVC remote. A folder that already has this version is not changed.
 

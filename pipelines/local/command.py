@@ -20,9 +20,11 @@ from components.job import Job, job_here
 from components.preflight.step import Places, checks, preflight
 from components.progress import printable, say
 from components.stores import absolute
+from components.stores import data_version as data_versions
 from components.stores.dataset import summary_lines
 from components.tracking.address import VARIABLE, tracking_uri
-from components.tracking.registry import champion
+from components.tracking.ledger import HEAD, check_complete
+from components.tracking.registry import champion, tags_of_model
 from components.tracking.runs import ended_runs, fetch_artifacts
 
 _log = logging.getLogger(__name__)
@@ -85,8 +87,17 @@ def _report(job: Job, workspace: Path) -> str:
     return "missing, and MLflow has no copy: --force makes one"
 
 
-def _print_nothing_to_do(job: Job, decision: Decision, workspace: Path) -> None:
-    model = job.params.evaluate.model_name
+def _check_kept(model: str, data_version: str, places: Places) -> None:
+    """Check that ledger and DVC remote still hold what the finished run left there."""
+    if places.ledger and (head := tags_of_model(model).get(HEAD)):
+        check_complete(places.ledger, model, head)
+    if places.remote and data_version.endswith(".dir"):
+        data_versions.check_complete(data_version, places.remote)
+
+
+def _print_nothing_to_do(job: Job, decision: Decision, places: Places) -> None:
+    model, workspace = job.params.evaluate.model_name, Path(places.workspace)
+    _check_kept(model, decision.data_version, places)
     reigning = champion(model)
     print(f"nothing to do: {printable(decision.reason)}; --force runs all steps again")
     # It may restore the report, which has the data.
@@ -120,7 +131,7 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _print_plan(job, decision, places)
     elif decision.action == "skip":
-        _print_nothing_to_do(job, decision, options.workspace)
+        _print_nothing_to_do(job, decision, places)
     else:
         say(f"training: {decision.reason}")
     if decision.action == "skip":

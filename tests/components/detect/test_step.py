@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from bebygan.errors import ConfigError, ServiceError
+from bebygan.errors import ConfigError, ServiceError, WeightsError
+from bebygan.files import sha256_of
 from components.config import load_params
 from components.detect import __main__ as command
 from components.detect.step import Decision, begin, decide
@@ -49,7 +50,11 @@ def finish(job: Job, monkeypatch: pytest.MonkeyPatch, *, promote: bool, status: 
 def register_version(client: MlflowClient, model: str, run_id: str) -> None:
     if not client.search_registered_models(f"name='{model}'"):
         client.create_registered_model(model)
-    version = client.create_model_version(model, "file:///nowhere", run_id)
+    weights = Path("stored", "artifacts", "generator.safetensors").absolute()
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    weights.write_bytes(b"weights")
+    source, tags = weights.parents[1].as_uri(), {"weights_sha256": sha256_of(weights)}
+    version = client.create_model_version(model, source, run_id, tags)
     client.set_registered_model_alias(model, "champion", str(version.version))
 
 
@@ -69,6 +74,20 @@ def test_a_finished_run_of_the_same_job_makes_another_pointless_unless_it_is_ask
     moved = dataclasses.replace(job, source="/elsewhere")
     assert decide(moved).action == "skip"
     assert decide(job, force=True).action == "train"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_damaged_champion_is_no_reason_to_do_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(job, monkeypatch, promote=True)
+    weights = Path("stored", "artifacts", "generator.safetensors")
+    weights.write_bytes(b"Weights")
+    with pytest.raises(WeightsError, match="models:/bebygan/1 is damaged: its weights have SHA-256"):
+        decide(job)
+    weights.unlink()
+    with pytest.raises(
+        WeightsError, match=r"models:/bebygan/1 is damaged: artifacts/generator\.safetensors is missing"
+    ):
+        decide(job)
 
 
 @pytest.mark.usefixtures("mlflow_store")

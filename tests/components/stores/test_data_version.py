@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bebygan.errors import ConfigError, DataError, ServiceError, StorageError
-from components.stores.data_version import data_version, fetch, push
+from components.stores import open_store
+from components.stores.data_version import check_complete, data_version, fetch, push
 
 
 def dvc(*arguments: str, cwd: Path) -> None:
@@ -137,6 +138,23 @@ def test_fetch_reads_a_version_that_dvc_pushed(folder: Path, tmp_path: Path) -> 
     dvc("push", cwd=repo)
     fetch(data_version(folder), str(tmp_path / "remote"), tmp_path / "back")
     assert contents(tmp_path / "back") == contents(folder)
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_remote_that_lost_a_file_or_the_listing_of_a_version_is_named(
+    place: str, folder: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    remote = f"s3://{request.getfixturevalue('bucket')}/dvc" if place == "bucket" else str(tmp_path / "remote")
+    version = push(folder, remote)
+    check_complete(version, remote)
+    store = open_store(remote)
+    digest = hashlib.md5((folder / "b.txt").read_bytes(), usedforsecurity=False).hexdigest()
+    store.delete(f"files/md5/{digest[:2]}/{digest[2:]}")
+    with pytest.raises(DataError, match=r"lost 1 of 7 files of the data version [0-9a-f]{32}\.dir: .*--force"):
+        check_complete(version, remote)
+    store.delete(f"files/md5/{version[:2]}/{version[2:]}")
+    with pytest.raises(DataError, match="has no object"):
+        check_complete(version, remote)
 
 
 def test_push_does_not_change_the_folder_or_its_neighbours(folder: Path, tmp_path: Path) -> None:

@@ -1,14 +1,20 @@
 """`bebygan run` before anything is trained: preflight, --dry-run, paths in the home folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from components.config import load_params
+from components.job import job_here
+from components.stores.data_version import push
 from components.tracking.address import database_uri
 from components.tracking.client import mlflow_client
+from components.tracking.ledger import HEAD
+from components.tracking.runs import open_pipeline_run
 from pipelines import cli
 from pipelines.local import command
 
@@ -130,3 +136,38 @@ def test_the_command_that_serves_the_runs_can_be_pasted_into_a_shell(name: str, 
     shown = command._where_runs_are_shown(uri)
     words = subprocess.check_output(["sh", "-c", f'printf "%s\\0" {shown}'], text=True).split("\0")
     assert words == [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri, ""]
+
+
+def finished_run(workspace: Path, photographs: Path) -> None:
+    """Leave what a finished run leaves whose challenger was not promoted: its run, a version, the data version."""
+    job = job_here(load_params(ROOT / "params.yaml"), str(photographs))
+    dataset = workspace.parent / "dataset"
+    dataset.mkdir()
+    (dataset / "a").write_text("photograph")
+    version = push(dataset, str(workspace / "dvc-remote"))
+    client = mlflow_client()
+    client.set_terminated(open_pipeline_run(job.params, {**job.tags, "data_version": version}), "FINISHED")
+    client.create_registered_model("bebygan")
+    client.create_model_version("bebygan", "file:///nowhere")
+
+
+def test_nothing_to_do_is_an_error_if_the_remote_lost_the_data_version(
+    workspace: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished_run(workspace, photographs)
+    assert cli.main(options(workspace, photographs)) == 0
+    assert "nothing to do: " in capsys.readouterr().out
+    shutil.rmtree(workspace / "dvc-remote")
+    assert cli.main(options(workspace, photographs)) == 3
+    told, said = capsys.readouterr()
+    assert "nothing to do" not in told
+    assert "dvc-remote has no object" in said
+
+
+def test_nothing_to_do_is_an_error_if_the_ledger_lost_an_entry(
+    workspace: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished_run(workspace, photographs)
+    mlflow_client().set_registered_model_tag("bebygan", HEAD, f"1 {'0' * 64}")
+    assert cli.main(options(workspace, photographs)) == 3
+    assert "ledger holds no entry 1 of bebygan" in capsys.readouterr().err
