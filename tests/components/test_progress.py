@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components import progress as module
-from components.progress import WATCHER, printable, progress, progress_bar, say
+from components.progress import WATCHER, announce, printable, progress, progress_bar, say
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +78,16 @@ def test_each_line_is_written_to_the_watched_file_at_once(watched: Callable[[], 
     assert watched() == ["ingest ..."]
     say("ingest done in 3 s")
     assert watched() == ["ingest ...", "ingest done in 3 s"]
+
+
+def test_what_the_output_has_too_is_said_only_to_a_user_who_does_not_see_it(
+    watched: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    announce("ingest: 3 files quarantined")
+    assert watched() == ["ingest: 3 files quarantined"]
+    monkeypatch.delenv(WATCHER)
+    announce("ingest: 3 files quarantined")
+    assert capsys.readouterr().err == ""
 
 
 def test_progress_does_not_catch_errors(watched: Callable[[], list[str]]) -> None:

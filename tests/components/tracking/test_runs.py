@@ -418,3 +418,19 @@ def test_pictures_become_artifacts_and_system_metrics_are_logged(params: Params,
     assert not (tmp_path / "workspace" / "untracked").exists() or not list(
         (tmp_path / "workspace" / "untracked").iterdir()
     )
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_description_is_a_tag_of_the_step_and_of_the_pipeline_and_a_failure_is_a_warning(
+    params: Params, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with step_run("retrain", params) as parent:
+        monkeypatch.setenv("BEBYGAN_PARENT_RUN", parent.run_id)
+        with step_run("evaluate", params.evaluate) as run:
+            run.describe({"data": "24 photographs"})
+            for each in (parent, run):
+                assert run.client.get_run(each.run_id).data.tags["data"] == "24 photographs"
+            monkeypatch.setattr(run.client, "set_tag", lambda *_: Path("/nowhere").read_text())
+            run.describe({"data": "lost"})
+    assert "tagging the run failed at MLflow's " in caplog.text
+    assert "The step continues without them" in caplog.text
