@@ -186,7 +186,7 @@ def evaluate(
             generators["champion"] = download_generator(current, Path(scratch))
         measured, crops = _measure(dataset, generators, params)
     exact = measured[(measured["candidate"] == "bicubic") & (measured["psnr_y"] == PSNR_CAP)]
-    summary = replace(summarise(dataset, version, challenger), flat=tuple(exact["photograph"]))
+    summary = replace(summarise(dataset, version, challenger), flat=tuple(sorted(exact["photograph"])))
     means: Means = measured.groupby("candidate", sort=False)[list(METRICS)].mean().to_dict("index")  # type: ignore[assignment]
     recommendation, reasons = judge(means, params.thresholds)
     with whole_folder(output) as folder:
