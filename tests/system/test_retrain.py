@@ -171,9 +171,12 @@ def test_losses_and_comparison_are_in_mlflow(first_run: Finished, project: Path)
 
 def test_a_second_run_has_nothing_to_do_and_names_the_champion(second_run: Finished, project: Path) -> None:
     assert second_run.code == 0, second_run.err
-    reason, champion, report, runs = second_run.out.splitlines()
+    reason, photographs, checks, version, champion, report, runs = second_run.out.splitlines()
     assert reason.startswith("nothing to do: ")
     assert reason.endswith("; --force runs all steps again")
+    assert re.fullmatch(r"data:     \d+ photographs \(\d+ train, \d+ validation, \d+ test\)", photographs)
+    assert checks == "checks: workspace/data-docs/index.html"
+    assert version == f"data version: {data_version(output_of(project, 'ingest', 'dataset'))}"
     assert champion == "champion: bebygan version 1"
     assert report == "report:   workspace/report/report.html"
     assert runs.startswith("runs:     ")
