@@ -29,6 +29,11 @@ from components.tracking.runs import check_tracker
 _SECONDS_FOR_A_SERVICE = 40.0
 _SECONDS_FOR_WEIGHTS = 600.0
 """Longer, because missing weights are downloaded; an unreachable source fails sooner."""
+_WRITTEN = (
+    "cache", "checkpoints", "data-docs", "dvc-remote", "ledger", "mlartifacts", "mlflow.db", "pipeline", "report",
+    "run.log", "untracked",
+)  # fmt: skip
+"""What a run writes in its workspace. Files in its folders are replaced, which needs a writable folder only."""
 Look = Literal["verified", "present", "in images"]
 """How to test pretrained weights: read them, which takes seconds and is what a step does; only see whether they are
 cached, and download them if not; or not at all, because the tasks have their own in their images."""
@@ -77,9 +82,13 @@ def _writable(place: str, volume: str, *, conditional: bool = False) -> str:
 
 def _leftovers(workspace: str) -> str:
     """Check that this user may write what earlier runs of other users, such as root, left behind."""
-    for folder, folders, files in os.walk(workspace):
-        # Files in deeper folders are replaced, never changed.
-        for name in (*folders, *(files if folder == workspace else ())):
+    for folder, folders, _ in os.walk(workspace):
+        names = list(folders)
+        if folder == workspace:
+            # A workspace may hold more, such as photographs on a read-only disk.
+            names = [name for name in _WRITTEN if Path(folder, name).exists()]
+            folders[:] = [name for name in folders if name in _WRITTEN]
+        for name in names:
             path = Path(folder, name)
             if not os.access(path, os.W_OK, follow_symlinks=False):
                 raise StorageError(

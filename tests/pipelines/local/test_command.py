@@ -87,6 +87,25 @@ def test_a_run_prints_nothing_of_a_preflight_that_passes(
     assert capsys.readouterr().err == "training: there is no champion yet\nerror: interrupted\n"
 
 
+def as_another_user(path: Path, *command: str) -> list[str]:
+    """Take the right to write a path from the process that runs a command."""
+    if os.getuid():
+        path.chmod(0o555)
+        return list(command)
+    os.chown(path, 1234, 1234)
+    # Root without the capability to override permissions is like any other user.
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+
+
+def test_what_a_run_does_not_write_may_be_in_a_workspace(workspace: Path, photographs: Path) -> None:
+    path = workspace / "lost+found"
+    path.mkdir(parents=True)
+    arguments = options(workspace, photographs, "--dry-run")
+    command = as_another_user(path, sys.executable, "-m", "pipelines.cli", *arguments)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("left", ["cache", "dvc-remote/files/md5/ab", "run.log"])
 def test_what_another_user_left_in_the_workspace_ends_a_run_with_one_line(
     left: str, workspace: Path, photographs: Path
@@ -97,13 +116,7 @@ def test_what_another_user_left_in_the_workspace_ends_a_run_with_one_line(
         path.touch()
     else:
         path.mkdir()
-    command = [sys.executable, "-m", "pipelines.cli", *options(workspace, photographs)]
-    if os.getuid():
-        path.chmod(0o555)
-    else:
-        os.chown(path, 1234, 1234)
-        # Root without the capability to override permissions is like any other user.
-        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    command = as_another_user(path, sys.executable, "-m", "pipelines.cli", *options(workspace, photographs))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 6, done.stderr
     [_, error] = done.stderr.splitlines()
