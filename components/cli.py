@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bebygan.errors import BebyganError, Preempted
+from components.checkout import PARAMS_VARIABLE, in_checkout
 from components.config import PARAMS_FILE, Params, load_params
 from components.environment import make_paths_absolute
 from components.outputs import record_digest
@@ -66,6 +67,12 @@ def add_params_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change one, e.g. train.seed=2"
     )
+
+
+def read_params(options: argparse.Namespace) -> Params:
+    """Read the parameters that --params and --set give, and remember the file; raises as `load_params`."""
+    os.environ[PARAMS_VARIABLE] = str(in_checkout(options.params).resolve())
+    return load_params(options.params, options.set)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, output: str) -> None:
@@ -184,4 +191,4 @@ def run_step(
 ) -> int:
     """Parse the command line, read the parameters, run a step, and return its exit code."""
     options = parser.parse_args(with_home(sys.argv[1:] if arguments is None else arguments))
-    return report_errors(lambda: run(options, load_params(options.params, options.set)))
+    return report_errors(lambda: run(options, read_params(options)))

@@ -20,6 +20,7 @@ from bebygan import SCALE
 from bebygan.errors import ConfigError
 from bebygan.networks.architecture import ALEXNET_SMALLEST
 from bebygan.settings import Constraint, Count, GanSettings, GeneratorShape, Optimisation, Settings, Share, require
+from components.checkout import in_checkout
 
 Convertible = Literal["rotated", "grey", "transparent", "cmyk", "16-bit"]
 Metric = Literal["psnr_y", "ssim_y", "lpips", "lr_psnr"]
@@ -343,17 +344,18 @@ def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Para
 
     Args:
         path: params.yaml, or a profile that is laid over the params.yaml of the folder above it; if there is none, over
-            the params.yaml of the current folder.
+            the params.yaml of the current folder. A relative path that does not exist may be one of this checkout.
         overrides: `group.name=value`, the value in YAML; later ones win.
 
     Raises:
         ConfigError: a file cannot be read, or a name is unknown (the message tells the nearest one), missing or out of
             range.
     """
+    path = in_checkout(path)
     values = _read(path)
     if path.name != PARAMS_FILE.name:
         above = path.resolve().parent.parent / PARAMS_FILE
-        values = _merged(_read(above if above.exists() else PARAMS_FILE), values)
+        values = _merged(_read(above if above.exists() else in_checkout(PARAMS_FILE)), values)
     for assignment in overrides:
         values = _override(values, assignment)
     return _validated(Params, values)

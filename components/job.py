@@ -2,9 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from bebygan.files import sha256_of
+from components.checkout import start_weights_file
 from components.config import GROUPS, Params, one_line_yaml, to_yaml
 from components.stores.source import source_version
 from components.tracking.provenance import code_hash, environment_hash
@@ -50,7 +50,7 @@ def job_here(params: Params, source: str, code: str | None = None) -> Job:
         DataError, ServiceError: the photographs cannot be listed.
     """
     digest = hashlib.sha256((code or code_hash() + environment_hash()).encode())
-    weights = Path(params.warmup.weights or "")
+    weights = start_weights_file(params.warmup.weights or "")
     if weights.is_file():
         digest.update(sha256_of(weights).encode())
     return Job(params, source, source_version(source), digest.hexdigest())

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from components.cli import EXIT_CODES, add_command, add_params_arguments, report_errors, with_home
-from components.config import load_params
+from components.checkout import in_checkout
+from components.cli import EXIT_CODES, add_command, add_params_arguments, read_params, report_errors, with_home
 from components.preflight.__main__ import add_arguments as add_preflight_arguments
 
 ENVIRONMENT = """environment:
@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.set_defaults(commands=commands.choices)
     run = _add(commands, "run", "pipelines.local.command:run", "run the whole pipeline on this machine")
-    run.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
+    run.add_argument(
+        "--source", default=str(in_checkout("data/sample")), help="folder or s3://bucket/prefix (default: %(default)s)"
+    )
     run.add_argument(
         "--workspace", type=Path, default=Path("workspace"), help="folder for outputs (default: %(default)s)"
     )
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     function = "pipelines.kubeflow.commands:compile_pipeline"
     compile_ = _add(commands, "compile", function, "write the pipeline for Kubeflow")
     compile_.add_argument("output", type=Path, help="YAML file to write")
-    compile_.add_argument("--cluster", type=Path, default=Path("infra/cluster.yaml"), help=_CLUSTER_HELP)
+    compile_.add_argument("--cluster", type=Path, default=in_checkout("infra/cluster.yaml"), help=_CLUSTER_HELP)
     compile_.add_argument(
         "--manifests", action="store_true", help="write Kubernetes objects, Pipeline and PipelineVersion, instead"
     )
@@ -111,7 +113,10 @@ def _add_cluster_commands(commands: Any) -> None:
         if name in ("pause", "resume"):
             action.add_argument("name", help="name of the schedule")
         action.add_argument(
-            "--file", type=Path, default=Path("infra/schedules.yaml"), help="declared schedules (default: %(default)s)"
+            "--file",
+            type=Path,
+            default=in_checkout("infra/schedules.yaml"),
+            help="declared schedules (default: %(default)s)",
         )
     function = "pipelines.kubeflow.commands:submit"
     submit = _add(commands, "submit", function, "start a run on a cluster now", ENVIRONMENT)
@@ -121,7 +126,7 @@ def _add_cluster_commands(commands: Any) -> None:
     submit.add_argument(
         "--checkpoints", default="/volume/checkpoints", help="folder that survives a task (default: %(default)s)"
     )
-    submit.add_argument("--cluster", type=Path, default=Path("infra/cluster.yaml"), help=_CLUSTER_HELP)
+    submit.add_argument("--cluster", type=Path, default=in_checkout("infra/cluster.yaml"), help=_CLUSTER_HELP)
     submit.add_argument("--experiment", default="bebygan", help="experiment in Kubeflow (default: %(default)s)")
     submit.add_argument("--force", action="store_true", help="train even when nothing changed")
     submit.add_argument("--reason", default="submitted by hand", help="why the run is started; the run logs it")
@@ -139,7 +144,7 @@ def _add_cluster_commands(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> None:
     if "params" in options:
         # Before the import of the command's module, so that a wrong parameter is reported at once.
-        options.params = load_params(options.params, options.set)
+        options.params = read_params(options)
     module, _, function = options.function.partition(":")
     getattr(import_module(module), function)(options)
 

@@ -3,13 +3,16 @@
 import argparse
 import sys
 
+from components.checkout import in_checkout
 from components.cli import run_step, step_parser
 from components.config import Params
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the places and the GPUs."""
-    parser.add_argument("--source", default="data/sample", help="folder or s3://bucket/prefix (default: %(default)s)")
+    parser.add_argument(
+        "--source", default=str(in_checkout("data/sample")), help="folder or s3://bucket/prefix (default: %(default)s)"
+    )
     parser.add_argument("--remote", default="", help="DVC remote, folder or s3://bucket/prefix")
     parser.add_argument("--ledger", default="", help="record of promotions, folder or s3://bucket/prefix")
     parser.add_argument(

@@ -18,6 +18,7 @@ from typing import Literal
 from bebygan import pretrained
 from bebygan.errors import BebyganError, ConfigError, ServiceError, StorageError, WeightsError
 from bebygan.pretrained import GENERATORS, cached_weights
+from components.checkout import start_weights_file
 from components.config import Params
 from components.progress import say
 from components.stores import check_writable, open_store
@@ -121,7 +122,7 @@ def _weights(name: str, look: Look) -> str:
 def _start(weights: str, look: Look) -> str:
     if weights in GENERATORS:
         return _weights(weights, look)
-    if not Path(weights).is_file():
+    if not start_weights_file(weights).is_file():
         raise WeightsError(
             f"the file {weights} of warmup.weights does not exist: put it into the image or onto the volume, or "
             f"name one of {', '.join(GENERATORS)}"

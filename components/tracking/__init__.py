@@ -17,5 +17,8 @@ for _name, _value in {
     # For small requests; `client.uploading` raises it for files.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # MLflow's own S3 client: not all compatible servers know the checksums that newer clients send.
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }.items():
     os.environ.setdefault(_name, _value)

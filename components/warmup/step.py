@@ -13,6 +13,7 @@ from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS, weights_file
 from bebygan.training.state import new_state
 from bebygan.training.step import warmup_step
+from components.checkout import start_weights_file
 from components.config import WarmupParams
 from components.training import Track, job_of, train_generator, write_generator
 
@@ -37,7 +38,7 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
     if params.weights is None:
         generator = Generator(params.generator)
     else:
-        path = weights_file(params.weights) if params.weights in GENERATORS else Path(params.weights)
+        path = weights_file(params.weights) if params.weights in GENERATORS else start_weights_file(params.weights)
         generator = load_generator(path)
         start = sha256_of(path)
         if generator.shape != params.generator:

@@ -19,6 +19,7 @@ from requests.exceptions import RequestException  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from bebygan.errors import ConfigError, ServiceError
+from components.checkout import start_weights_file
 from components.cli import FAILURE_FILE
 from components.container_images import DATA_IMAGE, TORCH_IMAGE
 from components.job import Job
@@ -188,7 +189,8 @@ def in_containers(
         _hand_over(folder)
     environment = environment_of_tasks(dict(os.environ))
     named = [value for value in environment.values() if os.path.isabs(value)]
-    given = [place for place in (job.source, job.params.warmup.weights or "") if folder_of(place)]
+    weights = job.params.warmup.weights
+    given = [place for place in (job.source, str(start_weights_file(weights)) if weights else "") if folder_of(place)]
     memory = psutil.virtual_memory().total
     with _engine_errors():
         # Only steps in this image record its digest.

@@ -25,6 +25,13 @@ def test_hadolint_finds_nothing(path: Path) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.parametrize("name", ["data", "torch", "tracker"])
+def test_every_s3_client_in_an_image_sends_checksums_only_where_they_are_required(name: str) -> None:
+    text = (FOLDER / f"{name}.Dockerfile").read_text()
+    assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in text
+    assert "AWS_RESPONSE_CHECKSUM_VALIDATION=when_required" in text
+
+
 def instructions(step: str) -> list[str]:
     """Return the lines of a Dockerfile, without comments and what only names the image."""
     lines = (FOLDER / f"{step}.Dockerfile").read_text().replace(f"{step}.lock", "*.lock").splitlines()

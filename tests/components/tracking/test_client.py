@@ -127,6 +127,45 @@ def test_uploads_have_a_longer_time_limit(server: Server, tmp_path: Path, monkey
     assert said in str(failure())
 
 
+class OldStore(BaseHTTPRequestHandler):
+    """S3 server that does not know the checksums of newer clients."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        unknown = [name for name in self.headers if name.lower().startswith(("x-amz-checksum", "x-amz-sdk-checksum"))]
+        self.send_response(400 if unknown else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_mlflow_stores_files_in_an_s3_store_without_newer_checksums(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OldStore)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "note.txt").write_text("content")
+    program = """
+import components.tracking
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+get_artifact_repository("s3://bucket/prefix").log_artifact("note.txt")
+"""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
+    variables |= {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+    )
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+
+
 def test_uploads_keep_a_longer_limit_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
     with uploading():

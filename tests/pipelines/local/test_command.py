@@ -139,6 +139,19 @@ def test_the_home_folder_is_replaced_in_options(
     assert not Path("~").exists()
 
 
+def test_from_another_folder_the_parameters_photographs_and_weights_of_the_checkout_are_found(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace.parent)
+    for name in ("BEBYGAN_PARENT_RUN", "KFP_RUN_ID", "MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_RUN_ID"):
+        monkeypatch.setenv(name, "0" * 32)
+    assert cli.main(["run", "--workspace", "w", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"source:    {ROOT}/data/sample\nworkspace: {workspace.parent}/w\n" in told
+    assert "preflight: passed" in told
+    assert "MLFLOW_RUN_ID" not in os.environ
+
+
 def test_the_address_of_a_server_is_shown_without_its_password() -> None:
     assert command._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
 

@@ -1,0 +1,25 @@
+"""Files that commands find from any working folder."""
+
+import os
+from pathlib import Path
+
+PARAMS_VARIABLE = "BEBYGAN_PARAMS"
+"""Environment variable: absolute path of the parameters file, which tasks inherit."""
+_CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def in_checkout(path: str | Path) -> Path:
+    """Return a relative path as it is, or below this checkout if only that exists."""
+    there = _CHECKOUT / path
+    return there if there.exists() and not Path(path).exists() else Path(path)
+
+
+def start_weights_file(weights: str) -> Path:
+    """Return the file that `warmup.weights` names.
+
+    A relative path is looked for in the working folder, then in the folder of the parameters file and the one above
+    it, then in this checkout. The path is returned as it is if no folder has the file.
+    """
+    params = os.environ.get(PARAMS_VARIABLE)
+    folders = [Path(), *(list(Path(params).parents)[:2] if params else [])]
+    return next((folder / weights for folder in folders if (folder / weights).is_file()), in_checkout(weights))
