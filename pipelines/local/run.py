@@ -192,14 +192,6 @@ def _log_of_this_run(path: Path) -> Iterator[TextIO]:
         yield log
 
 
-def _forget_outputs_elsewhere(cache: Path, outputs_of_tasks: Path) -> None:
-    """Remove the cache entries of outputs outside this workspace, which was copied or moved with its cache."""
-    inside = json.dumps(f"{outputs_of_tasks}{os.sep}")[1:-1]
-    for entry in cache.glob("*.json"):
-        if inside not in entry.read_text(errors="replace"):
-            entry.unlink(missing_ok=True)
-
-
 def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
     """Remove the outputs of earlier runs, except those that this run took from the cache.
 
@@ -221,6 +213,8 @@ def _remove_unused(outputs_of_tasks: Path, used: Collection[Path]) -> None:
 def _check_cache(cache: Path, outputs_of_tasks: Path, *, bypass: bool) -> None:
     """Remove damaged outputs and cache entries, so that their tasks run again; with `bypass` all entries.
 
+    Entries of a workspace that was copied or moved are removed, too: they name the outputs of the original.
+
     KFP runs a task again if its cache has no entry, or if an output that the entry names is missing.
     """
     for output in damaged(outputs_of_tasks.glob(f"*/*/*{DIGEST}")):
@@ -229,8 +223,9 @@ def _check_cache(cache: Path, outputs_of_tasks: Path, *, bypass: bool) -> None:
     for entry in damaged(cache.glob(f"*{DIGEST}")):
         say(f"{entry} is damaged: its step runs again")
         entry.unlink()
-    if bypass:
-        for entry in cache.glob("*.json"):
+    inside = json.dumps(f"{outputs_of_tasks}{os.sep}")[1:-1]
+    for entry in cache.glob("*.json"):
+        if bypass or inside not in entry.read_text(errors="replace"):
             entry.unlink(missing_ok=True)
 
 
@@ -270,7 +265,6 @@ def run(
     # If Docker created it, it would belong to root.
     outputs_of_tasks.mkdir(exist_ok=True)
     _check_cache(cache, outputs_of_tasks, bypass=force)
-    _forget_outputs_elsewhere(cache, outputs_of_tasks)
     with (
         tempfile.TemporaryDirectory() as scratch,
         _watcher(Path(scratch), containers=containers is not None) as watcher,

@@ -14,9 +14,9 @@ from components.tracking.runs import step_run
 from pipelines import cli
 from pipelines.local.run import (
     Outcome,
+    _check_cache,
     _end_runs_of_killed_tasks,
     _failure_of_task,
-    _forget_outputs_elsewhere,
     _log_of_this_run,
     _remove_unused,
     publish,
@@ -185,7 +185,7 @@ def test_a_copied_cache_forgets_the_outputs_of_the_original_workspace(tmp_path: 
     cache.mkdir()
     for name, path in (("here", outputs), ("original", tmp_path / "pipeline")):
         (cache / f"{name}.json").write_text(json.dumps({"dataset": {"uri": f"{path}/run/ingest/dataset"}}))
-    _forget_outputs_elsewhere(cache, outputs)
+    _check_cache(cache, outputs, bypass=False)
     assert [path.name for path in cache.iterdir()] == ["here.json"]
 
 
