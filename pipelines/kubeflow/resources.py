@@ -154,6 +154,8 @@ class Names(Settings):
     config_map: Name
     """MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, BEBYGAN_CONSOLE, BEBYGAN_TRACKER, each optional."""
     s3_secret: Name
+    ingest_s3_secret: Name | None = None
+    """Of look and ingest, which decode photographs; null for `s3_secret`."""
     mlflow_secret: Name
     webhook_secret: Name
     claim: Name
@@ -214,12 +216,15 @@ _ON_VOLUME = frozenset(("preflight", "warmup", "train", "launch"))
 """Tasks by what they read, or mount."""
 
 
+_INGESTS = frozenset(("look", "ingest"))
 _TRAINS = frozenset(("warmup", "train"))
 
 
 def _credentials(name: str, cluster: Cluster) -> tuple[str, str]:
     """Return the Secrets of a task for S3 and for MLflow."""
     names, training = cluster.names, cluster.training
+    if name in _INGESTS:
+        return names.ingest_s3_secret or names.s3_secret, names.mlflow_secret
     if name not in _TRAINS:
         return names.s3_secret, names.mlflow_secret
     return training.s3_secret or names.s3_secret, training.mlflow_secret or names.mlflow_secret

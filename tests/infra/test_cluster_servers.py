@@ -203,24 +203,31 @@ def test_each_key_opens_only_its_own_buckets(described: Described, store: str) -
         return found
 
     assert may("bebygan-s3") == {"list photographs", "list bebygan", "write bebygan"}
+    assert may("bebygan-ingest-s3") == {"list photographs", "list bebygan"}
     assert may("bebygan-training-s3") == {"list bebygan"}
     assert may("photographer") == {"list photographs", "write photographs"}
     assert may("mlflow-server") == {"list mlflow", "write mlflow"}
     assert may("backup") == {"list photographs", "list bebygan", "list mlflow", "list backup", "write backup"}
 
 
-def test_the_key_of_training_opens_checkpoints_and_nothing_else_in_its_bucket(described: Described, store: str) -> None:
-    steps, training = (client(described, store, name) for name in ("bebygan-s3", "bebygan-training-s3"))
-    for key in ("checkpoints/a", "ledger/bebygan/000001.json", "dvc/files/md5/ab/cd"):
-        steps.put_object(Bucket="bebygan", Key=key, Body=b"1")
-    training.put_object(Bucket="bebygan", Key="checkpoints/b", Body=b"1")
-    training.upload_fileobj(io.BytesIO(bytes(20_000_000)), "bebygan", "checkpoints/large")
-    assert training.get_object(Bucket="bebygan", Key="checkpoints/a")["Body"].read() == b"1"
-    training.delete_object(Bucket="bebygan", Key="checkpoints/b")
-    for key in ("ledger/bebygan/000001.json", "dvc/files/md5/ab/cd"):
-        for call in (training.get_object, training.delete_object, partial(training.put_object, Body=b"2")):
+@pytest.mark.parametrize(("step", "own"), [("ingest", "dvc"), ("training", "checkpoints")])
+def test_ingest_and_training_write_their_own_folder_of_the_bucket_and_read_no_other(
+    step: str, own: str, described: Described, store: str
+) -> None:
+    steps, key = client(described, store, "bebygan-s3"), client(described, store, f"bebygan-{step}-s3")
+    for folder in ("checkpoints", "ledger", "dvc"):
+        steps.put_object(Bucket="bebygan", Key=f"{folder}/a", Body=b"1")
+    key.put_object(Bucket="bebygan", Key=f"{own}/b", Body=b"1")
+    key.upload_fileobj(io.BytesIO(bytes(20_000_000)), "bebygan", f"{own}/large")
+    assert key.get_object(Bucket="bebygan", Key=f"{own}/a")["Body"].read() == b"1"
+    key.delete_object(Bucket="bebygan", Key=f"{own}/b")
+    for folder in {"checkpoints", "ledger", "dvc"} - {own}:
+        for call in (key.get_object, key.delete_object, partial(key.put_object, Body=b"2")):
             with pytest.raises(ClientError, match="AccessDenied"):
-                call(Bucket="bebygan", Key=key)
+                call(Bucket="bebygan", Key=f"{folder}/a")
+    # Other tests copy the bucket.
+    for name in ("checkpoints/a", "ledger/a", "dvc/a", f"{own}/large"):
+        steps.delete_object(Bucket="bebygan", Key=name)
 
 
 def test_the_tracking_server_answers_to_its_names_and_accounts(described: Described, tracker: str) -> None:

@@ -333,8 +333,8 @@ def test_every_task_is_given_the_secrets_that_it_needs_by_reference_and_no_other
         secrets, maps = told.get("secretAsEnv", []), told.get("configMapAsEnv", [])
         variables = {entry["envVar"]: (secret["secretName"], entry["secretKey"]) for secret in secrets
                      for entry in secret["keyToEnv"]}  # fmt: skip
-        of = {key: secret.replace("bebygan", "bebygan-training") for key, secret in SECRET_OF.items()}
-        of = of if name in ("warmup", "train") else SECRET_OF
+        own = {"look": "-ingest", "ingest": "-ingest", "warmup": "-training", "train": "-training"}.get(name, "")
+        of = {key: secret.replace("bebygan", f"bebygan{own}") for key, secret in SECRET_OF.items()}
         assert variables == {variable: (of[variable], variable) for variable in READ[name]}, name
         # A pod whose secret is missing would wait without a word; preflight says what is missing.
         assert all(entry["optional"] for entry in [*secrets, *maps]), name
@@ -541,7 +541,16 @@ def test_compiling_onto_a_full_disk_ends_with_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cluster_without_secrets_for_training_gives_it_those_of_the_other_steps(cluster: Cluster) -> None:
-    shared = replace(cluster, training=replace(cluster.training, s3_secret=None, mlflow_secret=None))
+def test_a_cluster_without_secrets_for_ingest_and_training_gives_them_those_of_the_other_steps(
+    cluster: Cluster,
+) -> None:
+    shared = replace(
+        cluster,
+        names=replace(cluster.names, ingest_s3_secret=None),
+        training=replace(cluster.training, s3_secret=None, mlflow_secret=None),
+    )
     asked = from_yaml(TrainJobSettings, trainjob_yaml(shared))
     assert (asked.s3_secret, asked.mlflow_secret) == ("bebygan-s3", "bebygan-mlflow")
+    told = retrain_yaml(shared, load_params(ROOT / "params.yaml")).decode()
+    assert "bebygan-s3" in told
+    assert not [name for name in ("bebygan-ingest", "bebygan-training-s3", "bebygan-training-mlflow") if name in told]

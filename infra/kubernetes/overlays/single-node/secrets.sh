@@ -16,6 +16,7 @@ secret() {
 }
 
 steps_id=$(random) steps_key=$(random)
+ingest_id=$(random) ingest_key=$(random)
 training_id=$(random) training_key=$(random)
 tracker_id=$(random) tracker_key=$(random)
 backup_id=$(random) backup_key=$(random)
@@ -23,6 +24,8 @@ photographer_id=$(random) photographer_key=$(random)
 
 # Steps: read photographs; read and write data versions, the ledger and preflight's test objects.
 secret bebygan-s3 AWS_ACCESS_KEY_ID "$steps_id" AWS_SECRET_ACCESS_KEY "$steps_key"
+# look and ingest, which decode foreign files: read photographs, write data versions.
+secret bebygan-ingest-s3 AWS_ACCESS_KEY_ID "$ingest_id" AWS_SECRET_ACCESS_KEY "$ingest_key"
 # Steps' account at the tracking server; docs/cluster.md describes how to create it there.
 secret bebygan-mlflow MLFLOW_TRACKING_USERNAME retrain MLFLOW_TRACKING_PASSWORD "$(random)"
 # The same for warmup and train, which run for days on machines with GPUs: they may write checkpoints and log to runs.
@@ -48,6 +51,9 @@ cat <<END
       {"name": "steps", "credentials": [{"accessKey": "$steps_id", "secretKey": "$steps_key"}],
        "actions": ["Read:photographs", "List:photographs",
                    "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan"]},
+      {"name": "ingest", "credentials": [{"accessKey": "$ingest_id", "secretKey": "$ingest_key"}],
+       "actions": ["Read:photographs", "List:photographs",
+                   "List:bebygan", "Read:bebygan/dvc/*", "Write:bebygan/dvc/*"]},
       {"name": "training", "credentials": [{"accessKey": "$training_id", "secretKey": "$training_key"}],
        "actions": ["List:bebygan", "Read:bebygan/checkpoints/*", "Write:bebygan/checkpoints/*"]},
       {"name": "photographer", "credentials": [{"accessKey": "$photographer_id", "secretKey": "$photographer_key"}],
