@@ -261,3 +261,27 @@ def test_the_command_registers_and_prints_errors_in_one_line(
     assert refused.returncode == 3
     assert refused.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_relative_file_of_credentials_is_found_by_the_process_that_loads_the_model(
+    challenger: Path, evaluated: Callable[..., Path], tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow_client().create_experiment("bebygan", f"s3://{bucket}/artifacts")
+    keys = [f"{name.lower()} = {os.environ[name]}\n" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    (tmp_path / "credentials").write_text(f"[default]\n{''.join(keys)}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"])
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "components.register", "--params", str(ROOT / "params.yaml"),
+            "--challenger", str(challenger), "--evaluation", str(evaluated(challenger, "promote")),
+            "--output", str(tmp_path / "out"),
+        ],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "AWS_SHARED_CREDENTIALS_FILE": "credentials"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "tests version 1 (promote); champion: 1\n"
