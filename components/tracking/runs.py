@@ -149,6 +149,15 @@ def _pipeline_run(client: MlflowClient) -> str | None:
     return None
 
 
+def _adopted(client: MlflowClient, step: str) -> str | None:
+    """Return MLFLOW_RUN_ID, unless another step wrote to that run: a shell may still have it."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id and (other := client.get_run(run_id).data.tags.get("step", step)) != step:
+        _log.warning("warning: MLFLOW_RUN_ID names a run of %s: %s gets a run of its own", other, step)
+        return None
+    return run_id
+
+
 def _begin(client: MlflowClient, run_id: str | None, step: str, params: object, facts: Mapping[str, str]) -> str:
     """Start the run with this id, or a new one if None; tag it, log its parameters, and return its id."""
     if not run_id:
@@ -243,7 +252,7 @@ def step_run(
         ServiceError: at the start, if the server is unreachable or refuses.
     """
     with tracker("starting a run") as client:
-        parent, adopted = _pipeline_run(client), os.environ.get("MLFLOW_RUN_ID")
+        parent, adopted = _pipeline_run(client), _adopted(client, step)
         facts = {**provenance(params, data_version), **(tags or {})}
         if parent and not adopted:
             facts[PARENT] = parent

@@ -434,3 +434,19 @@ def test_a_description_is_a_tag_of_the_step_and_of_the_pipeline_and_a_failure_is
             run.describe({"data": "lost"})
     assert "tagging the run failed at MLflow's " in caplog.text
     assert "The step continues without them" in caplog.text
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_the_run_of_another_step_is_not_written_to(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with step_run("warmup", {"iterations": 1}) as warmup:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", warmup.run_id)
+    with step_run("warmup", {"iterations": 1}) as again:
+        pass
+    with step_run("train", {"iterations": 2}) as train:
+        pass
+    assert again.run_id == warmup.run_id != train.run_id
+    assert train.client.get_run(warmup.run_id).data.tags["step"] == "warmup"
+    assert "warning: MLFLOW_RUN_ID names a run of warmup: train gets a run of its own" in caplog.messages
