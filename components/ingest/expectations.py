@@ -25,7 +25,6 @@ _FOREIGN = re.compile(
     r"<script\b.*?</script>|<style\b.*?</style>|<link\b[^>]*>|<footer\b.*?</footer>|Data asset: None<br>", re.DOTALL
 )
 _LOGO = re.compile(r"<img\b[^>]*alt=\"Great Expectations\"[^>]*>")
-_INDEX = '<!doctype html><title>Checks</title><meta http-equiv="refresh" content="0; url={0}"><a href="{0}">{0}</a>\n'
 
 
 def _expectations(params: IngestParams) -> list[Expectation]:
@@ -66,9 +65,12 @@ def _make_independent(docs: Path) -> None:
         text = _LOGO.sub("Great Expectations", _FOREIGN.sub("", page.read_text(encoding="utf-8")))
         page.write_text(text.replace("</head>", style, 1), encoding="utf-8")
     shutil.rmtree(docs / "static")
-    # A script would fill the table of Great Expectations' own index.
+    # A script would fill the table of Great Expectations' own index: the only result takes its place.
     [result] = docs.glob("validations/**/*.html")
-    (docs / "index.html").write_text(_INDEX.format(result.relative_to(docs).as_posix()))
+    text = result.read_text(encoding="utf-8").replace(
+        f'href="{"../" * len(result.relative_to(docs).parts[1:])}', 'href="'
+    )
+    (docs / "index.html").write_text(text, encoding="utf-8")
 
 
 def validate(manifest: pd.DataFrame, docs: Path, params: IngestParams) -> list[str]:
