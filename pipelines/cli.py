@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "code as a run's; 0 also if there is nothing to do), but train nothing",
     )
     add_params_arguments(run)
+    _add_upscale_command(commands)
     function = "pipelines.kubeflow.commands:compile_pipeline"
     compile_ = _add(commands, "compile", function, "write the pipeline for Kubeflow")
     compile_.add_argument("output", type=Path, help="YAML file to write")
@@ -101,6 +102,34 @@ def _parser() -> argparse.ArgumentParser:
     manifests.add_argument("overlay", type=Path, help="e.g. infra/kubernetes/overlays/production")
     _add_cluster_commands(commands)
     return parser
+
+
+def _add_upscale_command(commands: Any) -> None:
+    upscale = _add(commands, "upscale", "pipelines.upscale:upscale", "make photographs four times as large")
+    upscale.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="files and folders of photographs")
+    upscale.add_argument(
+        "--output", "-o", type=Path, required=True, metavar="OUT", help="folder, or file for a single photograph"
+    )
+    upscale.add_argument(
+        "--model",
+        default="champion",
+        help="alias or number of a version, models:/NAME/NUMBER, a file of weights, or the name of pretrained weights, "
+        "such as realsr-df2k-x4 (default: %(default)s)",
+    )
+    upscale.add_argument(
+        "--workspace",
+        type=Path,
+        default=Path("workspace"),
+        help="of the runs that made it (default: %(default)s)",
+    )
+    upscale.add_argument(
+        "--tile",
+        type=_count,
+        default=256,
+        help="side of the parts that are computed at once, pixels; less needs less memory (%(default)s)",
+    )
+    upscale.add_argument("--overwrite", action="store_true", help="replace files that exist; otherwise they are kept")
+    add_params_arguments(upscale)
 
 
 def _add_cluster_commands(commands: Any) -> None:

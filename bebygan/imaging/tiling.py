@@ -1,6 +1,6 @@
 """Upscaling images of any size with bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ def upscale_image(
     tile: int | None = None,
     overlap: int = 32,
     dtype: torch.dtype | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> Image:
     """Upscale one image four times, on the generator's device.
 
@@ -35,6 +36,7 @@ def upscale_image(
         tile: largest side of a tile in LR pixels, without its overlap; None takes the image whole.
         overlap: LR pixels around each tile.
         dtype: of the network's arithmetic, by autocast; None is float32.
+        advance: called after each tile with its number of LR pixels.
 
     Returns:
         (4H, 4W, 3) uint8 RGB.
@@ -48,7 +50,7 @@ def upscale_image(
     side = min(tile or max(image.shape[:2]), max(image.shape[:2]))
     while True:
         try:
-            return _upscale_in_tiles(generator, image, side, overlap, dtype)
+            return _upscale_in_tiles(generator, image, side, overlap, dtype=dtype, advance=advance)
         except torch.OutOfMemoryError:
             if side <= _SMALLEST_TILE:
                 raise
@@ -68,7 +70,15 @@ def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[slice, slice,
         )
 
 
-def _upscale_in_tiles(generator: Generator, image: Image, tile: int, overlap: int, dtype: torch.dtype | None) -> Image:
+def _upscale_in_tiles(
+    generator: Generator,
+    image: Image,
+    tile: int,
+    overlap: int,
+    *,
+    dtype: torch.dtype | None,
+    advance: Callable[[int], object] | None,
+) -> Image:
     device = next(generator.parameters()).device
     height, width = image.shape[:2]
     result = np.empty((height * SCALE, width * SCALE, 3), np.uint8)
@@ -77,4 +87,6 @@ def _upscale_in_tiles(generator: Generator, image: Image, tile: int, overlap: in
             for read_columns, keep_columns, columns in _spans(width, tile, overlap):
                 sr = generator(to_tensor(image[read_rows, read_columns], device))
                 result[rows, columns] = to_image(sr[..., keep_rows, keep_columns])
+                if advance:
+                    advance(result[rows, columns, 0].size // SCALE**2)
     return result

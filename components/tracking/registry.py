@@ -1,5 +1,6 @@
 """Reading MLflow's model registry."""
 
+import re
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
+from bebygan.errors import WeightsError
 from bebygan.files import sha256_of
 from bebygan.registered_model import WEIGHTS, check_unchanged, damaged
 from components.tracking.client import MlflowClient, tracker
@@ -88,6 +90,34 @@ def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:
 def champion(model: str) -> ModelVersion | None:
     """Return the version that has the alias champion, or None; see `version_with_alias`."""
     return version_with_alias(model, "champion")
+
+
+def find_version(reference: str, model: str) -> ModelVersion:
+    """Return the version that a user names.
+
+    Args:
+        reference: a number, an alias such as champion, or MLflow's models:/NAME/NUMBER or models:/NAME@ALIAS.
+        model: registered model of a number or an alias.
+
+    Raises:
+        WeightsError: there is no such version.
+        ServiceError: the registry is unreachable or refuses.
+    """
+    if match := re.fullmatch(r"models:/([^/@]+)[/@]([^/@]+)", reference):
+        model, reference = match[1], match[2]
+    with tracker(f"looking for {reference} of {model}") as client:
+        try:
+            by_number = reference.isdecimal()
+            found = (client.get_model_version if by_number else client.get_model_version_by_alias)(model, reference)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            what = f"version {reference}" if by_number else reference
+            raise WeightsError(
+                f"the model {model} has no {what} in this registry: train one with `bebygan run`, or name another with "
+                "--model"
+            ) from error
+    return as_version(found)
 
 
 def lost_champion(model: str) -> str | None:

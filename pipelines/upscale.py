@@ -1,0 +1,146 @@
+"""`bebygan upscale`: enlarge photographs with a registered model, a file of weights, or pretrained weights."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from PIL import Image as PillowImage
+
+import bebygan
+from bebygan.errors import ConfigError, DataError, WeightsError
+from bebygan.imaging.picture_files import WRITTEN, enlarged, read_picture, write_picture
+from bebygan.imaging.tiling import upscale_image
+from bebygan.networks import Generator
+from bebygan.precision import training_device
+from bebygan.pretrained import GENERATORS
+from bebygan.training.state import place
+from components.progress import printable, progress_bar, say
+from components.stores.source import is_not_picture
+from components.tracking.address import VARIABLE, tracking_uri
+
+
+def _generator(model: str, name: str, workspace: Path) -> tuple[Generator, str]:
+    """Return a generator and what it is, in words.
+
+    Args:
+        model: see the option --model.
+        name: registered model.
+        workspace: of the runs.
+
+    Raises:
+        WeightsError: there is no such model, or its weights are damaged.
+        ServiceError: the registry is unreachable or refuses.
+    """
+    if model in GENERATORS or Path(model).is_file():
+        return bebygan.load(model), model
+    if Path(model).suffix in (".safetensors", ".pth"):
+        raise WeightsError(f"the file {model} of --model does not exist")
+    # A database is not created to find nothing in it.
+    if not os.environ.get(VARIABLE) and not (workspace / "mlflow.db").is_file():
+        raise WeightsError(
+            f"{workspace} has no models yet: train one with `bebygan run`, or name weights with --model, such as "
+            f"{GENERATORS[0]}"
+        )
+    os.environ[VARIABLE] = tracking_uri(workspace)
+    # MLflow takes seconds to import.
+    registry = import_module("components.tracking.registry")
+    version = registry.find_version(model, name)
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        return bebygan.load(registry.download_generator(version, Path(scratch))), version.uri
+
+
+def _found(folder: Path, output: Path) -> Iterator[Path]:
+    """Yield the files in a folder that may be photographs, except those in the output folder."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.resolve().is_relative_to(output.resolve())
+        if path.is_file() and not inside and not is_not_picture(path.relative_to(folder).as_posix()):
+            yield path
+
+
+def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
+    """Return the file to write for each file to read, ordered as they are read.
+
+    A folder is mirrored below `output`. Names keep their endings if the format can be written, and get .png otherwise.
+
+    Args:
+        inputs: files and folders.
+        output: a folder; for a single file also a file, which its ending shows.
+
+    Raises:
+        ConfigError: an input is missing or contains nothing, two inputs have the same output, or a photograph would
+            be replaced by its own enlargement.
+    """
+    inputs = list(inputs)
+    if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() in WRITTEN and not output.is_dir():
+        targets = [(inputs[0], output)]
+    else:
+        targets = []
+        for place in inputs:
+            if not place.exists():
+                raise ConfigError(f"{place} does not exist: name files or folders of photographs")
+            files = _found(place, output) if place.is_dir() else [place]
+            targets += [(path, output / path.relative_to(place if place.is_dir() else place.parent)) for path in files]
+    sources: dict[Path, Path] = {}
+    for source, named in targets:
+        target = named if named.suffix.lower() in WRITTEN else named.with_name(f"{named.name}.png")
+        if target.resolve() == source.resolve():
+            raise ConfigError(f"{source} would be replaced by its own enlargement: choose another --output")
+        if target in sources:
+            raise ConfigError(f"{sources[target]} and {source} would both be written to {target}: upscale them apart")
+        sources[target] = source
+    if not sources:
+        raise ConfigError(f"there are no photographs in {', '.join(map(str, inputs))}")
+    return {source: target for target, source in sources.items()}
+
+
+def _pixels(path: Path) -> int:
+    """Return the number of pixels that a file declares; 0 if it cannot be read, which is reported later."""
+    try:
+        with PillowImage.open(path) as image:
+            return image.width * image.height
+    except Exception:  # noqa: BLE001 - decoders raise exceptions of any type
+        return 0
+
+
+def _upscale(generator: Generator, source: Path, target: Path, tile: int, advance: Callable[[int], object]) -> None:
+    picture = read_picture(source)
+    try:
+        rgb = upscale_image(generator, picture.rgb, tile=tile, advance=advance)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise DataError(f"{source} needs more memory than there is: lower --tile, or cut it into parts") from error
+    write_picture(enlarged(picture, rgb), target)
+
+
+def upscale(options: argparse.Namespace) -> None:
+    """Upscale the named photographs, and print how many were written, kept and refused.
+
+    Raises:
+        ConfigError: see `plan`.
+        WeightsError, ServiceError: the model is missing, damaged or unreachable.
+        DataError: at least one photograph was refused; all others are written.
+        StorageError: the output cannot be written; the same command continues there.
+    """
+    targets = plan(options.inputs, options.output)
+    waiting = {source: target for source, target in targets.items() if options.overwrite or not target.exists()}
+    kept, refused = len(targets) - len(waiting), 0
+    if waiting:
+        name = options.params.evaluate.model_name
+        generator, what = _generator(options.model, name, options.workspace)
+        generator = place(generator, training_device(), channels_last=True)
+        say(f"upscaling {len(waiting)} photographs with {what}")
+        with progress_bar("upscale", "pixels", sum(map(_pixels, waiting))) as advance:
+            for source, target in waiting.items():
+                try:
+                    _upscale(generator, source, target, options.tile, advance)
+                except DataError as error:
+                    refused += 1
+                    say(f"refused: {error}")
+    print(printable(f"{len(waiting) - refused} of {len(targets)} photographs written to {options.output}"))
+    if kept:
+        print(f"{kept} were there already: --overwrite writes them again")
+    if refused:
+        raise DataError(f"{refused} of {len(targets)} photographs were refused; the lines above say why")

@@ -1,0 +1,139 @@
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from bebygan.errors import DataError
+from bebygan.imaging.picture_files import Picture, enlarged, read_picture, write_picture
+
+ORIENTATION, ARTIST = 0x0112, 0x013B
+RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+def saved(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+def test_colours_are_written_and_read_back(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_picture(Picture(RGB, None, False, {}), path)
+    picture = read_picture(path)
+    assert np.array_equal(picture.rgb, RGB)
+    assert (picture.alpha, picture.grey) == (None, False)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
+def test_lossy_formats_keep_the_colours_nearly(suffix: str, tmp_path: Path) -> None:
+    smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
+    write_picture(Picture(smooth, None, False, {}), tmp_path / f"a{suffix}")
+    assert np.abs(read_picture(tmp_path / f"a{suffix}").rgb.astype(int) - smooth).mean() < 2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_grey_picture_stays_grey(suffix: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "grey.png", Image.fromarray(RGB[..., 0]))
+    picture = read_picture(source)
+    assert picture.grey
+    assert np.array_equal(picture.rgb, np.repeat(RGB[..., :1], 3, 2))
+    write_picture(picture, tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as written:
+        assert written.mode == "L"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "palette"])
+def test_transparency_is_kept_apart_and_enlarged(mode: str, tmp_path: Path) -> None:
+    alpha = np.zeros((6, 9), np.uint8)
+    alpha[:, 4:] = 255
+    image = Image.fromarray(np.dstack([RGB, alpha]))
+    if mode == "LA":
+        image = image.convert("LA")
+    if mode in ("PA", "palette"):
+        image = image.convert("RGB").quantize(16)
+        image.info["transparency"] = 0
+    picture = read_picture(saved(tmp_path / "a.png", image))
+    assert picture.alpha is not None
+    if mode in ("RGBA", "LA"):
+        assert np.array_equal(picture.alpha, alpha)
+    large = enlarged(picture, picture.rgb.repeat(4, 0).repeat(4, 1))
+    write_picture(large, tmp_path / "b.png")
+    again = read_picture(tmp_path / "b.png")
+    assert again.alpha is not None
+    assert again.alpha.shape == again.rgb.shape[:2] == (24, 36)
+    assert again.grey == (mode == "LA")
+    with pytest.raises(DataError, match=r"b\.jpg cannot hold transparency: choose a name that ends with \.png"):
+        write_picture(large, tmp_path / "b.jpg")
+    assert not (tmp_path / "b.jpg").exists()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_applied_once_and_other_metadata_stay(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[ARTIST] = orientation, "Ada"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source = saved(tmp_path / "a.png", Image.fromarray(RGB), exif=exif, icc_profile=profile)
+    picture = read_picture(source)
+    assert picture.rgb.shape == ((6, 9, 3) if orientation < 5 else (9, 6, 3))
+    for suffix in (".png", ".jpg", ".webp", ".tif"):
+        write_picture(picture, tmp_path / f"b{suffix}")
+        assert read_picture(tmp_path / f"b{suffix}").rgb.shape == picture.rgb.shape
+        with Image.open(tmp_path / f"b{suffix}") as written:
+            assert written.getexif().get(ORIENTATION, 1) == 1
+            assert written.getexif()[ARTIST] == "Ada"
+            assert written.info["icc_profile"] == profile
+
+
+def test_a_print_becomes_rgb_without_the_profile_of_its_inks(tmp_path: Path) -> None:
+    source = saved(tmp_path / "a.jpg", Image.fromarray(RGB).convert("CMYK"), icc_profile=b"inks")
+    picture = read_picture(source)
+    assert picture.rgb.shape == RGB.shape
+    assert "icc_profile" not in picture.metadata
+
+
+def bomb(path: Path) -> None:
+    """Write a PNG of a few bytes that declares 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    saved(tmp_path / "whole.png", Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:400])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "drawing.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    bomb(tmp_path / "bomb.png")
+    saved(tmp_path / "deep.png", Image.fromarray(np.arange(54, dtype=np.uint16).reshape(6, 9) * 999))
+    saved(tmp_path / "moving.gif", Image.fromarray(RGB), save_all=True, append_images=[Image.fromarray(255 - RGB)])
+    for name, reason in {
+        "cut.png": "truncated",
+        "text.png": "is no JPEG, PNG",
+        "empty.png": "is no JPEG, PNG",
+        "drawing.png": "is no JPEG, PNG",
+        "bomb.png": "exceeds limit",
+        "deep.png": "it has 16 bits per channel, of which 8 would be lost",
+        "moving.gif": "it holds 2 frames or pages",
+        "missing.png": "No such file",
+    }.items():
+        with pytest.raises(DataError, match=reason) as caught:
+            read_picture(tmp_path / name)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_format_that_cannot_hold_the_size_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    wide = Picture(np.zeros((1, 70_000, 3), np.uint8), None, False, {})
+    for name in ("a.jpg", "a.webp"):
+        with pytest.raises(DataError, match=rf"{name} cannot hold 70000x1 pixels .*ends with .png"):
+            write_picture(wide, tmp_path / name)
+    write_picture(wide, tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

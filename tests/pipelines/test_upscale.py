@@ -1,0 +1,203 @@
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bebygan.errors import ConfigError
+from bebygan.files import sha256_of
+from bebygan.imaging.tiling import upscale_image
+from bebygan.networks.generator import Generator
+from bebygan.networks.naming import load_generator, save_generator
+from bebygan.settings import GeneratorShape
+from components.tracking.address import database_uri
+from components.tracking.client import mlflow_client
+from pipelines import cli
+from pipelines.upscale import plan
+
+ROOT = Path(__file__).parents[2]
+Upscale = Callable[..., int]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights" / "generator.safetensors"
+    path.parent.mkdir()
+    save_generator(Generator(GeneratorShape(blocks=1, features=4, growth=2)), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with three photographs in two folders, and a text."""
+    folder = tmp_path / "photographs"
+    (folder / "trip").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in ("a.png", "b.bmp", "trip/a.jpg"):
+        Image.fromarray(random.integers(0, 256, (12, 20, 3), np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("not a photograph")
+    return folder
+
+
+@pytest.fixture
+def upscale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upscale:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    workspace = tmp_path / "workspace"
+
+    def run(*arguments: object) -> int:
+        options = ["--params", ROOT / "params.yaml", "--workspace", workspace]
+        return cli.main(["upscale", *map(str, [*arguments, *options])])
+
+    return run
+
+
+def contents(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_mirrored_and_each_photograph_is_four_times_as_large(
+    upscale: Upscale, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert upscale(folder, "--output", out, "--model", weights, "--tile", 8) == 0
+    assert contents(out) == {"a.png", "b.bmp", "trip/a.jpg"}
+    assert capsys.readouterr().out == f"3 of 3 photographs written to {out}\n"
+    with Image.open(folder / "a.png") as lr, Image.open(out / "a.png") as sr:
+        generator = load_generator(weights).eval()
+        expected = upscale_image(generator, np.asarray(lr), tile=8)
+        assert np.abs(np.asarray(sr).astype(int) - expected).max() <= 1
+
+
+def test_photographs_that_are_there_are_kept_unless_overwritten(
+    upscale: Upscale, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_text("kept")
+    assert upscale(folder, "-o", out, "--model", weights) == 0
+    assert (out / "a.png").read_text() == "kept"
+    assert "2 of 3 photographs written" in capsys.readouterr().out
+    # Nothing is left to do, so no model is needed.
+    assert upscale(folder, "-o", out) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "3 were there already: --overwrite writes them again"
+    assert upscale(folder, "-o", out, "--model", weights, "--overwrite") == 0
+    with Image.open(out / "a.png") as written:
+        assert written.size == (80, 48)
+
+
+def test_one_bad_file_does_not_stop_the_others(
+    upscale: Upscale, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad\x1b[31m.png").write_bytes((folder / "a.png").read_bytes()[:100])
+    assert upscale(folder, "-o", tmp_path / "out", "--model", weights) == 3
+    told, said = capsys.readouterr()
+    assert contents(tmp_path / "out") == {"a.png", "b.bmp", "trip/a.jpg"}
+    assert "3 of 4 photographs written" in told
+    assert "refused: cannot read " in said
+    assert "\x1b" not in said
+    assert "error: 1 of 4 photographs were refused" in said
+
+
+def test_a_single_photograph_may_be_given_a_name(upscale: Upscale, folder: Path, weights: Path, tmp_path: Path) -> None:
+    assert upscale(folder / "trip" / "a.jpg", "-o", tmp_path / "large.webp", "--model", weights) == 0
+    with Image.open(tmp_path / "large.webp") as written:
+        assert (written.format, written.size) == ("WEBP", (80, 48))
+
+
+def test_the_plan_keeps_writable_endings_and_leaves_out_its_own_output(folder: Path) -> None:
+    shutil.copy(folder / "a.png", folder / "c.gif")
+    out = folder / "large"
+    out.mkdir()
+    shutil.copy(folder / "a.png", out / "a.png")
+    assert plan([folder], out) == {
+        folder / "a.png": out / "a.png",
+        folder / "b.bmp": out / "b.bmp",
+        folder / "c.gif": out / "c.gif.png",
+        folder / "trip" / "a.jpg": out / "trip" / "a.jpg",
+    }
+
+
+def test_a_plan_that_would_lose_a_photograph_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "a.png", folder / "trip" / "a.png")
+    with pytest.raises(ConfigError, match=r"a\.png and .*trip/a\.png would both be written to"):
+        plan([folder / "a.png", folder / "trip" / "a.png"], tmp_path / "out")
+    with pytest.raises(ConfigError, match="would be replaced by its own enlargement"):
+        plan([folder / "a.png"], folder / "a.png")
+    with pytest.raises(ConfigError, match="would be replaced by its own enlargement"):
+        plan([folder / "a.png"], folder)
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        plan([folder / "a.png", tmp_path / "nowhere"], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="there are no photographs in"):
+        plan([tmp_path / "empty"], tmp_path / "out")
+
+
+@pytest.fixture
+def champion(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stored weights of version 1, the champion of the workspace."""
+    workspace = tmp_path / "workspace"
+    stored = workspace / "stored" / "artifacts" / "generator.safetensors"
+    stored.parent.mkdir(parents=True)
+    shutil.copy(weights, stored)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", database_uri(workspace / "mlflow.db"))
+        client = mlflow_client()
+        client.create_registered_model("bebygan")
+        source, tags = stored.parents[1].as_uri(), {"weights_sha256": sha256_of(stored)}
+        client.create_model_version("bebygan", source, tags=tags)
+        client.set_registered_model_alias("bebygan", "champion", "1")
+    return stored
+
+
+@pytest.mark.usefixtures("champion")
+@pytest.mark.parametrize("model", ["champion", "1", "models:/bebygan/1", "models:/bebygan@champion"])
+def test_versions_of_the_workspace_are_named_by_alias_number_or_address(
+    model: str, upscale: Upscale, folder: Path, tmp_path: Path
+) -> None:
+    assert upscale(folder / "a.png", "-o", tmp_path / "out", "--model", model) == 0
+    assert contents(tmp_path / "out") == {"a.png"}
+
+
+def test_a_damaged_champion_upscales_nothing(
+    upscale: Upscale, folder: Path, champion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_generator(load_generator(champion), champion, metadata={"other": "model"})
+    assert upscale(folder, "-o", tmp_path / "out") == 5
+    assert "error: models:/bebygan/1 is damaged: its weights have SHA-256" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("champion", "has no models yet: train one with `bebygan run`, or name weights with --model, such as realsr"),
+        ("lost.pth", "the file lost.pth of --model does not exist"),
+    ],
+)
+def test_a_missing_model_is_said_and_leaves_no_database(
+    model: str, said: str, upscale: Upscale, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upscale(folder, "-o", folder.parent / "out", "--model", model) == 5
+    assert said in capsys.readouterr().err
+    assert not (folder.parent / "workspace").exists()
+
+
+@pytest.mark.parametrize("model", ["7", "previous", "models:/other/1"])
+@pytest.mark.usefixtures("champion")
+def test_an_unknown_version_is_named(
+    model: str, upscale: Upscale, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upscale(folder, "-o", tmp_path / "out", "--model", model) == 5
+    assert "in this registry: train one with `bebygan run`" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_batch_with_its_own_code(
+    upscale: Upscale, folder: Path, weights: Path, small_disk: Path
+) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)).save(folder / "0.png")
+    (small_disk / "fill").write_bytes(bytes(120 * 1024))
+    assert upscale(folder, "-o", small_disk / "out", "--model", weights) == 6
+    assert not [name for name in os.listdir(small_disk / "out") if not name.startswith(".")]
