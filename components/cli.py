@@ -175,12 +175,17 @@ def report_errors(run: Callable[[], None]) -> int:
     _prepare()
     try:
         run()
+        sys.stdout.flush()
     except BebyganError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Python would write the rest when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return 0
 
 

@@ -270,3 +270,17 @@ def test_a_character_that_stdout_cannot_encode_does_not_fail_a_step(watched: boo
     assert (done.returncode, done.stdout.decode("latin-1")) == (0, "champion: 1 \\u2192 2, größer\n" * 2), done.stderr
     told = (tmp_path / "watched").read_bytes() if watched else done.stderr
     assert told.count(rb"\u6b21") == 2
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_seen_enough_causes_no_traceback(lines: int) -> None:
+    program = "import sys; from components.cli import report_errors; "
+    program += f"sys.exit(report_errors(lambda: print('line ' * {lines})))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
