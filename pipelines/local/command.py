@@ -47,7 +47,7 @@ def _print_data(workspace: Path, data_version: str | None = None) -> None:
         summary = read_summary(lists.parent)
         if data_version in (None, summary.data_version):
             first, *others = summary_lines(summary, lists, checks if checks.exists() else None)
-            print(f"data:     {first}", *others, sep="\n")
+            print(f"data:     {first}", *(f"{'':10}{line}" for line in others), sep="\n")
 
 
 def _champion_line(model: str, version: str | None) -> str:

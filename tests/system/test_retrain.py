@@ -175,8 +175,8 @@ def test_a_second_run_has_nothing_to_do_and_names_the_champion(second_run: Finis
     assert reason.startswith("nothing to do: ")
     assert reason.endswith("; --force runs all steps again")
     assert re.fullmatch(r"data:     \d+ photographs \(\d+ train, \d+ validation, \d+ test\)", photographs)
-    assert checks == "checks: workspace/data-docs/index.html"
-    assert version == f"data version: {data_version(output_of(project, 'ingest', 'dataset'))}"
+    assert checks == f"{'':10}checks: workspace/data-docs/index.html"
+    assert version == f"{'':10}data version: {data_version(output_of(project, 'ingest', 'dataset'))}"
     assert champion == "champion: bebygan version 1"
     assert report == "report:   workspace/report/report.html"
     assert runs.startswith("runs:     ")

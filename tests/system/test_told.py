@@ -54,8 +54,8 @@ def told(out: str) -> list[str]:
     """Return the lines about the data."""
     lines = out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("data:     "))
-    end = next(number for number, line in enumerate(lines) if line.startswith("data version: "))
-    return lines[start : end + 1]
+    end = next(number for number, line in enumerate(lines) if line.strip().startswith("data version: "))
+    return [line.removeprefix(f"{'':10}") for line in lines[start : end + 1]]
 
 
 def test_the_terminal_tells_what_was_taken_and_each_refused_file(first: Finished, source: Path) -> None:
