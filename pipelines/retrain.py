@@ -96,6 +96,7 @@ def add_steps(
         data_version=version,
         params=params["evaluate"],
         dataset=dataset,
+        docs=ingested.outputs["docs"],
         warmup=warm.outputs["generator"],
         challenger=trained.outputs["challenger"],
     )

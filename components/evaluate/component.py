@@ -10,6 +10,7 @@ def evaluate(
     data_version: str,
     params: str,
     dataset: dsl.Input[dsl.Dataset],
+    docs: dsl.Input[dsl.Artifact],
     warmup: dsl.Input[dsl.Model],
     challenger: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
@@ -22,6 +23,7 @@ def evaluate(
 
         from components.artifacts import read_summary
         from components.config import EvaluateParams, from_yaml
+        from components.evaluate.step import CHECKS
         from components.evaluate.step import evaluate as run
         from components.stores.dataset import summary_lines
         from components.tracking.runs import step_run
@@ -29,6 +31,6 @@ def evaluate(
         group, output = from_yaml(EvaluateParams, params), Path(evaluation.path)
         folders = (Path(dataset.path), Path(warmup.path), Path(challenger.path))
         with step_run("evaluate", group, data_version) as tracked:
-            verdict = run(*folders, output, params=group, run=tracked)
-        print(*summary_lines(read_summary(output), output / "data.json"), sep="\n", flush=True)
+            verdict = run(*folders, output, params=group, run=tracked, docs=Path(docs.path))
+        print(*summary_lines(read_summary(output), output / "data.json", output / CHECKS), sep="\n", flush=True)
         return verdict

@@ -24,6 +24,7 @@ def html_report(
     *,
     summary: DataSummary,
     thumbnails: Mapping[int, Image],
+    checks: str | None = None,
 ) -> str:
     """Return the page.
 
@@ -35,6 +36,7 @@ def html_report(
         history: logged values of the challenger's training, oldest first; may be empty.
         summary: of the dataset.
         thumbnails: of quarantined files, by their place in `summary.quarantined`.
+        checks: file beside the page with the results of ingest's checks.
     """
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -62,5 +64,6 @@ def html_report(
         reasons=reasons_of(summary.quarantined),
         notices=notices_of(summary),
         named=NAMED,
+        checks=checks,
         thumbnails={number: embedded(image) for number, image in thumbnails.items()},
     )

@@ -1,6 +1,7 @@
 """Compare bicubic, warm-up, challenger and champion on the same photographs, and decide about the challenger."""
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -56,6 +57,8 @@ from components.tracking.provenance import provenance
 from components.tracking.registry import champion, download_generator
 from components.tracking.runs import StepRun
 
+CHECKS = "checks.html"
+"""Page with the results of ingest's checks, beside the report."""
 _PICTURES = 12
 """Number of photographs in the report; all photographs are measured."""
 
@@ -152,7 +155,14 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
 
 
 def evaluate(
-    dataset: Path, warmup: Path, challenger: Path, output: Path, *, params: EvaluateParams, run: StepRun
+    dataset: Path,
+    warmup: Path,
+    challenger: Path,
+    output: Path,
+    *,
+    params: EvaluateParams,
+    run: StepRun,
+    docs: Path | None = None,
 ) -> Recommendation:
     """Compare the candidates and recommend whether the challenger should replace the champion.
 
@@ -164,6 +174,7 @@ def evaluate(
             data.json, per_photograph.csv, pictures/, report.html.
         params: of the step.
         run: gets the means, the output, and a line about the data, which the run of the whole pipeline gets too.
+        docs: folder with the Data Docs that ingest wrote; the page of the checks is copied from it to checks.html.
 
     Raises:
         DataError: no photograph is held out, the dataset or history.jsonl is damaged, the challenger was trained on
@@ -206,14 +217,27 @@ def evaluate(
         )
         write_verdict(folder, verdict)
         write_summary(folder, summary)
+        checked = docs is not None and (docs / "index.html").is_file()
+        if docs and checked:
+            shutil.copyfile(docs / "index.html", folder / CHECKS)
         (folder / "pictures").mkdir()
         for number, panels in enumerate(crops.values(), start=1):
             side_by_side(panels).save(folder / "pictures" / f"{number:02}.png", optimize=True)
         thumbnails = read_thumbnails(dataset)
         rows = measured.to_dict("records")
-        page = html_report(verdict, means, rows, crops, history, summary=summary, thumbnails=thumbnails)
+        page = html_report(
+            verdict,
+            means,
+            rows,
+            crops,
+            history,
+            summary=summary,
+            thumbnails=thumbnails,
+            checks=CHECKS if checked else None,
+        )
         (folder / "report.html").write_text(page, encoding="utf-8")
     run(0, {f"{candidate}/{name}": value for candidate, row in means.items() for name, value in row.items()})
     run.artifacts(output, "evaluation")
-    run.describe({"data": headline(summary)})
+    data = headline(summary)
+    run.describe({"data": f"{data}; checks: evaluation/{CHECKS} of the run evaluate" if checked else data})
     return recommendation

@@ -201,7 +201,7 @@ def summary_lines(summary: DataSummary, more: Path, checks: Path | None = None) 
     Args:
         summary: to tell.
         more: file with the lists of which the text shows the beginning.
-        checks: page with the results of the validation.
+        checks: page with the results of the validation, named if it exists.
     """
     lines = [counts_of(summary)]
     if summary.quarantined:
@@ -209,6 +209,6 @@ def summary_lines(summary: DataSummary, more: Path, checks: Path | None = None) 
     lines += notice_lines(summary, more)
     if summary.skipped:
         lines.append(f"skipped, not pictures: {summary.skipped}")
-    if checks:
+    if checks and checks.exists():
         lines.append(f"checks: {checks}")
     return [*lines, f"data version: {summary.data_version}"]

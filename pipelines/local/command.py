@@ -46,7 +46,7 @@ def _print_data(workspace: Path, data_version: str | None = None) -> None:
     if lists.exists():
         summary = read_summary(lists.parent)
         if data_version in (None, summary.data_version):
-            first, *others = summary_lines(summary, lists, checks if checks.exists() else None)
+            first, *others = summary_lines(summary, lists, checks)
             print(f"data:     {first}", *(f"{'':10}{line}" for line in others), sep="\n")
 
 

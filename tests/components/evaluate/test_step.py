@@ -58,12 +58,11 @@ def compared(
     """Run the step on warm-up, challenger and dataset of this test, with the output tmp_path/out."""
     folders = {"warmup": generator_folder("warmup", 1), "challenger": generator_folder("challenger", 2)}
 
-    def run_step(**changed: Any) -> str:
+    def run_step(docs: Path | None = None, **changed: Any) -> str:
         settings = params(**changed)
+        places = (dataset, folders["warmup"], folders["challenger"], tmp_path / "out")
         with step_run("evaluate", settings) as run:
-            return evaluate(
-                dataset, folders["warmup"], folders["challenger"], tmp_path / "out", params=settings, run=run
-            )
+            return evaluate(*places, params=settings, run=run, docs=docs)
 
     return run_step
 
@@ -239,6 +238,25 @@ def test_the_report_is_self_contained_and_complete(compared: Callable[..., str],
     ]
     shown += ["a & <b>.png", "best buddy", data_version(dataset), "PSNR-Y", "Keep"]
     assert [part for part in shown if part not in text] == []
+
+
+def test_the_page_of_the_checks_is_kept_beside_the_report_and_in_mlflow(
+    compared: Callable[..., str], tmp_path: Path
+) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "index.html").write_text("14 of 14 checks passed")
+    compared(docs=docs)
+    assert (tmp_path / "out" / "checks.html").read_text() == "14 of 14 checks passed"
+    assert '<a href="checks.html">' in (tmp_path / "out" / "report.html").read_text()
+    client = mlflow_client()
+    [run] = client.search_runs([client.get_experiment_by_name("bebygan").experiment_id])
+    assert "evaluation/checks.html" in {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
+    assert run.data.tags["data"].endswith("; checks: evaluation/checks.html of the run evaluate")
+    (docs / "index.html").unlink()
+    compared(docs=docs)
+    assert not (tmp_path / "out" / "checks.html").exists()
+    assert "checks.html" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_tiles_change_the_values_only_slightly(compared: Callable[..., str], tmp_path: Path) -> None:

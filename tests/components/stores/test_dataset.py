@@ -97,7 +97,12 @@ def test_a_sound_dataset_is_told_in_two_lines(tmp_path: Path) -> None:
     assert headline(summary()) == "7 photographs (4 train, 1 validation, 2 test)"
 
 
-def test_everything_left_out_is_told_and_long_lists_are_shortened() -> None:
+def test_everything_left_out_is_told_and_long_lists_are_shortened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("docs").mkdir()
+    Path("docs/index.html").touch()
     refused = tuple(Quarantined(f"{number:02}.png", "tiny", "take a larger one") for number in range(33))
     lines = summary_lines(
         summary(quarantined=refused, patchless={"train": ("t",), "validation": ("v",)}, flat=("f",), skipped=3),
