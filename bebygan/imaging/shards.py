@@ -11,6 +11,7 @@ Storing overlapping windows would repeat each pixel 3.3 times on the paper's 480
 decoding, which would dominate the loading time.
 """
 
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,11 +49,43 @@ class PhotographPair:
     """(count, 2): top and left of each patch, HR pixels."""
 
 
+def _header(array: npt.NDArray[np.generic], length: int) -> bytes:
+    """Return the header of an .npy file with `length` elements of an array's type; its size does not depend on them."""
+    content = io.BytesIO()
+    about = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(content, about | {"shape": (length,)})
+    return content.getvalue()
+
+
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
     """Write what np.save writes, but raise the OSError of a full disk: numpy's own has no errno."""
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(_header(array, len(array)))
         file.write(array.view(np.uint8).data)
+
+
+class _Shard:
+    """An .npy file that grows by one array at a time, so that no shard is held in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.used = 0
+        self._file = path.open("wb")
+        self._file.write(_header(np.empty(0, np.uint8), 0))
+
+    def append(self, pixels: Image) -> int:
+        """Write the pixels and return where they begin."""
+        start = self.used
+        self._file.write(np.ascontiguousarray(pixels).data)
+        self.used += pixels.size
+        return start
+
+    def close(self) -> str:
+        """Write the length into the header; return the SHA-256 of the file."""
+        with self._file as file:
+            file.seek(0)
+            file.write(_header(np.empty(0, np.uint8), self.used))
+        return sha256_of(self.path)
 
 
 def write_shards(
@@ -73,28 +106,18 @@ def write_shards(
     records: list[tuple[int, ...]] = []
     windows: list[tuple[int, ...]] = []
     checksums: dict[str, str] = {}
-    pending: list[Image] = []
-    used = 0
-
-    def close_shard() -> None:
-        nonlocal used
-        path = folder / f"shard-{len(checksums):03d}.npy"
-        _save(path, np.concatenate([pixels.reshape(-1) for pixels in pending]))
-        checksums[path.name] = sha256_of(path)
-        pending.clear()
-        used = 0
+    shard = None
 
     for photograph in photographs:
         hr, lr = photograph.hr, photograph.lr
-        if used and used + hr.size + lr.size > shard_bytes:
-            close_shard()
+        if shard and shard.used + hr.size + lr.size > shard_bytes:
+            checksums[shard.path.name], shard = shard.close(), None
+        shard = shard or _Shard(folder / f"shard-{len(checksums):03d}.npy")
         split = PATCH_SPLITS.index(photograph.split)
         windows += [(len(records), top, left, split) for top, left in photograph.windows]
-        records.append((len(checksums), used, used + hr.size, *hr.shape[:2]))
-        pending += [hr, lr]
-        used += hr.size + lr.size
-    if pending:
-        close_shard()
+        records.append((len(checksums), shard.append(hr), shard.append(lr), *hr.shape[:2]))
+    if shard:
+        checksums[shard.path.name] = shard.close()
     for name, table in (
         ("photographs.npy", np.array(records, _PHOTOGRAPH)),
         ("windows.npy", np.array(windows, _WINDOW)),
