@@ -1,12 +1,15 @@
 """MLflow's client and its errors. Other packages import mlflow from here, see `components.tracking`."""
 
+import errno
 import logging
 import os
 import re
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import mlflow
 from boto3.exceptions import Boto3Error
@@ -15,13 +18,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from bebygan.errors import ConfigError, ServiceError, without_password
+from bebygan.errors import ConfigError, ServiceError, StorageError, without_password
 from bebygan.files import lock, storage_errors
 from components.tracking.address import database_file, tracking_uri
 from components.tracking.artifact_places import follow_database
 
 __all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "service_errors", "tracker", "uploading"]
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _LIMIT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SECONDS_FOR_UPLOADS = 120
 """MLflow's own default."""
@@ -83,17 +87,36 @@ def _explained(error: BaseException) -> tuple[str, str]:
     return raw, "check that it runs and that you have access"
 
 
+def _without_room(error: BaseException) -> str | None:
+    """Return what could not be written on this machine, or None if an error has another cause."""
+    for each in _chain(error):
+        if isinstance(each, OSError) and each.errno in _NO_ROOM:
+            return str(each.filename or f"the folder of temporary files {tempfile.gettempdir()}")
+        if isinstance(each, SQLAlchemyError | sqlite3.Error) and "disk is full" in str(each):
+            return "the database"
+        # MLflow keeps only the text of errors of single files. Those of a server name a path of the server.
+        found = re.search(rf"\[Errno (?:{'|'.join(map(str, _NO_ROOM))})\] [^:]+: '([^']+)'", str(each))
+        if found and (found[1].startswith(tempfile.gettempdir()) or Path(found[1]).parent.exists()):
+            return found[1]
+    return None
+
+
 @contextmanager
 def service_errors(doing: str) -> Iterator[None]:
     """Translate errors of mlflow.
 
     Raises:
         ServiceError: the server, or the bucket of its artifacts, is unreachable or refuses.
+        StorageError: the disk of temporary files, or of an embedded store, is full or read-only.
     """
     try:
         yield
     # boto3's errors: clients of some servers upload files to the bucket themselves.
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, Boto3Error, BotoCoreError, ClientError) as error:
+        if place := _without_room(error):
+            raise StorageError(
+                f"{doing} failed: {place} cannot be written, the disk is full or read-only: make room, then run again"
+            ) from error
         reason, cure = _explained(error)
         raise ServiceError(
             f"{doing} failed at MLflow's {tracking_uri()} ({reason}): {cure}, or correct MLFLOW_TRACKING_URI"

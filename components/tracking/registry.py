@@ -180,7 +180,6 @@ def verify(version: ModelVersion) -> None:
         ServiceError: as `download_generator`.
         WeightsError: a file is missing, or is not the one that was registered.
     """
-    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        with tracker(f"fetching {version.uri}"):
-            model = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch))
+    with tracker(f"fetching {version.uri}"), tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        model = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch))
         check_unchanged(model, version.tags, version.uri)

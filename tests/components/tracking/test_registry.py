@@ -1,13 +1,21 @@
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 
-from bebygan.errors import ServiceError
+from bebygan.errors import ServiceError, StorageError
 from components.tracking import registry as module
 from components.tracking.client import MlflowClient, mlflow_client
-from components.tracking.registry import ModelVersion, champion, check_rights, download_generator, version_with_alias
+from components.tracking.registry import (
+    ModelVersion,
+    champion,
+    check_rights,
+    download_generator,
+    verify,
+    version_with_alias,
+)
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
 
@@ -99,3 +107,20 @@ def test_deleted_weights_raise_a_one_line_error(client: MlflowClient, tmp_path: 
     client.delete_registered_model("photos")
     with pytest.raises(ServiceError, match="the model or its file was deleted"):
         download_generator(made, tmp_path / "fetched")
+
+
+def test_a_full_folder_of_temporary_files_is_no_fault_of_mlflow(
+    client: MlflowClient, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = tmp_path / "stored" / "artifacts" / "generator.safetensors"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(bytes(300_000))
+    made = version(client, tmp_path / "stored")
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(
+        StorageError, match=r"fetching models:/photos/1 failed: /.*safetensors cannot be written, .*: make room"
+    ):
+        verify(made)
+    (small_disk / "fetched").mkdir()
+    with pytest.raises(StorageError, match="cannot be written"):
+        download_generator(made, small_disk / "fetched")
