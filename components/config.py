@@ -189,12 +189,22 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, what: str) -> str:
+    """Return the text of a file of settings; `what` names them in errors.
+
+    Raises:
+        ConfigError: the file cannot be read or is no text in UTF-8.
+    """
     try:
-        text = path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read the parameters {path}: {error.strerror}") from error
-    return _parse(text, str(path))
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {what} {path}: it is not text in UTF-8") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return _parse(read_settings(path, "the parameters"), str(path))
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

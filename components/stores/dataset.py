@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 from PIL import Image as PillowImage
-from pyarrow.lib import ArrowException
 
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
@@ -69,9 +68,12 @@ def photographs_of(dataset: Path, splits: Collection[str]) -> pd.DataFrame:
     """
     try:
         manifest = pd.read_parquet(dataset / "manifest.parquet")
+        # Text is decoded when it is read.
+        manifest.to_dict("list")
     except FileNotFoundError as error:
         raise DataError(f"{dataset} holds no manifest.parquet: run ingest first") from error
-    except (OSError, ArrowException) as error:
+    except Exception as error:
+        # Readers of Parquet raise exceptions of any type for damaged files.
         raise DataError(f"{dataset / 'manifest.parquet'} is damaged: run ingest again") from error
     if missing := {"file", "split"} - set(manifest):
         raise DataError(f"{dataset / 'manifest.parquet'} is damaged (it has no {min(missing)}): run ingest again")

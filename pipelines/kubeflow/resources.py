@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 
 from bebygan.errors import ConfigError
 from bebygan.settings import Constraint, Count, NotNegative, Settings, require
-from components.config import from_yaml, to_yaml
+from components.config import from_yaml, read_settings, to_yaml
 from components.train.trainjob import Hours, LabelKey, LabelValue, TrainJobSettings
 from pipelines.kubeflow.client import RUN_LABEL, TASK_LABEL
 
@@ -201,10 +201,9 @@ def load_cluster(path: Path = CLUSTER_FILE) -> Cluster:
     Raises:
         ConfigError: the file cannot be read, or a name is unknown (the nearest one is named), missing or out of range.
     """
+    text = read_settings(path, "the cluster's settings")
     try:
-        return from_yaml(Cluster, path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the cluster's settings {path}: {error.strerror}") from error
+        return from_yaml(Cluster, text)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

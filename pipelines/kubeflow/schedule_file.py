@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 
 from bebygan.errors import ConfigError
 from bebygan.settings import Constraint, Settings
-from components.config import PARAMS_FILE, from_yaml, load_params
+from components.config import PARAMS_FILE, from_yaml, load_params, read_settings
 from components.job import inputs_of
 from pipelines.kubeflow.compilation import compiled_retrain
 from pipelines.kubeflow.cron import checked
@@ -115,9 +115,7 @@ class ScheduleFile(Settings):
 
 def _entries(path: Path) -> tuple[dict[str, Any], list[Any]]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the schedules {path}: {error.strerror}") from error
+        values = yaml.safe_load(read_settings(path, "the schedules"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not isinstance(values.get("schedules"), list):
