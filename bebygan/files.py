@@ -169,12 +169,13 @@ def _put(folder: Path, path: Path) -> None:
         except OSError as error:
             # Another process replaced, moved or restored `path` in the meantime.
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not folder.exists():
+                _recover(path)
                 raise
-        else:
-            return
-        finally:
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+            return
 
 
 @contextmanager
