@@ -8,7 +8,7 @@ import re
 _CREDENTIALS = re.compile(
     # Of an address, up to its last @: passwords may contain one.
     r"(?<=://)[^\s'\"]*@"
-    # Of an address without a scheme; `image:tag@sha256:...` is none.
+    # Of an address without a scheme. The digest in `image:tag@sha256:...` is not an address.
     r"|(?<![^\s'\"(=])[^\s'\"/:@(=]+:[^\s'\"/@]+@(?!sha256:)"
     r"|(?<=password=)[^\s'\"&]+"
 )

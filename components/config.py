@@ -353,8 +353,8 @@ def load_params(path: Path = PARAMS_FILE, overrides: Iterable[str] = ()) -> Para
     """Read all parameters.
 
     Args:
-        path: params.yaml, or a profile that is laid over the params.yaml of the folder above it; if there is none, over
-            the params.yaml of the current folder. A relative path that does not exist may be one of this checkout.
+        path: params.yaml, or a profile that is laid over the params.yaml of the folder above it, or else over the
+            params.yaml of the current folder. A relative path that does not exist may be one of this checkout.
         overrides: `group.name=value`, the value in YAML; later ones win.
 
     Raises:

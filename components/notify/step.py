@@ -93,7 +93,7 @@ def _end_run(ending: Ending, console: str) -> dict[str, str] | None:
 
 
 def _champion(model: str) -> str | None:
-    """Return the champion's version, empty if there is none, or None if it is unknown."""
+    """Return the champion's version, an empty text without a champion, or None if it cannot be known."""
     if not model:
         return None
     try:

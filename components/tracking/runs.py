@@ -135,7 +135,7 @@ def _experiment(client: MlflowClient) -> str:
 
 
 def _pipeline_run(client: MlflowClient) -> str | None:
-    """Return the id of the run of the whole pipeline that this process belongs to, or None if there is none yet."""
+    """Return the id of the run of the whole pipeline that this process belongs to, or None before it is opened."""
     if parent := os.environ.get("BEBYGAN_PARENT_RUN"):
         return parent
     if own := os.environ.get("MLFLOW_RUN_ID"):

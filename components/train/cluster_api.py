@@ -209,7 +209,7 @@ class ClusterApi:
             time.sleep(self.patience.between_looks)
 
     def states(self, name: str) -> Iterator[dict[str, Any] | None]:
-        """Yield the TrainJob, or None if there is none, now and after each change, without end."""
+        """Yield the TrainJob, or None while it does not exist, now and after each change, without end."""
         while True:
             found = self.get(name)
             yield found

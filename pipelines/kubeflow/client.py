@@ -140,7 +140,7 @@ def _cause_and_advice(error: Exception) -> str:
 
 
 def status_of(error: BaseException) -> int:
-    """Return the HTTP status behind an error, 0 if there is none."""
+    """Return the HTTP status behind an error, or 0 for an error without an answer."""
     return int(getattr(error.__cause__, "status", 0) or 0)
 
 
