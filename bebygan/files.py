@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -198,9 +199,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         try:
             with _locked(temporary):
                 yield temporary
-                for file in temporary.rglob("*"):
-                    if file.is_file():
-                        _sync(file)
+                for file in files_in(temporary):
+                    _sync(file)
                 _put(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -214,14 +214,16 @@ def sha256_of(path: Path) -> str:
 
 def json_digest(values: Mapping[str, Any]) -> str:
     """Return the hexadecimal SHA-256 of a JSON object, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()
 
 
-def sha256_of_files(root: Path, files: Iterable[Path]) -> str:
-    """Return the hexadecimal SHA-256 over paths relative to `root`, lengths and contents of files below it."""
-    digest = hashlib.sha256()
-    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
-        content = path.read_bytes()
-        digest.update(f"{name} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+def checksums(root: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Return the hexadecimal SHA-256 of each file by its path relative to `root`."""
+    paths = {path.relative_to(root).as_posix(): path for path in files}
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(sha256_of, paths.values()), strict=True))
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """Yield all files in a folder and the folders below it."""
+    return (path for path in folder.rglob("*") if path.is_file())

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bebygan.errors import WeightsError
-from bebygan.files import sha256_of, sha256_of_files
+from bebygan.files import checksums, files_in, json_digest, sha256_of
 
 WEIGHTS = "artifacts/generator.safetensors"
 """Path of the generator in the folder."""
@@ -13,8 +13,8 @@ MODEL_CODE = "model_code.py"
 
 
 def _code_digest(model: Path) -> str:
-    carried = [path for path in (model / "code").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    return sha256_of_files(model, [model / MODEL_CODE, *carried])
+    carried = (path for path in files_in(model / "code") if "__pycache__" not in path.parts)
+    return json_digest(checksums(model, [model / MODEL_CODE, *carried]))
 
 
 _DIGESTS: Mapping[str, tuple[str, Callable[[Path], str]]] = {

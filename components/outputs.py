@@ -1,12 +1,9 @@
 """Digests of what a run on one machine may take from its cache, each in a file beside it, verified before its use."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bebygan.files import sha256_of, whole_file
+from bebygan.files import checksums, files_in, json_digest, sha256_of, whole_file
 
 DIGEST = ".sha256"
 """What the name of a file with a digest ends with."""
@@ -15,10 +12,7 @@ DIGEST = ".sha256"
 def _digest(path: Path) -> str:
     if path.is_file():
         return sha256_of(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    with ThreadPoolExecutor() as pool:
-        found = zip((file.relative_to(path).as_posix() for file in files), pool.map(sha256_of, files), strict=True)
-        return hashlib.sha256(json.dumps(list(found)).encode()).hexdigest()
+    return json_digest(checksums(path, files_in(path)))
 
 
 def record_digest(path: Path) -> None:

@@ -26,7 +26,8 @@ WRITTEN: dict[str, dict[str, Any]] = {
 }
 """Endings of the files that are written, with the options of Pillow's encoders."""
 _BITS_PER_SAMPLE = 258
-_PNG_BIT_DEPTH = slice(24, 25)
+_PNG_BIT_DEPTH = 24
+"""Offset of the byte in a file."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,15 @@ class Picture:
     """`exif` without the orientation, and `icc_profile`, if the file has them."""
 
 
-def _bit_depth(image: PillowImage.Image, path: Path) -> int:
-    """Return the bits per channel. Pillow reads 16-bit colours as 8-bit ones and does not report it."""
+def bit_depth(image: PillowImage.Image, start: bytes) -> int:
+    """Return the bits per channel of an opened file. Pillow reads 16-bit RGB as 8-bit and does not report it.
+
+    Args:
+        image: as Pillow opened it.
+        start: at least the first 25 bytes of the file.
+    """
     if image.format == "PNG":
-        with path.open("rb") as file:
-            return file.read(25)[_PNG_BIT_DEPTH][0]
+        return start[_PNG_BIT_DEPTH]
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits: tuple[int, ...] = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))
         return max(bits)
@@ -55,12 +60,14 @@ def _bit_depth(image: PillowImage.Image, path: Path) -> int:
 
 
 def _decoded(path: Path) -> Picture:
+    with path.open("rb") as content:
+        start = content.read(_PNG_BIT_DEPTH + 1)
     with PillowImage.open(path, formats=READ) as file:
         frames = getattr(file, "n_frames", 1)
         # Cameras store a second picture in a JPEG (MPO).
         if frames > 1 and file.format != "MPO":
             raise ValueError(f"it holds {frames} frames or pages: save each as a file")
-        if (depth := _bit_depth(file, path)) > 8:
+        if (depth := bit_depth(file, start)) > 8:
             raise ValueError(f"it has {depth} bits per channel, of which 8 would be lost: save it with 8 bits")
         upright = ImageOps.exif_transpose(file)
     profile = upright.info.get("icc_profile")

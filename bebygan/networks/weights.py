@@ -54,9 +54,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """Return the text that a readable .safetensors file holds beside its tensors."""
+    """Return the text that a readable .safetensors file holds beside its tensors, without its digest."""
     with safe_open(path, "pt") as file:
-        return dict(file.metadata() or {})
+        metadata = file.metadata() or {}
+    return {name: text for name, text in metadata.items() if name != _SEAL and name not in _WRITER}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

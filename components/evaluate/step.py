@@ -134,6 +134,7 @@ def _measure(
 
 def _check_trained_on(version: str, weights: Path, dataset: Path) -> None:
     """Refuse a dataset of another version than the challenger's: it may hold out what the challenger was trained on."""
+    # Verifies the metadata, too.
     read_state(weights)
     trained_on = metadata_of(weights).get("data_version", version)
     if trained_on != version:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import imagehash
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bebygan.imaging.picture_files import READ, bit_depth
 from bebygan.imaging.texture import local_deviation
 from components.artifacts import Reason
 from components.config import IngestParams
@@ -20,10 +21,7 @@ TEXTURE_WINDOW = 11
 TEXTURE_THRESHOLD = 0.025
 """The window and the standard deviation of luma of arXiv 2103.15295 section 3.3."""
 
-# GIF is among them so that its refusal can be explained.
-_DECODERS = (*FORMATS, "GIF")
-_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258
-_PNG_BIT_DEPTH_OFFSET = 24
+_ORIENTATION = 0x0112
 _MODES: dict[str, tuple[Reason, ...]] = {
     "RGB": (),
     "CMYK": ("cmyk",),
@@ -76,23 +74,13 @@ def _open(content: bytes) -> Image.Image:
     if not content:
         raise Refusal("not-an-image", "the file is empty: copy it again or leave it out")
     try:
-        return Image.open(io.BytesIO(content), formats=_DECODERS)
+        return Image.open(io.BytesIO(content), formats=READ)
     except UnidentifiedImageError as error:
         raise Refusal(
             "not-an-image", "its content is no JPEG, PNG, WebP, TIFF or BMP: convert it to PNG or leave it out"
         ) from error
     except Image.DecompressionBombError as error:
         raise Refusal("huge", f"{error} Cut it into smaller photographs") from error
-
-
-def _bit_depth(image: Image.Image, content: bytes) -> int:
-    """Return the bits per channel of the file. Pillow reads 16-bit RGB as 8-bit and does not report it."""
-    if image.format == "PNG":
-        return content[_PNG_BIT_DEPTH_OFFSET]
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits: tuple[int, ...] = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))
-        return max(bits)
-    return 8
 
 
 def _decode(content: bytes) -> tuple[Image.Image, list[Reason], int]:
@@ -110,7 +98,7 @@ def _decode(content: bytes) -> tuple[Image.Image, list[Reason], int]:
     before = image.getexif().get(_ORIENTATION, 1)
     image.load()
     orientation = max(before, image.getexif().get(_ORIENTATION, 1))
-    depth = _bit_depth(image, content)
+    depth = bit_depth(image, content)
     kinds = [*_MODES[image.mode]]
     if "transparency" in image.info and "transparent" not in kinds:
         kinds.insert(0, "transparent")
@@ -187,7 +175,7 @@ def thumbnail(content: bytes) -> Image.Image | None:
     """Return a small RGB picture of a file that was refused, or None if it cannot be decoded."""
     # Decoders raise exceptions of any type for damaged files.
     with suppress(Exception):
-        image = _as_rgb(Image.open(io.BytesIO(content), formats=_DECODERS))
+        image = _as_rgb(Image.open(io.BytesIO(content), formats=READ))
         return image.reduce(max(1, -(-max(image.size) // _THUMBNAIL_SIDE)))
     return None
 

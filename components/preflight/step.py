@@ -23,8 +23,7 @@ from components.config import Params
 from components.progress import say
 from components.stores import check_writable, open_store
 from components.stores.source import open_source
-from components.tracking.ledger import HEAD, check_complete
-from components.tracking.registry import champion, check_rights, tags_of_model, verify
+from components.tracking.registry import champion, check_ledger, check_rights, verify
 from components.tracking.runs import check_tracker
 
 _SECONDS_FOR_A_SERVICE = 40.0
@@ -102,8 +101,8 @@ def _leftovers(workspace: str) -> str:
 
 def _registry(model: str, ledger: str) -> str:
     check_rights(model)
-    if ledger and (head := tags_of_model(model).get(HEAD)):
-        check_complete(ledger, model, head)
+    if ledger:
+        check_ledger(ledger, model)
     reigning = champion(model)
     if reigning is None:
         return f"allows changes of {model}"

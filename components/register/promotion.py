@@ -7,8 +7,8 @@ which only one process can do, and then moves the aliases. If it is killed in be
 from bebygan.errors import DataError
 from components.artifacts import Verdict
 from components.tracking.client import MlflowClient, MlflowException, service_errors
-from components.tracking.ledger import HEAD, Move, append, check_complete, head_of, last, now, who
-from components.tracking.registry import PROMOTED, ModelVersion, as_version, champion, tags_of_model
+from components.tracking.ledger import HEAD, Move, append, last, now, who
+from components.tracking.registry import PROMOTED, ModelVersion, as_version, champion, check_ledger
 from components.tracking.runs import StepRun
 
 
@@ -22,13 +22,14 @@ def _move_aliases(client: MlflowClient, model: str, version: str, previous: str 
 
 def _record(ledger: str, model: str, move: Move, client: MlflowClient) -> bool:
     """Append an entry unless its number is taken, and tell the registry which entry is the newest."""
-    if not append(ledger, model, move):
+    head = append(ledger, model, move)
+    if head is None:
         return False
     with service_errors(f"recording the newest entry of the ledger of {model}"):
         # The registered model may have been deleted since the last entry.
         if not client.search_registered_models(f"name='{model}'"):
             client.create_registered_model(model)
-        client.set_registered_model_tag(model, HEAD, head_of(ledger, model))
+        client.set_registered_model_tag(model, HEAD, head)
     return True
 
 
@@ -67,8 +68,7 @@ def settle(ledger: str, model: str, run: StepRun) -> int:
         ServiceError: the registry or the bucket is unreachable or refuses access.
         StorageError: the ledger's folder cannot be written.
     """
-    if head := tags_of_model(model).get(HEAD):
-        check_complete(ledger, model, head)
+    check_ledger(ledger, model)
     while True:
         newest, current = last(ledger, model), champion(model)
         if newest is None:

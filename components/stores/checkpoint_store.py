@@ -6,9 +6,7 @@ continues, and the missing checkpoints are copied later. Checkpoints of jobs tha
 retraining does not fill the volume.
 """
 
-import hashlib
 import io
-import json
 import logging
 import os
 import stat
@@ -24,7 +22,7 @@ from tenacity import RetryCallState, Retrying
 
 from bebygan.differences import differences
 from bebygan.errors import DataError, ServiceError, StorageError
-from bebygan.files import storage_errors
+from bebygan.files import json_digest, storage_errors
 from bebygan.training.checkpoint import Keep, RunIdentity, Saved, checkpoints_in, identity_in, iteration_of, name_of
 from bebygan.training.loop import FAULTS
 from components.stores import Store, StoredFile, check_writable, open_store
@@ -44,8 +42,7 @@ _HEADER_BYTES = 2**16
 
 def folder_name(job: RunIdentity) -> str:
     """Return the name of a job's folder: the same for the same job, wherever and whenever it runs."""
-    digest = hashlib.sha256(json.dumps(dict(job), sort_keys=True).encode()).hexdigest()
-    return f"{job['step']}-{digest[:16]}"
+    return f"{job['step']}-{json_digest(job)[:16]}"
 
 
 def _checkpoints(files: Iterable[StoredFile], folder: str = "") -> dict[int, StoredFile]:

@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image as PillowImage
 
 from bebygan.errors import DataError
-from bebygan.files import sha256_of
+from bebygan.files import checksums, files_in
 from bebygan.imaging import Image
 from components.artifacts import (
     DataSummary,
@@ -32,14 +32,9 @@ Photographs are opened with these decoders only. Pillow has others, and one of t
 """
 
 
-def _checksums(dataset: Path) -> dict[str, str]:
-    files = (path for path in dataset.rglob("*") if path.is_file())
-    return {path.relative_to(dataset).as_posix(): sha256_of(path) for path in sorted(files)}
-
-
 def seal(dataset: Path) -> None:
     """Write checksums.json about all files of a dataset."""
-    write_checksums(dataset, _checksums(dataset))
+    write_checksums(dataset, checksums(dataset, files_in(dataset)))
 
 
 def check_dataset(dataset: Path) -> None:
@@ -51,7 +46,7 @@ def check_dataset(dataset: Path) -> None:
     expected = read_checksums(dataset)
     if not expected:
         return
-    found = _checksums(dataset)
+    found = checksums(dataset, files_in(dataset))
     del found["checksums.json"]
     if differing := sorted(name for name, _ in expected.items() ^ found.items()):
         raise DataError(

@@ -112,11 +112,12 @@ def last(ledger: str, model: str) -> Move | None:
     return found[-1] if found else None
 
 
-def append(ledger: str, model: str, move: Move) -> bool:
+def append(ledger: str, model: str, move: Move) -> str | None:
     """Write a move under its number unless the number is taken.
 
     Returns:
-        Whether the number is ours. Otherwise another process moved the champion: read `last` and decide again.
+        The value of the tag HEAD for this entry. None if the number is taken, because another process moved the
+        champion: read `last` and decide again.
 
     Raises:
         DataError: as `entries`.
@@ -125,7 +126,8 @@ def append(ledger: str, model: str, move: Move) -> bool:
     """
     before = entries(ledger, model)[: move.number - 1]
     chained = dataclasses.replace(move, before=digest(before[-1]) if before else None)
-    return open_store(f"{ledger}/{model}").write_if_absent(f"{move.number:06}.json", _content(chained))
+    written = open_store(f"{ledger}/{model}").write_if_absent(f"{move.number:06}.json", _content(chained))
+    return f"{move.number} {digest(chained)}" if written else None
 
 
 def check_complete(ledger: str, model: str, head: str) -> None:
@@ -149,9 +151,3 @@ def check_complete(ledger: str, model: str, head: str) -> None:
             f"runs with this registry share, restore the entry from a backup, or delete the tag {HEAD} of the "
             "registered model to begin a new ledger"
         )
-
-
-def head_of(ledger: str, model: str) -> str | None:
-    """Return the value of the tag HEAD for the newest entry, or None without entries; see `entries`."""
-    newest = last(ledger, model)
-    return f"{newest.number} {digest(newest)}" if newest else None

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from bebygan.files import sha256_of_files
+from bebygan.files import checksums, json_digest
 from bebygan.metrics.protocol import PROTOCOL
 from components.config import flatten, plain, to_yaml
 
@@ -25,7 +25,8 @@ _PACKAGES = ("bebygan", "components", "pipelines")
 def code_hash() -> str:
     """Return the SHA-256 over paths and contents of all sources, which does not depend on git."""
     kinds = product(_PACKAGES, ("py", "html"))
-    return sha256_of_files(_ROOT, (path for package, kind in kinds for path in (_ROOT / package).rglob(f"*.{kind}")))
+    sources = (path for package, kind in kinds for path in (_ROOT / package).rglob(f"*.{kind}"))
+    return json_digest(checksums(_ROOT, sources))
 
 
 def environment_hash() -> str:
@@ -88,7 +89,7 @@ def provenance(params: object, data_version: str | None = None) -> dict[str, str
         "image_digest": os.environ.get("BEBYGAN_IMAGE") or UNKNOWN,
         "kfp_run_id": os.environ.get("KFP_RUN_ID") or UNKNOWN,
         "seed": _seed(params),
-        "metric_protocol": hashlib.sha256(json.dumps(dict(PROTOCOL), sort_keys=True).encode()).hexdigest()[:16],
+        "metric_protocol": json_digest(PROTOCOL)[:16],
         "python_version": platform.python_version(),
         "torch_version": _version("torch"),
     }

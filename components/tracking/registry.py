@@ -17,6 +17,7 @@ from bebygan.errors import WeightsError
 from bebygan.files import sha256_of
 from bebygan.registered_model import WEIGHTS, check_unchanged, damaged
 from components.tracking.client import MlflowClient, tracker
+from components.tracking.ledger import HEAD, check_complete
 
 Alias = Literal["champion", "challenger", "previous"]
 
@@ -57,15 +58,17 @@ def _model(client: MlflowClient, model: str) -> RegisteredModel | None:
         raise
 
 
-def tags_of_model(model: str) -> Mapping[str, str]:
-    """Return the tags of a registered model; none if it does not exist.
+def check_ledger(ledger: str, model: str) -> None:
+    """Check that a ledger holds the entry that the registry knows as the newest, or newer ones.
 
     Raises:
-        ServiceError: the registry is unreachable or refuses.
+        DataError: see `components.tracking.ledger.check_complete`.
+        ServiceError: the registry or the bucket is unreachable or refuses.
     """
     with tracker(f"asking for the tags of {model}") as client:
         found = _model(client, model)
-    return dict(found.tags) if found else {}
+    if found and (head := found.tags.get(HEAD)):
+        check_complete(ledger, model, head)
 
 
 def version_with_alias(model: str, alias: Alias) -> ModelVersion | None:

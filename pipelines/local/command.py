@@ -20,11 +20,10 @@ from components.job import Job, job_here
 from components.preflight.step import Places, checks, preflight
 from components.progress import printable, say
 from components.stores import absolute
-from components.stores import data_version as data_versions
+from components.stores.data_version import check_complete
 from components.stores.dataset import summary_lines
 from components.tracking.address import VARIABLE, tracking_uri
-from components.tracking.ledger import HEAD, check_complete
-from components.tracking.registry import champion, tags_of_model
+from components.tracking.registry import champion, check_ledger
 from components.tracking.runs import ended_runs, fetch_artifacts
 
 _log = logging.getLogger(__name__)
@@ -89,10 +88,10 @@ def _report(job: Job, workspace: Path) -> str:
 
 def _check_kept(model: str, data_version: str, places: Places) -> None:
     """Check that ledger and DVC remote still hold what the finished run left there."""
-    if places.ledger and (head := tags_of_model(model).get(HEAD)):
-        check_complete(places.ledger, model, head)
+    if places.ledger:
+        check_ledger(places.ledger, model)
     if places.remote and data_version.endswith(".dir"):
-        data_versions.check_complete(data_version, places.remote)
+        check_complete(data_version, places.remote)
 
 
 def _print_nothing_to_do(job: Job, decision: Decision, places: Places) -> None:

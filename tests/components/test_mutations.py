@@ -17,21 +17,10 @@ from bebygan.networks.weights import digest, read_state, safetensors_bytes
 from components.artifacts import Quarantined, Verdict, read_quarantine, read_verdict, write_quarantine, write_verdict
 from components.config import load_params
 from components.stores.dataset import check_dataset, photographs_of, seal
-from components.tracking.ledger import Move, append, entries
+from components.tracking.ledger import append, entries
+from tests.components.moves import FIRST
 
 ROOT = Path(__file__).parents[2]
-FIRST = Move(
-    number=1,
-    version="3",
-    previous=None,
-    weights_sha256="0" * 64,
-    verdict="promote",
-    reason="passed: lpips 0.1",
-    run="abc",
-    data_version="0123.dir",
-    who="someone",
-    time="2026-01-02T03:04:05+00:00",
-)
 Case = tuple[Path, Callable[[], Any], bool]
 """A file, its reader, and whether a digest covers it."""
 

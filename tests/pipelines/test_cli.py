@@ -13,13 +13,17 @@ from pipelines import cli
 ROOT = Path(__file__).parents[2]
 
 
+def printed_by(program: str) -> str:
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def test_help_imports_no_heavy_library() -> None:
     probe = (
         "import sys; from pipelines import cli; cli._parser()\n"
         "print([m for m in ('kfp', 'torch', 'mlflow', 'kubernetes', 'kfp_server_api', 'boto3') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert printed_by(probe) == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -77,5 +81,4 @@ def test_a_wrong_parameter_is_reported_before_the_module_of_the_command_is_impor
         "import sys; from pipelines import cli\n"
         "print(cli.main(['compile', 'x.yaml', '--set', 'train.sead=1']), 'kfp' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "2 False\n"
+    assert printed_by(probe) == "2 False\n"

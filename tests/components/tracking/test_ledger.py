@@ -10,20 +10,8 @@ import pytest
 
 from bebygan.errors import DataError, ServiceError, StorageError
 from components.stores import open_store
-from components.tracking.ledger import Move, append, check_complete, entries, head_of, last, who
-
-FIRST = Move(
-    number=1,
-    version="3",
-    previous=None,
-    weights_sha256="0" * 64,
-    verdict="promote",
-    reason="passed: lpips 0.1",
-    run="abc",
-    data_version="0123.dir",
-    who="someone",
-    time="2026-01-02T03:04:05+00:00",
-)
+from components.tracking.ledger import append, check_complete, entries, last, who
+from tests.components.moves import FIRST
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -144,9 +132,9 @@ def test_who_is_a_number_for_a_user_without_a_name(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_entry_that_was_changed_removed_or_replaced_is_named(ledger: str) -> None:
-    for number in (1, 2, 3):
-        assert append(ledger, "model", replace(FIRST, number=number))
-    head = head_of(ledger, "model")
+    heads = [append(ledger, "model", replace(FIRST, number=number)) for number in (1, 2, 3)]
+    assert all(heads)
+    head = heads[-1] or ""
     check_complete(ledger, "model", head)
     store = open_store(f"{ledger}/model")
     kept = store.read("000002.json")
