@@ -327,7 +327,7 @@ def test_a_step_that_exceeds_its_memory_limit_is_named(
 
     # Nine tenths are 512 MiB.
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=596523236))
-    assert not run_task(greedy, failure.parent)
+    run_task(greedy, failure.parent)  # KFP may take it for a success (the test above): the failure file decides
     with pytest.raises(ConfigError, match=r"^train ran out of memory \(512 MiB\): lower its batch"):
         raise _failure_of_task(failure, Path("run.log"), stopped=False)
     assert engine.containers.list(all=True) == []
