@@ -11,7 +11,9 @@ from bebygan.networks.architecture import VggName, discriminator_stages, vgg_lay
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Pyramid = Literal["matlab", "official"]
 MaskSource = Literal["hr", "lr"]
-ValidationMetric = Literal["validation.psnr_y", "validation.l1"]
+ValidationMetric = Literal["validation.psnr_y", "validation.l1", "validation.lpips", "validation.lr_psnr"]
+HIGHER_IS_BETTER: frozenset[ValidationMetric] = frozenset({"validation.psnr_y", "validation.lr_psnr"})
+"""Of the other metrics of validation, lower values are better."""
 
 _COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
@@ -156,6 +158,21 @@ class Retention(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delivery(Settings):
+    """Which average of the generator a run delivers.
+
+    Attributes:
+        by: metric of validation by which the best average is chosen, among those after the generator first changed;
+            last takes that of the end of the run.
+        lr_psnr_floor: an average whose validation.lr_psnr, dB, is below this is only chosen while none reaches it, and
+            then the one with the highest; null asks for none.
+    """
+
+    by: ValidationMetric | Literal["last"] = "last"
+    lr_psnr_floor: Weight | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimisation(Settings):
     """How long, on what, and how fast to train; the same for the warm-up and the GAN phase.
 
@@ -184,6 +201,7 @@ class Optimisation(Settings):
         validate_patches: patches of the validation split to measure, spread evenly over it.
         checkpoint_every: iterations between checkpoints; one is also written at the end.
         keep: which checkpoints are kept.
+        deliver: which average is the result of the run.
         log_every: iterations between two logged values.
         picture_every: iterations between two pictures of a few patches; 0 disables them.
     """
@@ -206,6 +224,7 @@ class Optimisation(Settings):
     validate_patches: Count = 64
     checkpoint_every: Count = 1000
     keep: Retention = Retention()
+    deliver: Delivery = Delivery()
     log_every: Count = 100
     picture_every: NotNegative = 10_000
 
@@ -215,10 +234,17 @@ class Optimisation(Settings):
             self.batch % self.accumulate == 0,
             f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}",
         )
-        require(
-            self.keep.best is None or self.validate_every > 0,
-            f"keep.best is {self.keep.best}, which is never measured: set validate_every above 0, or keep.best to null",
-        )
+        for name, chosen, neutral in (("keep.best", self.keep.best, None), ("deliver.by", self.deliver.by, "last")):
+            require(
+                chosen == neutral or self.validate_every > 0,
+                f"{name} is {chosen}, which is never measured: set validate_every above 0, or {name} to "
+                f"{neutral or 'null'}",
+            )
+
+    @property
+    def first_change(self) -> int:
+        """Iterations at the start that leave the generator as it is."""
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +335,8 @@ class GanSettings(Optimisation):
     best_buddy: BestBuddySettings = BestBuddySettings()
     region: RegionSettings = RegionSettings()
     perceptual: PerceptualSettings = PerceptualSettings()
+    keep: Retention = Retention(best="validation.lpips")
+    deliver: Delivery = Delivery(by="validation.lpips", lr_psnr_floor=38.0)
     discriminator_width: Count = 32
     discriminator_first: NotNegative = 0
     relativistic_mean: Literal["global", "local"] = "global"
@@ -330,3 +358,8 @@ class GanSettings(Optimisation):
                 self.region.window // 2 < self.crop,
                 f"region.window must be below twice the crop, got {self.region.window} and {self.crop}",
             )
+
+    @property
+    def first_change(self) -> int:
+        """Iterations at the start that leave the generator as it is."""
+        return self.discriminator_first

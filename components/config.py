@@ -171,7 +171,8 @@ class Params(Settings):
             require(
                 not (settings.iterations and settings.validate_every) or self.ingest.validation_share > 0,
                 f"ingest.validation_share must be above 0, got 0.0: {step}.validate_every {settings.validate_every} "
-                f"validates on these photographs; set {step}.validate_every to 0 to train without",
+                f"validates on these photographs; set {step}.validate_every to 0, and {step}.deliver.by to last, to "
+                "train without",
             )
 
 

@@ -5,17 +5,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
+
 from bebygan.distributed import joined, rank
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import PATCH_SPLITS, read_patches
+from bebygan.metrics.perceptual import load_lpips, lpips
 from bebygan.networks.naming import save_generator
+from bebygan.pretrained import weights_file
 from bebygan.settings import Optimisation
 from bebygan.training.checkpoint import RunIdentity
 from bebygan.training.loop import TrainStep, fit
 from bebygan.training.pictures import picture_grid
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState
+from bebygan.training.validation import Distance
 from components.artifacts import photographs_version, write_history
 from components.cli import stoppable
 from components.config import flatten, plain, to_yaml
@@ -70,6 +75,11 @@ def tracked_training(step: str, params: Optimisation, data_version: str) -> Iter
             yield lambda *_: None
 
 
+def _lpips(device: torch.device) -> Distance:
+    network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(device)
+    return lambda sr, hr: lpips(sr, hr, network)
+
+
 def train_generator(
     state: TrainState,
     patches: Path,
@@ -93,6 +103,7 @@ def train_generator(
 
     Raises:
         Preempted, StorageError, DataError, ConfigError: see `bebygan.training.loop.fit`.
+        WeightsError: LPIPS, which validation measures, cannot be loaded.
         ServiceError: the bucket for the checkpoints is unreachable, unknown or refuses.
     """
     # Both splits are in the same files, so verifying them once is enough.
@@ -106,7 +117,7 @@ def train_generator(
             nonlocal done
             if logged is not None:
                 track(iteration, logged)
-            if optimisation.picture_every and iteration % optimisation.picture_every == 0:
+            if iteration and optimisation.picture_every and iteration % optimisation.picture_every == 0:
                 pair = batch(validation or train, 0, 0, _PICTURED, crop=optimisation.crop, device=device)
                 track(iteration, {"samples": picture_grid(state.average, *pair, optimisation)})
             advance(iteration - done)
@@ -123,20 +134,27 @@ def train_generator(
                 watch=watch,
                 saved=saved,
                 validation=validation,
+                lpips=_lpips(device) if optimisation.validate_every else None,
             )
 
 
 def write_generator(folder: Path, state: TrainState, params: Optimisation, job: RunIdentity) -> None:
-    """Write the output of a training step: averaged and raw generator, and the logged values.
+    """Write the output of a training step: delivered and raw generator, and the logged values.
 
     Args:
-        folder: exists; gets generator.safetensors (the average), generator_raw.safetensors and history.jsonl.
+        folder: exists; gets generator.safetensors (the average that the run delivers), generator_raw.safetensors (the
+            generator at the end) and history.jsonl.
         state: after training.
         params: of the step; the metadata of the weights contain their hash and the seed.
-        job: see `job_of`; the metadata of the weights contain all of it except the single parameters.
+        job: see `job_of`; the metadata of the weights contain all of it except the single parameters, and the
+            iteration.
     """
     metadata = {name: text for name, text in job.items() if not name.startswith("params.")}
     metadata |= {"params": hashlib.sha256(to_yaml(params).encode()).hexdigest(), "seed": str(params.seed)}
-    save_generator(state.average, folder / "generator.safetensors", metadata=metadata)
-    save_generator(state.generator, folder / "generator_raw.safetensors", metadata=metadata)
+    delivered, iteration = state.delivered()
+    for name, generator, at in (
+        ("generator", delivered, iteration),
+        ("generator_raw", state.generator, state.iteration),
+    ):
+        save_generator(generator, folder / f"{name}.safetensors", metadata=metadata | {"iteration": str(at)})
     write_history(folder, state.history)

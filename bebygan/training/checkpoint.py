@@ -25,7 +25,7 @@ from bebygan.distributed import processes, rank
 from bebygan.errors import BebyganError, ConfigError, DataError, StorageError
 from bebygan.files import storage_errors, whole_file
 from bebygan.networks.weights import refuse_not_finite
-from bebygan.settings import Retention
+from bebygan.settings import HIGHER_IS_BETTER, Retention
 
 _log = logging.getLogger(__name__)
 FORMAT = 2
@@ -71,7 +71,7 @@ def kept(iterations: Iterable[int], keep: Retention, history: Sequence[Mapping[s
         stay |= {iteration for iteration in ordered if iteration % keep.every == 0}
     if keep.best is not None:
         logged = [(entry["iteration"], entry[keep.best]) for entry in history if keep.best in entry]
-        sign = 1 if keep.best == "validation.psnr_y" else -1
+        sign = 1 if keep.best in HIGHER_IS_BETTER else -1
         values = {
             iteration: [sign * value for at, value in logged if at <= iteration][-1]
             for iteration in ordered

@@ -27,10 +27,11 @@ from bebygan.networks.weights import safetensors_bytes
 from bebygan.precision import tf32
 from bebygan.settings import Optimisation
 from bebygan.training import checkpoint
+from bebygan.training.delivery import keep_best
 from bebygan.training.sampling import Loader
 from bebygan.training.schedules import learning_rate
 from bebygan.training.state import TrainState
-from bebygan.training.validation import validate
+from bebygan.training.validation import Distance, check_validation, validate
 
 TrainStep = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]
 """One iteration on (state, LR, HR): updates networks and average; returns named scalars, still on the device."""
@@ -131,6 +132,11 @@ def _diverged(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values: M
     )
 
 
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Leave out values that are not finite; a value may be although the step was finite."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
 def _due(iteration: int, every: int, last: bool) -> bool:
     return every > 0 and (last or iteration % every == 0)
 
@@ -146,6 +152,7 @@ def fit(
     watch: Callable[[int, Mapping[str, float] | None], None],
     saved: checkpoint.Saved | None = None,
     validation: Patches | None = None,
+    lpips: Distance | None = None,
 ) -> None:
     """Train until `optimisation.iterations`, resuming from the newest checkpoint of the same run.
 
@@ -161,17 +168,20 @@ def fit(
         watch: called after each iteration with its number and, if there are new ones, the logged values: those of the
             history, and samples_per_second and data_wait_share, which differ from run to run.
         saved: called with each checkpoint once it is written.
-        validation: patches of the validation split, which the average is measured on.
+        validation: patches of the validation split, which the average is measured on at the start and every
+            `optimisation.validate_every` iterations; None trains without, and delivers the last average.
+        lpips: measures validation.lpips; needed if the best average or checkpoint is chosen by it.
 
     Raises:
         Preempted: SIGTERM came; the state is saved.
         StorageError: nothing can be written to the folder at the start, or SIGTERM came and the state could not be
             saved. In between, training continues without a checkpoint and warns.
         ConfigError: the checkpoints belong to another run, or the batch cannot be divided among the processes.
-        DataError: no patches, damaged checkpoints, or losses or gradients that are not finite in all steps, or in more
-            than `optimisation.skip_limit` in a row; the last of them is kept in a file.
+        DataError: no patches to train or validate on, damaged checkpoints, or losses or gradients that are not finite
+            in all steps, or in more than `optimisation.skip_limit` in a row; the last of them is kept in a file.
         WeightsError: a checkpoint contains numbers that are not finite.
     """
+    check_validation(optimisation, validation, lpips)
     device = next(state.generator.parameters()).device
     share = share_of(optimisation.batch, optimisation.accumulate)
     with (
@@ -183,6 +193,12 @@ def fit(
         if (earlier := saver.load()) is not None:
             state.load_state_dict(earlier)
         copy_from_first(state.tensors())
+        validated = validation if optimisation.validate_every else None
+        if validated and not state.iteration:
+            entry = _finite(validate(state.average, validated, optimisation, lpips))
+            state.history = [{"iteration": 0, **entry}]
+            if rank() == 0:
+                watch(0, state.history[0])
         clock = _Clock()
         while state.iteration < optimisation.iterations:
             with clock.waiting():
@@ -191,7 +207,7 @@ def fit(
             values = step(state, lr, hr)
             state.iteration += 1
             last = state.iteration == optimisation.iterations
-            entry: dict[str, float] = {}
+            entry = {}
             speed: dict[str, float] = {}
             if last or state.iteration % optimisation.log_every == 0:
                 entry = _logged(values, state)
@@ -200,10 +216,14 @@ def fit(
                     raise _diverged(checkpoints, state, lr, hr, values)
                 entry["learning_rate"] = rate
                 speed = clock.read(optimisation.batch)
-            if validation and _due(state.iteration, optimisation.validate_every, last):
-                entry |= validate(state.average, validation, optimisation)
-            # A value may be infinite although the step was finite.
-            entry = {name: value for name, value in entry.items() if math.isfinite(value)}
+            changed = state.iteration > optimisation.first_change
+            if validated and changed and _due(state.iteration, optimisation.validate_every, last):
+                measured = validate(state.average, validated, optimisation, lpips)
+                keep_best(state, measured, optimisation.deliver)
+                entry |= measured
+            entry = _finite(entry)
+            if last and state.best is not None:
+                entry["delivered"] = state.best.iteration
             if entry:
                 state.history.append({"iteration": state.iteration, **entry})
             if rank() == 0:

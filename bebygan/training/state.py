@@ -43,12 +43,23 @@ def _new_guard(precision: Precision, device: torch.device) -> Guard:
 
 
 @dataclass(slots=True)
+class Best:
+    """The best average of a run so far, see `training.delivery`."""
+
+    iteration: int
+    score: tuple[float, float]
+    """Higher is better."""
+    weights: dict[str, Tensor]
+    """Its `state_dict`."""
+
+
+@dataclass(slots=True)
 class TrainState:
     """Networks, optimisers and the number of iterations done. Without a discriminator it is a warm-up's state."""
 
     generator: Generator
     average: Generator
-    """Exponential moving average of the generator: the result of a run."""
+    """Exponential moving average of the generator."""
     generator_optimiser: torch.optim.Adam
     discriminator: Discriminator | None
     discriminator_optimiser: torch.optim.Adam | None
@@ -56,6 +67,8 @@ class TrainState:
     iteration: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     """Logged values, oldest first; each with its iteration."""
+    best: Best | None = None
+    """What the run delivers, unless it delivers the last average or none was measured yet."""
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the weights and buffers of all networks."""
@@ -63,6 +76,14 @@ class TrainState:
             if network is not None:
                 yield from (parameter.data for parameter in network.parameters())
                 yield from network.buffers()
+
+    def delivered(self) -> tuple[Generator, int]:
+        """Return the generator that the run delivers, and its iteration."""
+        if self.best is None:
+            return self.average, self.iteration
+        generator = copy.deepcopy(self.average)
+        generator.load_state_dict(self.best.weights)
+        return generator, self.best.iteration
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state by reference, for a checkpoint."""
@@ -74,6 +95,9 @@ class TrainState:
             "generator_optimiser": self.generator_optimiser.state_dict(),
             "guard": asdict(self.guard),
         }
+        if self.best is not None:
+            best = self.best
+            state["best"] = {"iteration": best.iteration, "score": best.score, "weights": best.weights}
         if self.discriminator is not None and self.discriminator_optimiser is not None:
             state["discriminator"] = self.discriminator.state_dict()
             state["discriminator_optimiser"] = self.discriminator_optimiser.state_dict()
@@ -88,6 +112,7 @@ class TrainState:
         self.generator_optimiser.load_state_dict(state["generator_optimiser"])
         device = self.guard.scale.device
         self.guard = Guard(**{name: value.to(device) for name, value in state["guard"].items()})
+        self.best = Best(**state["best"]) if "best" in state else None
         if self.discriminator is not None and self.discriminator_optimiser is not None:
             self.discriminator.load_state_dict(state["discriminator"])
             self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])

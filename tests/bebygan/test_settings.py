@@ -8,6 +8,7 @@ import pytest
 from bebygan.settings import (
     BestBuddySettings,
     Constraint,
+    Delivery,
     GanSettings,
     GeneratorShape,
     LearningRateSchedule,
@@ -36,6 +37,7 @@ def gan(**changes: Any) -> GanSettings:
         "best_buddy": BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=512),
         "region": RegionSettings(mask_from="hr", window=11, threshold=0.025),
         "keep": Retention(newest=2, every=0, best=None),
+        "deliver": Delivery(by="last"),
     }  # fmt: skip
     return GanSettings(**values | changes)
 
@@ -75,11 +77,15 @@ def test_the_discriminator_cannot_learn_first_where_there_is_none() -> None:
         gan(losses=alone, discriminator_first=5)
 
 
-def test_the_best_checkpoint_by_what_is_never_measured_is_refused() -> None:
+def test_the_best_checkpoint_or_average_by_what_is_never_measured_is_refused() -> None:
     best = Retention(newest=2, every=0, best="validation.l1")
     assert gan(keep=best, validate_every=5).keep == best
     with pytest.raises(ValueError, match=r"keep\.best is validation\.l1, which is never measured"):
         gan(keep=best, validate_every=0)
+    best = Delivery(by="validation.lpips", lr_psnr_floor=38.0)
+    assert gan(deliver=best, validate_every=5).deliver == best
+    with pytest.raises(ValueError, match=r"deliver\.by is validation\.lpips, .* or deliver\.by to last"):
+        gan(deliver=best, validate_every=0)
 
 
 def test_defaults_are_those_of_the_paper_profile() -> None:

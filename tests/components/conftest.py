@@ -65,14 +65,18 @@ def dataset(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
 
 @pytest.fixture(scope="session")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like that of the patches step: one smooth, noisy photograph, patches of 48 pixels."""
+    """A folder like that of the patches step: two smooth, noisy photographs, one of them to validate on."""
     folder = tmp_path_factory.mktemp("patches")
     random = np.random.default_rng(1)
     coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
     hr = (np.asarray(coarse) + random.normal(0, 12, (96, 96, 1))).clip(0, 255).astype(np.uint8)
     windows = np.array([(top, left) for top in (0, 24, 48) for left in (0, 24, 48)])
-    photograph = PhotographPair(hr, downscale_uint8(hr, SCALE), "train", windows)
-    write_shards(folder, [photograph], 48, 10**9, {"data_version": f"{'0' * 32}.dir"})
+    mirrored = np.ascontiguousarray(hr[:, ::-1])
+    photographs = [
+        PhotographPair(hr, downscale_uint8(hr, SCALE), "train", windows),
+        PhotographPair(mirrored, downscale_uint8(mirrored, SCALE), "validation", windows[::4]),
+    ]
+    write_shards(folder, photographs, 48, 10**9, {"data_version": f"{'0' * 32}.dir"})
     return folder
 
 

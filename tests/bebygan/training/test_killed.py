@@ -21,7 +21,7 @@ from bebygan.errors import BebyganError
 from bebygan.imaging.shards import read_patches
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
-from bebygan.settings import GeneratorShape, Retention
+from bebygan.settings import Delivery, GeneratorShape, Retention
 from bebygan.training.checkpoint import Checkpoints, checkpoints_in
 from bebygan.training.loop import TrainStep, fit
 from bebygan.training.state import TrainState, new_state
@@ -41,6 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "validate_every": 4,
         "picture_every": 0,
         "keep": Retention(newest=2, every=0, best="validation.psnr_y"),
+        "deliver": Delivery(by="validation.psnr_y", lr_psnr_floor=5.0),
     },
 }
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from bebygan.imaging import Image
 from bebygan.imaging.convert import to_image, to_tensor
 from bebygan.imaging.shards import Patches, read_patches
-from bebygan.metrics.fidelity import psnr_y
+from bebygan.metrics.fidelity import lr_psnr, psnr_y
 from bebygan.networks.generator import Generator
 from bebygan.settings import GeneratorShape
 from bebygan.training.loop import fit
@@ -17,6 +18,12 @@ from bebygan.training.validation import validate
 from tests.bebygan.training.test_loop import JOB, SETTINGS, assert_equal, ignore, make_patches, run, state
 
 MEASURED = replace(SETTINGS, validate_every=4, validate_patches=2)
+NAMES = ("validation.psnr_y", "validation.l1", "validation.lr_psnr")
+
+
+def distance(sr: Image, hr: Image) -> float:
+    """A stand-in for LPIPS, which needs weights."""
+    return float(np.abs(sr.astype(float) - hr).mean()) / 255
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def test_it_is_the_mean_over_whole_patches(patches: Patches) -> None:
     generator = Generator(GeneratorShape(blocks=1, features=4, growth=2))
     found = validate(generator, patches, MEASURED)
 
-    psnr, l1 = [], []
+    psnr, l1, consistency, distances = [], [], [], []
     for number in range(2):
         lr, hr = whole_patch(patches, number)
         assert (lr.shape, hr.shape) == ((12, 12, 3), (48, 48, 3))
@@ -41,7 +48,16 @@ def test_it_is_the_mean_over_whole_patches(patches: Patches) -> None:
             sr = generator(to_tensor(lr))
         psnr.append(psnr_y(to_image(sr), hr))
         l1.append(float((sr - to_tensor(hr)).abs().mean()))
-    assert found == {"validation.psnr_y": pytest.approx(np.mean(psnr)), "validation.l1": pytest.approx(np.mean(l1))}
+        consistency.append(lr_psnr(to_image(sr), lr))
+        distances.append(distance(to_image(sr), hr))
+    expected = {
+        "validation.psnr_y": pytest.approx(np.mean(psnr)),
+        "validation.l1": pytest.approx(np.mean(l1)),
+        "validation.lr_psnr": pytest.approx(np.mean(consistency)),
+    }
+    assert found == expected
+    expected["validation.lpips"] = pytest.approx(np.mean(distances))
+    assert validate(generator, patches, MEASURED, distance) == expected
 
 
 def test_the_patches_are_spread_over_the_split_and_always_the_same(
@@ -79,9 +95,10 @@ def test_measuring_while_training_changes_nothing_but_the_history(
 
     assert torch.equal(torch.get_rng_state(), before)
     measured = [entry["iteration"] for entry in trained.history if "validation.psnr_y" in entry]
-    assert measured == [4, 6]
+    assert measured == [0, 4, 6]
+    assert trained.history.pop(0).keys() == {"iteration", *NAMES}
     for entry in trained.history:
-        for name in ("validation.psnr_y", "validation.l1"):
+        for name in NAMES:
             entry.pop(name, None)
     assert_equal(trained.state_dict(), expected.state_dict())
 
@@ -95,9 +112,5 @@ def test_an_iteration_that_is_measured_but_not_logged_tells_the_measurement_alon
         trained, read_patches(folder, "train"), settings, gan_step(settings, None), checkpoints=tmp_path, identity=JOB,
         watch=ignore, validation=patches,
     )  # fmt: skip
-    assert [entry.keys() == {"iteration", "validation.psnr_y", "validation.l1"} for entry in trained.history] == [
-        True,
-        True,
-        False,
-    ]
+    assert [entry.keys() == {"iteration", *NAMES} for entry in trained.history] == [True, True, True, False]
     assert {"total", "validation.psnr_y"} <= trained.history[-1].keys()

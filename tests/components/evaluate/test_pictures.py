@@ -34,6 +34,11 @@ def test_without_logged_values_there_are_no_curves(history: list[dict[str, float
     assert training_curves(history) is None
 
 
+def test_the_delivered_iteration_is_no_curve() -> None:
+    history = [{"iteration": 1, "l1": 0.5}, {"iteration": 2, "l1": 0.4, "delivered": 1}]
+    assert ">delivered</text>" not in (training_curves(history) or "")
+
+
 def test_curves_are_reproducible_and_skip_missing_values() -> None:
     history = [{"iteration": 1, "l1": 0.5}, {"iteration": 2, "l1": 0.4, "psnr": 20.0}]
     curves = training_curves(history)

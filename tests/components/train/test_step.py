@@ -40,6 +40,8 @@ TINY = (
     "train.channels_last=false",
     "train.checkpoint_every=2",
     "train.log_every=1",
+    "train.validate_every=0",
+    "train.deliver={by: last}",
 )
 FILES = {"generator.safetensors", "generator_raw.safetensors", "discriminator.safetensors", "history.jsonl"}
 Main = Callable[..., tuple[int, str]]
@@ -145,6 +147,49 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_different_ones(
     assert not [name for name, content in contents(trained).items() if other[name] == content]
 
 
+def stop_at(last: int) -> Callable[[int, Mapping[str, float]], None]:
+    def track(iteration: int, _: Mapping[str, float]) -> None:
+        if iteration == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return track
+
+
+def test_the_average_with_the_best_lpips_is_delivered_also_after_a_stop(
+    patches: Path, warmup: Path, tmp_path: Path
+) -> None:
+    params = tiny("validate_every=1", "deliver={by: validation.lpips, lr_psnr_floor: null}", "schedule.peak=0.02")
+    for name, stopped_after in (("whole", None), ("resumed", 3)):
+        folders = patches, warmup, tmp_path / name, tmp_path / f"{name} checkpoints"
+        if stopped_after:
+            with pytest.raises(Preempted):
+                train(*folders, params=params, track=stop_at(stopped_after))
+        train(*folders, params=params, track=ignore)
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+    measured = {
+        entry["iteration"]: entry["validation.lpips"]
+        for entry in history(tmp_path / "whole")
+        if "validation.lpips" in entry
+    }
+    assert list(measured) == [0, 1, 2, 3, 4]
+    best = min((iteration for iteration in measured if iteration), key=lambda iteration: measured[iteration])
+    assert history(tmp_path / "whole")[-1]["delivered"] == best < 4
+    for name, iteration in (("generator", best), ("generator_raw", 4)):
+        with safe_open(tmp_path / "whole" / f"{name}.safetensors", "numpy") as file:
+            assert file.metadata()["iteration"] == str(iteration)
+
+
+def test_a_validation_split_without_patches_exits_with_the_code_of_data(run_main: Main, patches: Path) -> None:
+    small = read_patches(patches, "train")
+    alone = patches.parent / "alone"
+    alone.mkdir()
+    write_shards(alone, [PhotographPair(small.hr[0], small.lr[0], "train", np.array([(0, 0)]))], 48, 10**9,
+                 small.made_from)  # fmt: skip
+    code, error = run_main("train.validate_every=2", patches=alone)
+    assert code == 3
+    assert re.fullmatch(r"error: there are no patches to validate on, .* raise ingest\.validation_share, .*\n", error)
+
+
 def test_a_finished_training_is_not_repeated(trained: Path, patches: Path, warmup: Path, tmp_path: Path) -> None:
     def never(*_: object) -> None:
         raise AssertionError
@@ -190,14 +235,6 @@ def test_a_full_disk_for_checkpoints_logs_a_warning_and_training_completes(
         "there. Make room or choose another folder, then run again. Training continues"
         for iteration in (2, 4)
     ]
-
-
-def stop_at(last: int) -> Callable[[int, Mapping[str, float]], None]:
-    def track(iteration: int, _: Mapping[str, float]) -> None:
-        if iteration == last:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return track
 
 
 def test_a_stop_without_a_saved_checkpoint_does_not_exit_as_resumable(

@@ -139,12 +139,13 @@ def train_in_two_processes(
 def test_two_processes_write_and_track_one_challenger(
     train_in_two_processes: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
-    done = train_in_two_processes("train.validate_every=2")
+    done = train_in_two_processes("train.validate_every=2", "train.deliver.by=validation.lpips")
     assert done.returncode == 0, done.stderr
 
     assert set(contents(tmp_path / "out")) == FILES
     history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
-    assert [entry["iteration"] for entry in history] == [1, 2, 3, 4]
+    assert [entry["iteration"] for entry in history] == [0, 1, 2, 3, 4]
+    assert history[-1]["delivered"] in {2, 4}
     assert len(list((tmp_path / "workspace" / "checkpoints").glob("train-*"))) == 1
     client = mlflow_client()
     [run] = client.search_runs([each.experiment_id for each in client.search_experiments()])

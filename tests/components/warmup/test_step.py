@@ -36,6 +36,7 @@ TINY = (
     "warmup.channels_last=false",
     "warmup.checkpoint_every=2",
     "warmup.log_every=1",
+    "warmup.validate_every=0",
 )
 Logged = list[tuple[int, Mapping[str, float]]]
 

@@ -1,0 +1,170 @@
+"""A run delivers the best average of its validations, also after a stop, and refuses what it cannot measure."""
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bebygan.errors import DataError, Preempted
+from bebygan.imaging import Image
+from bebygan.imaging.shards import Patches, read_patches
+from bebygan.settings import Delivery, GanSettings, LearningRateSchedule
+from bebygan.training.delivery import score
+from bebygan.training.loop import fit
+from bebygan.training.state import TrainState
+from bebygan.training.step import gan_step
+from tests.bebygan.training.test_loop import JOB, SETTINGS, assert_equal, ignore, make_patches, state
+
+DELIVERED = replace(
+    SETTINGS,
+    iterations=8,
+    validate_every=2,
+    validate_patches=2,
+    deliver=Delivery(by="validation.lpips", lr_psnr_floor=None),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_patches(tmp_path_factory.mktemp("patches"))
+
+
+class Scripted:
+    """A stand-in for LPIPS: a value for each of the validations, of two patches each."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = [value for value in values for _ in range(2)]
+
+    def __call__(self, _: Image, __: Image) -> float:
+        return self.values.pop(0)
+
+
+def trained(
+    folder: Path, checkpoints: Path, lpips: Scripted, settings: GanSettings = DELIVERED, stop_after: int | None = None
+) -> TrainState:
+    result = state(settings)
+
+    def watch(iteration: int, values: Mapping[str, float] | None) -> None:
+        ignore(iteration, values)
+        if iteration == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train, validation = (read_patches(folder, split) for split in ("train", "validation"))
+    fit(
+        result, train, settings, gan_step(settings, None), checkpoints=checkpoints, identity=JOB, watch=watch,
+        validation=validation, lpips=lpips,
+    )  # fmt: skip
+    return result
+
+
+def weights(result: TrainState) -> dict[str, Tensor]:
+    return result.delivered()[0].state_dict()
+
+
+def test_the_best_average_is_delivered_and_not_the_last(folder: Path, tmp_path: Path) -> None:
+    result = trained(folder, tmp_path, Scripted(0.1, 0.5, 0.3, 0.4, 0.6))
+    assert result.delivered()[1] == 4
+    assert not torch.equal(weights(result)["conv_last.weight"], result.average.state_dict()["conv_last.weight"])
+    assert result.history[-1]["delivered"] == 4
+    assert result.history[0].keys() >= {"iteration", "validation.lpips"}
+    assert not any("delivered" in entry for entry in result.history[:-1])
+
+
+def test_what_is_delivered_is_the_average_of_that_iteration(folder: Path, tmp_path: Path) -> None:
+    constant = LearningRateSchedule(
+        shape="steps", peak=1e-3, floor=0, cycle=0, warmup=0, warmup_from=1, milestones=(), decay=1
+    )
+    settings = replace(DELIVERED, schedule=constant)
+    result = trained(folder, tmp_path / "long", Scripted(0.1, 0.5, 0.3, 0.4, 0.6), settings)
+    at_4 = trained(folder, tmp_path / "short", Scripted(0.1, 0.5, 0.3), replace(settings, iterations=4))
+    assert_equal(weights(result), at_4.average.state_dict())
+
+
+def test_the_start_is_measured_but_never_delivered(folder: Path, tmp_path: Path) -> None:
+    settings = replace(DELIVERED, discriminator_first=3)
+    # Not measured at iteration 2: the generator is still that of the start.
+    result = trained(folder, tmp_path, Scripted(0.0, 0.5, 0.3, 0.4), settings)
+    assert [entry["iteration"] for entry in result.history if "validation.lpips" in entry] == [0, 4, 6, 8]
+    assert result.delivered()[1] == 6
+
+
+@pytest.mark.parametrize("stopped_after", range(1, 8))
+def test_a_stopped_run_delivers_what_one_delivers_that_was_never_stopped(
+    folder: Path, tmp_path: Path, stopped_after: int
+) -> None:
+    values = (0.1, 0.5, 0.3, 0.4, 0.6)
+    done = 1 + stopped_after // 2
+    with pytest.raises(Preempted):
+        trained(folder, tmp_path / "stopped", Scripted(*values[:done]), stop_after=stopped_after)
+    resumed = trained(folder, tmp_path / "stopped", Scripted(*values[done:]))
+    whole = trained(folder, tmp_path / "whole", Scripted(*values))
+    assert_equal(resumed.state_dict(), whole.state_dict())
+    assert_equal(weights(resumed), weights(whole))
+
+
+def test_the_last_average_is_delivered_on_request(folder: Path, tmp_path: Path) -> None:
+    last = replace(DELIVERED, deliver=Delivery(by="last"))
+    result = trained(folder, tmp_path, Scripted(0.1, 0.5, 0.3, 0.4, 0.6), last)
+    assert result.delivered() == (result.average, 8)
+
+
+def test_a_floor_on_lr_psnr_comes_before_the_metric() -> None:
+    deliver = Delivery(by="validation.lpips", lr_psnr_floor=38.0)
+    values = {
+        "above, good": {"validation.lpips": 0.1, "validation.lr_psnr": 39.0},
+        "above, better LR-PSNR": {"validation.lpips": 0.2, "validation.lr_psnr": 45.0},
+        "just below": {"validation.lpips": 0.05, "validation.lr_psnr": 37.9},
+        "far below": {"validation.lpips": 0.01, "validation.lr_psnr": 30.0},
+    }
+    ranks = {name: score(measured, deliver) or (0.0, 0.0) for name, measured in values.items()}
+    assert sorted(ranks, key=lambda name: ranks[name], reverse=True) == list(values)
+
+
+def test_higher_or_lower_is_better_by_the_metric() -> None:
+    for name, higher in (("psnr_y", True), ("lr_psnr", True), ("l1", False), ("lpips", False)):
+        deliver = Delivery(by=f"validation.{name}")  # type: ignore[arg-type]
+        low, high = (score({f"validation.{name}": value}, deliver) for value in (1.0, 2.0))
+        assert low is not None
+        assert high is not None
+        assert (high > low) is higher
+    assert score({"validation.psnr_y": float("nan")}, Delivery(by="validation.psnr_y")) is None
+    assert score({"validation.psnr_y": 1.0}, Delivery(by="last")) is None
+
+
+def test_an_empty_validation_split_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    train = read_patches(folder, "train")
+    empty = Patches(train.hr, train.lr, train.windows[:0], train.size, train.made_from)
+    for deliver in (DELIVERED.deliver, Delivery(by="last")):
+        settings = replace(DELIVERED, deliver=deliver)
+        with pytest.raises(DataError, match=r"no patches to validate on.*raise ingest\.validation_share") as error:
+            fit(
+                state(), train, settings, gan_step(settings, None), checkpoints=tmp_path, identity=JOB, watch=ignore,
+                validation=empty, lpips=lambda *_: 0.0,
+            )  # fmt: skip
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_lpips_must_be_given_where_the_average_is_chosen_by_it(folder: Path, tmp_path: Path) -> None:
+    train, validation = (read_patches(folder, split) for split in ("train", "validation"))
+    with pytest.raises(ValueError, match="pass a function that measures it"):
+        fit(
+            state(), train, DELIVERED, gan_step(DELIVERED, None), checkpoints=tmp_path, identity=JOB, watch=ignore,
+            validation=validation,
+        )  # fmt: skip
+
+
+def test_a_training_without_validation_patches_delivers_the_last_average(folder: Path, tmp_path: Path) -> None:
+    result = state(DELIVERED)
+    train = read_patches(folder, "train")
+    fit(result, train, DELIVERED, gan_step(DELIVERED, None), checkpoints=tmp_path, identity=JOB, watch=ignore)
+    assert result.delivered() == (result.average, 8)
+
+
+def test_an_average_of_equal_value_does_not_replace_the_first(folder: Path, tmp_path: Path) -> None:
+    assert trained(folder, tmp_path, Scripted(0.1, 0.5, 0.3, 0.3, 0.3)).delivered()[1] == 4
