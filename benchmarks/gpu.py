@@ -36,7 +36,7 @@ from bebygan.networks.generator import Generator
 from bebygan.networks.weights import read_state, safetensors_bytes
 from bebygan.precision import full_precision, tf32, training_device
 from bebygan.pretrained import weights_file
-from bebygan.settings import GanSettings, LearningRateSchedule, PerceptualSettings, Retention
+from bebygan.settings import Delivery, GanSettings, LearningRateSchedule, PerceptualSettings, Retention
 from bebygan.training.loop import fit
 from bebygan.training.state import new_state, place
 from bebygan.training.step import gan_step
@@ -53,8 +53,8 @@ _NOMINAL = {"H100": (989e12, 494e12, 67e12), "H200": (989e12, 494e12, 67e12), "A
 _FIRST = GanSettings(
     perceptual=PerceptualSettings(network="vgg16", taps=(("conv3_3", 1 / 8), ("conv4_3", 1 / 4), ("conv5_3", 1 / 2))),
     schedule=LearningRateSchedule(cycle=0, warmup=20),
-    keep=Retention(newest=2, every=0, best=None), validate_every=0, picture_every=0, log_every=20,
-    checkpoint_every=1_000_000, tf32=False,
+    keep=Retention(newest=2, every=0, best=None), deliver=Delivery(by="last"), validate_every=0, picture_every=0,
+    log_every=20, checkpoint_every=1_000_000, tf32=False,
 )  # fmt: skip
 
 
