@@ -25,6 +25,11 @@ ENVIRONMENT = """environment:
   SSL_CERT_FILE    certificate authority of the server, if it is your own
 """
 _CLUSTER_HELP = "images and resources of the tasks (default: %(default)s)"
+_MODELS = {
+    "models": "list the versions of the model, newest first",
+    "promote": "make a version champion",
+    "rollback": "make the previous champion champion again",
+}
 _SCHEDULE = {
     "plan": "print what apply would change",
     "apply": "make the schedules on the cluster those of the file",
@@ -84,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_params_arguments(run)
     _add_upscale_command(commands)
+    _add_model_commands(commands)
     function = "pipelines.kubeflow.commands:compile_pipeline"
     compile_ = _add(commands, "compile", function, "write the pipeline for Kubeflow")
     compile_.add_argument("output", type=Path, help="YAML file to write")
@@ -130,6 +136,23 @@ def _add_upscale_command(commands: Any) -> None:
     )
     upscale.add_argument("--overwrite", action="store_true", help="replace files that exist; otherwise they are kept")
     add_params_arguments(upscale)
+
+
+def _add_model_commands(commands: Any) -> None:
+    """Add the commands about versions in the model registry."""
+    for name, text in _MODELS.items():
+        command = _add(commands, name, f"pipelines.models:{name}", text)
+        if name in ("promote",):
+            command.add_argument("version", metavar="VERSION", help="number or alias of a version")
+        if name in ("promote", "rollback"):
+            command.add_argument("--reason", required=True, help="why; the ledger records it")
+            command.add_argument("--ledger", help="record of all moves of the champion (default: WORKSPACE/ledger)")
+        else:
+            command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument(
+            "--workspace", type=Path, default=Path("workspace"), help="of the runs (default: %(default)s)"
+        )
+        add_params_arguments(command)
 
 
 def _add_cluster_commands(commands: Any) -> None:

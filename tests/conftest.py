@@ -117,6 +117,16 @@ def bucket(s3: Any) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs. Tests copy it, because the creation of its tables takes seconds."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    SqlAlchemyStore(f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri())
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
 def picture() -> Callable[..., Image.Image]:
     """Makes a picture that looks like a photograph to all measures: smooth parts, texture, edges, no two alike."""

@@ -10,7 +10,7 @@ from components.config import flatten, plain, to_yaml
 from components.job import Job
 from components.progress import say
 from components.tracking.client import MlflowException, mlflow_client, service_errors
-from components.tracking.registry import ModelVersion, champion, lost_champion, verify
+from components.tracking.registry import ROLLED_BACK, ModelVersion, all_versions, champion, lost_champion, verify
 from components.tracking.runs import PARENT, PREFLIGHT_PASSED, ended_runs, open_pipeline_run
 
 if TYPE_CHECKING:
@@ -78,6 +78,14 @@ def _reason(job: Job, made: _Made | None) -> str:
     return f"{', '.join(changed)} since the champion, version {version}"
 
 
+def _outcome(run_id: str, model: str, made: _Made | None) -> str:
+    """Return why a finished run of the same job did not make the champion, if that is known."""
+    for version in all_versions(model, parent_run=run_id):
+        if told := version.tags.get(ROLLED_BACK):
+            return f", whose version {version.version} was rolled back {told}"
+    return "" if made else ", whose challenger was not promoted"
+
+
 def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decision:
     """Decide whether to train.
 
@@ -112,8 +120,8 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
             )
         if made:
             verify(made[0])
-        kept = "" if made else ", whose challenger was not promoted"
-        reason = f"photographs, parameters and code are those of the finished run {earlier[0]}{kept}"
+        outcome = _outcome(earlier[0], model, made)
+        reason = f"photographs, parameters and code are those of the finished run {earlier[0]}{outcome}"
         with service_errors("asking for the finished run"):
             tags = mlflow_client().get_run(earlier[0]).data.tags
         return Decision("skip", reason, tags.get("data_version", ""))

@@ -22,9 +22,19 @@ from bebygan.registered_model import MODEL_CODE, digests
 from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
 from components.artifacts import Registration, Verdict, read_means, read_verdict, write_registration
 from components.config import RegisterParams
+from components.progress import say
 from components.register.promotion import may_promote, promote, settle
 from components.tracking.client import mlflow, service_errors, uploading
-from components.tracking.registry import PROMOTED, ModelVersion, as_version, champion, verify, version_with_alias
+from components.tracking.registry import (
+    PROMOTED,
+    ROLLED_BACK,
+    ModelVersion,
+    all_versions,
+    as_version,
+    champion,
+    verify,
+    version_with_alias,
+)
 from components.tracking.runs import StepRun
 
 _log = logging.getLogger(__name__)
@@ -66,15 +76,25 @@ def _sound(version: ModelVersion) -> bool:
     return True
 
 
-def _registered_before(model: str, lineage: Mapping[str, str], run: StepRun) -> ModelVersion | None:
+def _registered_before(model: str, lineage: Mapping[str, str]) -> ModelVersion | None:
     """Return the champion if it has these weights, else a version with these weights and this verdict."""
     current = champion(model)
     if current and current.tags.get("weights_sha256") == lineage["weights_sha256"] and _sound(current):
         return current
     same = ("weights_sha256", "verdict_sha256")
-    found = map(as_version, run.client.search_model_versions(f"name='{model}'"))
-    alike = (each for each in found if all(each.tags.get(name) == lineage[name] for name in same))
-    return next(filter(_sound, alike), None)
+    return next(filter(_sound, all_versions(model, **{name: lineage[name] for name in same})), None)
+
+
+def _rolled_back(version: ModelVersion) -> bool:
+    """Return whether a rollback removed these weights; say so."""
+    for each in all_versions(version.model, weights_sha256=version.tags["weights_sha256"]):
+        if told := each.tags.get(ROLLED_BACK):
+            say(
+                f"version {version.version} is not promoted: it has the weights of version {each.version}, which was "
+                f"rolled back {told}; `bebygan promote {version.version}` promotes it"
+            )
+            return True
+    return False
 
 
 def _model_folder(folder: Path, weights: Path) -> Path:
@@ -159,15 +179,15 @@ def register(
     model = verdict.model
     lineage = _lineage(challenger, evaluation, verdict, run)
     if ledger:
-        settle(ledger, model, run)
+        settle(ledger, model, run.client, run.run_id)
     with service_errors(f"registering a version of {model}"):
-        version = _registered_before(model, lineage, run) or _new_version(model, challenger / WEIGHTS, lineage, run)
+        version = _registered_before(model, lineage) or _new_version(model, challenger / WEIGHTS, lineage, run)
         newest = version_with_alias(model, "challenger")
         if newest is None or int(newest.version) < int(version.version):
             run.client.set_registered_model_alias(model, "challenger", version.version)
     # A version that was promoted before is champion again only if no other version took its place.
     new = PROMOTED not in version.tags or champion(model) is None
-    if verdict.verdict == "promote" and params.promotion == "automatic" and new:
+    if verdict.verdict == "promote" and params.promotion == "automatic" and new and not _rolled_back(version):
         if may_promote(version, verdict.champion):
             verify(version)
             check_loads(version, challenger / WEIGHTS)

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from bebygan.errors import ConfigError
+from bebygan.errors import ConfigError, WeightsError
 from bebygan.files import storage_errors
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -83,3 +83,17 @@ def tracking_uri(workspace: Path = WORKSPACE) -> str:
     for variable in (VARIABLE, _REGISTRY):
         _make_absolute(variable)
     return os.environ[VARIABLE].strip()
+
+
+def use_registry(workspace: Path) -> None:
+    """Let this process use the registry of MLFLOW_TRACKING_URI, or else of the database that is in a workspace.
+
+    Raises:
+        ConfigError: as `tracking_uri`.
+        WeightsError: the workspace has no database. None is created to find nothing in it.
+    """
+    if not os.environ.get(VARIABLE) and not (workspace / "mlflow.db").is_file():
+        raise WeightsError(
+            f"{workspace} has no models yet: train one with `bebygan run`, or name another --workspace or {VARIABLE}"
+        )
+    os.environ[VARIABLE] = tracking_uri(workspace)

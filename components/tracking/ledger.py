@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bebygan.errors import DataError
@@ -21,6 +22,9 @@ from components.stores import StoredFile, open_store
 
 HEAD = "ledger_head"
 """Tag of a registered model: number and digest of the newest entry of its ledger."""
+BY_COMMAND = "by command"
+BY_HAND = "by hand"
+ROLLBACK = "rollback"
 _NAME = re.compile(r"\d{6}\.json")
 
 
@@ -37,7 +41,8 @@ class Move:
     weights_sha256: str | None
     """Of `version`. A restored backup may give the same version number to another model; its weights differ."""
     verdict: str
-    """`promote`, or `by hand` for a move outside the pipeline that was detected later."""
+    """`promote` for a promotion by a run, BY_COMMAND or ROLLBACK for `bebygan promote` or `bebygan rollback`, and
+    BY_HAND for a move outside this project that was detected later."""
     reason: str
     run: str
     """MLflow run of the step that wrote this."""
@@ -110,6 +115,35 @@ def last(ledger: str, model: str) -> Move | None:
     """Return the newest move, or None if there is none; see `entries`."""
     found = entries(ledger, model)
     return found[-1] if found else None
+
+
+def champions(moves: Sequence[Move]) -> list[Move]:
+    """Return the moves that made the champion and, before it, those that rollbacks return to one after another.
+
+    A rollback removes the champions after the one that it returned to: a second rollback goes back further. So does a
+    person who set the alias back by one champion. The last move is that of the newest champion, also if a person has
+    removed its alias since.
+    """
+    stack: list[Move] = []
+    for move in moves:
+        returns = move.verdict == BY_HAND and [each.version for each in stack[-2:-1]] == [move.version]
+        if move.verdict == ROLLBACK or returns:
+            while stack and stack[-1].version != move.version:
+                stack.pop()
+            stack = stack or [dataclasses.replace(move, previous=None)]
+        elif move.version and [each.version for each in stack[-1:]] != [move.version]:
+            stack.append(move)
+    return stack
+
+
+def withdrawn(moves: Sequence[Move]) -> dict[str, Move]:
+    """Return the rollback that replaced a version, by version, for those that were not champion again since."""
+    found: dict[str, Move] = {}
+    for move in moves:
+        found.pop(move.version or "", None)
+        if move.verdict == ROLLBACK and move.previous:
+            found[move.previous] = move
+    return found
 
 
 def append(ledger: str, model: str, move: Move) -> str | None:

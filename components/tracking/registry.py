@@ -1,10 +1,11 @@
 """Reading MLflow's model registry."""
 
+import datetime
 import re
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,8 @@ Alias = Literal["champion", "challenger", "previous"]
 
 PROMOTED = "promoted"
 """Tag of a version whose promotion is complete. A repeated registration does not promote it again."""
+ROLLED_BACK = "rolled_back"
+"""Tag of a version that a rollback replaced: when, by whom and why. A registration does not promote its weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,9 @@ class ModelVersion:
     run_id: str
     tags: Mapping[str, str]
     """Provenance, verdict, metrics and the weights' SHA-256; see `components.register.step`."""
+    created: datetime.datetime | None = field(default=None, compare=False)
+    """UTC."""
+    description: str = field(default="", compare=False)
 
     @property
     def uri(self) -> str:
@@ -44,8 +50,14 @@ class ModelVersion:
 
 def as_version(found: MlflowVersion) -> ModelVersion:
     """Convert MLflow's answer."""
+    milliseconds = found.creation_timestamp
     return ModelVersion(
-        model=found.name, version=str(found.version), run_id=found.run_id or "", tags=dict(found.tags or {})
+        model=found.name,
+        version=str(found.version),
+        run_id=found.run_id or "",
+        tags=dict(found.tags or {}),
+        created=datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC) if milliseconds else None,
+        description=found.description or "",
     )
 
 
@@ -123,6 +135,34 @@ def find_version(reference: str, model: str) -> ModelVersion:
     return as_version(found)
 
 
+def all_versions(model: str, **tags: str) -> list[ModelVersion]:
+    """Return the versions of a model that have all of these tags, oldest first.
+
+    Raises:
+        ServiceError: the registry is unreachable or refuses.
+    """
+    wanted = " and ".join([f"name='{model}'", *(f"tags.{name} = '{value}'" for name, value in tags.items())])
+    found: list[ModelVersion] = []
+    token = None
+    with tracker(f"looking for the versions of {model}") as client:
+        while True:
+            page = client.search_model_versions(wanted, page_token=token)
+            found += map(as_version, page)
+            if not (token := page.token):
+                return sorted(found, key=lambda version: int(version.version))
+
+
+def aliases_of(model: str) -> dict[str, str]:
+    """Return the version by alias; {} if there is no such model.
+
+    Raises:
+        ServiceError: the registry is unreachable or refuses.
+    """
+    with tracker(f"asking for the aliases of {model}") as client:
+        found = _model(client, model)
+    return {alias: str(version) for alias, version in found.aliases.items()} if found else {}
+
+
 def lost_champion(model: str) -> str | None:
     """Return what shows that a model without a champion had one, or None if its versions were never promoted.
 
@@ -131,8 +171,7 @@ def lost_champion(model: str) -> str | None:
     Raises:
         ServiceError: the registry is unreachable or refuses.
     """
-    with tracker(f"looking for the versions of {model}") as client:
-        versions = [as_version(found) for found in client.search_model_versions(f"name='{model}'")]
+    versions = all_versions(model)
     if not versions:
         return "its versions were deleted"
     for version in versions:

@@ -22,16 +22,6 @@ from bebygan.settings import GeneratorShape
 from components.artifacts import write_quarantine
 
 
-@pytest.fixture(scope="session")
-def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs. Tests copy it, because the creation of its tables takes seconds."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    folder = tmp_path_factory.mktemp("mlflow")
-    SqlAlchemyStore(f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri())
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def mlflow_store(tmp_path: Path, empty_mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an empty store, set in the environment; each test has its own working folder."""

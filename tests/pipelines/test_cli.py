@@ -31,7 +31,7 @@ def test_help_imports_no_heavy_library() -> None:
     [
         ["run"], ["compile", "x.yaml"], ["preflight"], ["manifests", "x"], ["submit", "--source", "x"], ["runs"],
         ["logs", "x"], ["schedule", "plan"], ["schedule", "apply"], ["schedule", "list"], ["schedule", "pause", "x"],
-        ["schedule", "resume", "x"],
+        ["schedule", "resume", "x"], ["models"], ["promote", "1", "--reason", "x"], ["rollback", "--reason", "x"],
     ],
     ids=" ".join,
 )  # fmt: skip

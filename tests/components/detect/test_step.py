@@ -12,6 +12,7 @@ from components.config import load_params
 from components.detect import __main__ as command
 from components.detect.step import Decision, begin, decide
 from components.job import Job
+from components.register.promotion import roll_back
 from components.tracking.client import mlflow_client
 from components.tracking.runs import (
     PREFLIGHT_PASSED,
@@ -96,6 +97,27 @@ def test_a_run_whose_challenger_was_not_promoted_is_not_repeated(job: Job, monke
     other = dataclasses.replace(job, source_version="source-2")
     finish(other, monkeypatch, promote=False)
     assert decide(other).action == "skip"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_job_whose_version_was_rolled_back_is_not_repeated_and_the_reason_is_told(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    finish(job, monkeypatch, promote=True)
+    other = dataclasses.replace(job, source_version="source-2")
+    earlier = finish(other, monkeypatch, promote=True)
+    client = mlflow_client()
+    client.set_model_version_tag("bebygan", "2", "parent_run", earlier)
+    client.set_registered_model_alias("bebygan", "previous", "1")
+    monkeypatch.setenv("LOGNAME", "ada")
+    roll_back("bebygan", "faces look worse", str(tmp_path / "ledger"), client)
+    decision = decide(other)
+    assert decision.action == "skip"
+    start = (
+        f"photographs, parameters and code are those of the finished run {earlier}, whose version 2 was rolled back "
+    )
+    assert decision.reason.startswith(start)
+    assert decision.reason.endswith(" by ada: faces look worse")
 
 
 @pytest.mark.usefixtures("mlflow_store")

@@ -58,10 +58,15 @@ def registered(
     monkeypatch.setattr(step, "check_loads", lambda *_: None)
 
     def run_step(
-        challenger: Path, verdict: str, champion: str | None = None, promotion: Any = "automatic", ledger: str = ""
+        challenger: Path,
+        verdict: str,
+        champion: str | None = None,
+        promotion: Any = "automatic",
+        ledger: str = "",
+        **changed: Any,
     ) -> Registration:
         params = RegisterParams(promotion=promotion)
-        folder = evaluated(challenger, verdict, champion)
+        folder = evaluated(challenger, verdict, champion, **changed)
         with step_run("register", params) as run:
             return register(challenger, folder, tmp_path / "out", params=params, run=run, ledger=ledger)
 

@@ -262,3 +262,38 @@ def test_a_ledger_of_the_previous_version_is_continued(
     mlflow_client().delete_registered_model_tag("tests", HEAD)
     registered(generator_folder("two", 2), "promote", champion="1", ledger=ledger)
     assert moves(ledger) == [(None, "1", "promote"), ("1", "2", "promote")]
+
+
+def test_weights_that_were_rolled_back_are_not_promoted_by_a_repeated_training(
+    registered: Callable[..., Registration],
+    generator_folder: Callable[..., Path],
+    ledger: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    registered(generator_folder("two", 2), "promote", champion="1", ledger=ledger)
+    assert promotion.roll_back("tests", "faces look worse", ledger, mlflow_client()) == ("2", "1")
+    again = registered(
+        generator_folder("again", 2), "promote", champion="1", ledger=ledger, reasons=["passed: another verdict"]
+    )
+    assert (again.version, again.verdict, again.champion) == ("3", "promote", "1")
+    told = capsys.readouterr().err
+    assert "version 3 is not promoted: it has the weights of version 2, which was rolled back 20" in told
+    assert "faces look worse; `bebygan promote 3` promotes it" in told
+    assert moves(ledger) == [(None, "1", "promote"), ("1", "2", "promote"), ("2", "1", "rollback")]
+    # Other weights from the same data are judged as ever.
+    assert registered(generator_folder("four", 4), "promote", champion="1", ledger=ledger).champion == "4"
+
+
+def test_an_alias_that_is_set_late_is_not_recorded_as_a_move_by_hand(
+    registered: Callable[..., Registration],
+    generator_folder: Callable[..., Path],
+    ledger: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that another one overtook sets an old alias for a moment."""
+    registered(generator_folder("two", 2), "promote", champion="1", ledger=ledger)
+    client = mlflow_client()
+    client.set_registered_model_alias("tests", "champion", "1")
+    monkeypatch.setattr(promotion.time, "sleep", lambda _: client.set_registered_model_alias("tests", "champion", "2"))
+    assert promotion.settle(ledger, "tests", client) == 2
+    assert len(moves(ledger)) == 2
