@@ -274,19 +274,29 @@ class RegionSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights(Settings):
-    """Weight of each of the generator's losses. A loss of weight 0 is not computed."""
+    """Weight of each of the generator's losses. A loss of weight 0 is not computed.
+
+    Attributes:
+        best_buddy: of the paper, as the next three.
+        back_projection: difference of the shrunk SR to LR.
+        perceptual: difference of VGG features.
+        adversarial: of the discriminator.
+        l1: mean absolute difference to HR, as in ESRGAN, which uses 0.01.
+        locally_discriminative: LDL's L1 where artefacts are likely (arXiv 2203.09195, which uses 1).
+        dists: DISTS, a perceptual distance (arXiv 2004.07728).
+    """
 
     best_buddy: Weight = 1.0
     back_projection: Weight = 1.0
     perceptual: Weight = 1.0
     adversarial: Weight = 0.005
+    l1: Weight = 0.0
+    locally_discriminative: Weight = 0.0
+    dists: Weight = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.best_buddy + self.back_projection + self.perceptual + self.adversarial > 0,
-            "loss weights must not all be 0",
-        )
+        require(any(vars(self).values()), "loss weights must not all be 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,20 @@
-"""The generator's objective: the weighted sum of its four losses (arXiv 2103.15295 section 3.4)."""
+"""The generator's objective: the weighted sum of its losses (arXiv 2103.15295 section 3.4), and of later ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bebygan.losses.back_projection import back_projection_loss
 from bebygan.losses.best_buddy import PAPER, distance_to_buddies, find_best_buddies
+from bebygan.losses.locally_discriminative import locally_discriminative_loss
 from bebygan.losses.perceptual import perceptual_loss
 from bebygan.losses.relativistic import Mean, relativistic_generator_loss
+from bebygan.networks.dists import Dists
 from bebygan.networks.perceptual import Vgg
+from bebygan.precision import at_least_float32
 from bebygan.settings import BestBuddySettings, LossWeights
 
 _PAPER_WEIGHTS = LossWeights()
@@ -42,6 +46,8 @@ def generator_objective(
     perceptual: Perceptual | None = None,
     logits: Logits | None = None,
     mean: Mean = Tensor.mean,
+    averaged: Tensor | None = None,
+    dists: Dists | None = None,
 ) -> dict[str, Tensor]:
     """Return the generator's losses.
 
@@ -54,13 +60,15 @@ def generator_objective(
         perceptual: needed where its weight is above 0.
         logits: needed where the adversarial weight is above 0.
         mean: mean of logits over the batch, see `relativistic`.
+        averaged: SR of the averaged generator; needed where the locally discriminative weight is above 0.
+        dists: needed where its weight is above 0.
 
     Returns:
         Scalars: each term of weight above 0 by its name in `LossWeights`, not weighted, their weighted sum `total`,
         and, beside the best-buddy loss, the shares of `BestBuddies.shares` as `buddies.own` and so on.
 
     Raises:
-        ValueError: the network or the logits of a term with a weight above 0 are missing.
+        ValueError: the network, the logits or the images of a term with a weight above 0 are missing.
     """
     terms: dict[str, Tensor] = {}
     shares: dict[str, Tensor] = {}
@@ -78,6 +86,19 @@ def generator_objective(
         if logits is None:
             raise ValueError(f"the adversarial loss has weight {weights.adversarial} but no logits were given")
         terms["adversarial"] = relativistic_generator_loss(logits.real, logits.fake, mean)
+    if weights.l1:
+        terms["l1"] = F.l1_loss(at_least_float32(sr), at_least_float32(hr))
+    if weights.locally_discriminative:
+        if averaged is None:
+            raise ValueError(
+                f"the locally discriminative loss has weight {weights.locally_discriminative} but no SR of the "
+                "averaged generator was given"
+            )
+        terms["locally_discriminative"] = locally_discriminative_loss(sr, hr, averaged)
+    if weights.dists:
+        if dists is None:
+            raise ValueError(f"DISTS has weight {weights.dists} but its network was not given")
+        terms["dists"] = dists(sr, hr).mean()
     return terms | {"total": weighted_sum(terms, weights)} | shares
 
 

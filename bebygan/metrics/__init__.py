@@ -11,7 +11,7 @@ from bebygan.metrics.protocol import PROTOCOL
 
 if TYPE_CHECKING:
     from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
-    from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
+    from bebygan.metrics.perceptual import Lpips, dists, load_lpips, lpips
 
-__all__ = ["PROTOCOL", "Lpips", "load_lpips", "lpips", "lr_psnr", "psnr_y", "ssim_y"]
+__all__ = ["PROTOCOL", "Lpips", "dists", "load_lpips", "lpips", "lr_psnr", "psnr_y", "ssim_y"]
 __getattr__, __dir__ = lazy_names(__name__, __all__, ["fidelity", "perceptual"])

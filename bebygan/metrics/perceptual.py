@@ -1,4 +1,4 @@
-"""LPIPS (arXiv 1801.03924), version 0.1 with AlexNet: a perceptual distance of images."""
+"""Perceptual distances of images: LPIPS (arXiv 1801.03924), version 0.1 with AlexNet, and DISTS (arXiv 2004.07728)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from bebygan.imaging import Image
 from bebygan.imaging.convert import to_tensor
 from bebygan.metrics.batches import metric
 from bebygan.networks.architecture import ALEXNET_SMALLEST
+from bebygan.networks.dists import Dists
 from bebygan.networks.perceptual import AlexNet, load_alexnet
 from bebygan.networks.weights import load_exactly, read_state
 from bebygan.precision import full_precision
@@ -102,3 +103,20 @@ def lpips(sr: Image, hr: Image, network: Lpips) -> float:
         raise ValueError(f"SR of {sr.shape} and HR of {hr.shape} must have one shape")
     with torch.inference_mode():
         return float(cast(Tensor, network(to_tensor(sr, network.shift.device), to_tensor(hr, network.shift.device))))
+
+
+@metric
+def dists(sr: Image, hr: Image, network: Dists) -> float:
+    """Return the DISTS distance, lower is better, 0 for equal images; it tolerates other texture of the same kind.
+
+    Args:
+        sr: (H, W, 3) uint8 RGB, or (N, 3, H, W) RGB in [0, 1].
+        hr: the same type and shape.
+        network: see `bebygan.networks.load_dists`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    device = network.vgg.mean.device
+    with torch.inference_mode(), full_precision(device):
+        return float(cast(Tensor, network(to_tensor(sr, device), to_tensor(hr, device))))

@@ -10,6 +10,8 @@ PROTOCOL: Mapping[str, str] = MappingProxyType(
         "ssim_y": "higher is better; same Y and crop, 11x11 Gaussian of sigma 1.5, valid positions only, "
         "K1 0.01, K2 0.03, range 255",
         "lpips": "lower is better; version 0.1, AlexNet, linear heads, 8-bit SR and HR scaled to [-1, 1], whole image",
+        "dists": "lower is better; VGG16, weights of DISTS_pytorch 0.1, 8-bit SR and HR in [0, 1], whole image, never "
+        "resized",
         "lr_psnr": "dB, higher is better; RGB, 8-bit SR shrunk by MATLAB's antialiased bicubic, clamped, not rounded, "
         "against 8-bit LR, no crop, peak 255",
     }

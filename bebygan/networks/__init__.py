@@ -1,4 +1,4 @@
-"""Generator, discriminator and the frozen networks of perceptual loss and LPIPS; files of their weights."""
+"""Generator, discriminator and the frozen networks of perceptual loss, LPIPS and DISTS; files of their weights."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,7 @@ from bebygan.networks.architecture import VggName, discriminator_stages, vgg_lay
 
 if TYPE_CHECKING:
     from bebygan.networks.discriminator import Discriminator
+    from bebygan.networks.dists import Dists, load_dists
     from bebygan.networks.generator import Generator
     from bebygan.networks.naming import Naming, load_generator, save_generator
     from bebygan.networks.perceptual import AlexNet, Vgg, load_alexnet, load_vgg
@@ -14,15 +15,17 @@ if TYPE_CHECKING:
 __all__ = [
     "AlexNet",
     "Discriminator",
+    "Dists",
     "Generator",
     "Naming",
     "Vgg",
     "VggName",
     "discriminator_stages",
     "load_alexnet",
+    "load_dists",
     "load_generator",
     "load_vgg",
     "save_generator",
     "vgg_layers",
 ]
-__getattr__, __dir__ = lazy_names(__name__, __all__, ["discriminator", "generator", "naming", "perceptual"])
+__getattr__, __dir__ = lazy_names(__name__, __all__, ["discriminator", "dists", "generator", "naming", "perceptual"])

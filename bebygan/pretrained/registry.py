@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bebygan.metrics.perceptual import Heads
+from bebygan.networks.dists import DistsWeights
 from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import AlexNet, Vgg
 from bebygan.networks.weights import read_state
@@ -109,11 +110,20 @@ _REALSR = Source(
     read=read_ncnn,
     tensors_sha256="507bc2459ea21b8034f4296b6fff323b660c50e6c454f4f5919ddc35ec85a6a2",
 )
+_DISTS = Source(
+    address="dists-pytorch==0.1",
+    file_name="DISTS_pytorch-0.1-py3-none-any.whl",
+    sha256="73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61",
+    megabytes=1,
+    member="DISTS_pytorch/weights.pt",
+    tensors_sha256="0569165f29edd17c4d3a9601a3ca972d298f2a050488fdd7503ac69a6711d1a6",
+)
 KNOWN: dict[str, Known] = {
     "vgg19": Known(lambda: Vgg("vgg19", "conv5_4"), _torchvision("vgg19", "dcbb9e9d", 575)),
     "vgg16": Known(lambda: Vgg("vgg16", "conv5_3"), _torchvision("vgg16", "397923af", 553) | _VGG16),
     "alexnet": Known(AlexNet, _torchvision("alexnet-owt", "7be5be79", 244) | _ALEXNET),
     "lpips-alex": Known(Heads, _LPIPS_ALEX),
     "lpips-vgg": Known(partial(Heads, (64, 128, 256, 512, 512)), _LPIPS_VGG),
+    "dists": Known(DistsWeights, {"package": _DISTS}),
     "realsr-df2k-x4": Known(lambda: Generator(GeneratorShape(blocks=23, features=64, growth=32)), {"package": _REALSR}),
 }

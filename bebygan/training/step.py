@@ -11,6 +11,7 @@ from bebygan.losses.objective import Logits, Perceptual, generator_objective
 from bebygan.losses.region_aware import region_mask
 from bebygan.losses.relativistic import Mean, relativistic_discriminator_loss
 from bebygan.networks.discriminator import Discriminator
+from bebygan.networks.dists import Dists
 from bebygan.precision import at_least_float32, autocast
 from bebygan.settings import GanSettings, Optimisation
 from bebygan.training.loop import TrainStep
@@ -71,7 +72,7 @@ def _judgement(logits: Logits, loss: Tensor, mask: Tensor) -> dict[str, Tensor]:
     }
 
 
-def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> TrainStep:
+def gan_step(settings: GanSettings, perceptual: Perceptual | None, dists: Dists | None = None) -> TrainStep:
     """Return Beby-GAN's iteration (arXiv 2103.15295 section 3): generator and discriminator, each once.
 
     Both gradients come from one pass of the discriminator over HR and one over SR; see `losses.relativistic`.
@@ -80,6 +81,7 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> TrainStep:
         settings: weights and settings of the losses; where the adversarial one has no weight, the state needs no
             discriminator.
         perceptual: frozen network on the device of training; needed where its loss has a weight.
+        dists: the same.
     """
     mean: Mean = mean_over_processes if settings.relativistic_mean == "global" else Tensor.mean
 
@@ -106,6 +108,10 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> TrainStep:
             logits = judge(discriminator, sr, hr, mask)
             if alone:
                 return _judgement(logits, learn_to_judge(discriminator, logits, weight), mask)
+        averaged = None
+        if settings.losses.locally_discriminative:
+            with torch.no_grad(), autocast(settings.precision, lr.device):
+                averaged = state.average(lr)
         with autocast(settings.precision, lr.device):
             losses = generator_objective(
                 sr,
@@ -116,6 +122,8 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None) -> TrainStep:
                 perceptual=perceptual,
                 logits=logits,
                 mean=mean,
+                averaged=averaged,
+                dists=dists,
             )
         parameters = list(generator.parameters())
         torch.autograd.backward(weight * losses["total"], inputs=parameters, retain_graph=logits is not None)

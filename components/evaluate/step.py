@@ -148,7 +148,7 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
     square = f"the central {params.crop} pixels of each" if params.crop else "whole"
     tiles = f"in tiles of {params.tile} pixels" if params.tile else "whole"
     return {
-        **PROTOCOL,
+        **{name: PROTOCOL[name] for name in METRICS},
         "photographs": f"those that ingest held out, {square}; sides cut to multiples of {SCALE}",
         "lr": f"8-bit, MATLAB's antialiased bicubic by {SCALE}; generators process it {tiles}, in float32",
         "psnr_cap": f"a PSNR above {PSNR_CAP:g} dB, such as that of equal images, counts as {PSNR_CAP:g} dB",

@@ -8,6 +8,7 @@ from bebygan.distributed import rank
 from bebygan.files import sha256_of, whole_folder
 from bebygan.losses.objective import Perceptual
 from bebygan.networks.discriminator import Discriminator
+from bebygan.networks.dists import Dists, load_dists
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import load_vgg
 from bebygan.networks.weights import safetensors_bytes
@@ -29,6 +30,13 @@ def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:
     return Perceptual(place(vgg, device, channels_last=params.channels_last), taps)
 
 
+def _dists(params: GanSettings, device: torch.device) -> Dists | None:
+    if not params.losses.dists:
+        return None
+    network = load_dists(weights_file("vgg16"), weights_file("dists"))
+    return place(network, device, channels_last=params.channels_last)
+
+
 def train(
     patches: Path, warmup: Path, output: Path, checkpoints: str | Path, *, params: GanSettings, track: Track
 ) -> None:
@@ -45,7 +53,7 @@ def train(
         track: receives the logged values.
 
     Raises:
-        WeightsError: the warm-up generator or the perceptual network is unavailable.
+        WeightsError: the warm-up generator, or a network that a loss needs, is unavailable.
         ConfigError: the checkpoints belong to another run.
         Preempted, DataError: see `bebygan.training.loop.fit`.
         StorageError: the output cannot be written.
@@ -57,7 +65,7 @@ def train(
     discriminator = Discriminator(params.crop, params.discriminator_width) if params.losses.adversarial else None
     state = new_state(generator, discriminator, params, device)
     job = job_of("train", params, patches, {"start": sha256_of(start)})
-    step = gan_step(params, _perceptual(params, device))
+    step = gan_step(params, _perceptual(params, device), _dists(params, device))
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     if rank():
         return

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bebygan.losses.locally_discriminative import locally_discriminative_loss
 from bebygan.losses.objective import Logits, Perceptual, generator_objective
 from bebygan.losses.relativistic import relativistic_discriminator_loss
 from bebygan.networks.discriminator import Discriminator
+from bebygan.networks.dists import Dists, DistsWeights
 from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import Vgg
 from bebygan.settings import BestBuddySettings, GeneratorShape, LossWeights
@@ -44,7 +46,7 @@ def test_the_total_is_the_weighted_sum_of_the_named_terms() -> None:
     torch.testing.assert_close(terms["total"], expected)
 
 
-@pytest.mark.parametrize("name", ["best_buddy", "back_projection"])
+@pytest.mark.parametrize("name", ["best_buddy", "back_projection", "l1"])
 def test_a_term_of_weight_zero_is_not_computed(name: str) -> None:
     terms = objective(*batch(), weights=weights(**{name: 2.0}))
     assert [term for term in terms if not term.startswith("buddies.")] == [name, "total"]
@@ -56,6 +58,22 @@ def test_a_term_without_its_network_or_logits_is_refused() -> None:
         objective(*batch(), weights=weights(perceptual=1.0))
     with pytest.raises(ValueError, match=r"adversarial loss has weight 0\.005 but no logits"):
         objective(*batch(), weights=weights(adversarial=0.005))
+    with pytest.raises(ValueError, match=r"locally discriminative loss has weight 1\.0 but no SR of the averaged"):
+        objective(*batch(), weights=weights(locally_discriminative=1.0))
+    with pytest.raises(ValueError, match=r"DISTS has weight 0\.1 but its network was not given"):
+        objective(*batch(), weights=weights(dists=0.1))
+
+
+def test_later_objectives_combine_with_best_buddies() -> None:
+    sr, hr, lr = batch()
+    averaged, network = torch.rand_like(sr), Dists(Vgg("vgg16", "conv5_3"), DistsWeights())
+    chosen = weights(best_buddy=1, l1=0.01, locally_discriminative=2, dists=0.5)
+    terms = objective(sr, hr, lr, weights=chosen, averaged=averaged, dists=network)
+    torch.testing.assert_close(terms["l1"], (sr - hr).abs().mean())
+    torch.testing.assert_close(terms["dists"], network(sr, hr).mean())
+    torch.testing.assert_close(terms["locally_discriminative"], locally_discriminative_loss(sr, hr, averaged))
+    wanted = terms["best_buddy"] + 0.01 * terms["l1"] + 2 * terms["locally_discriminative"] + 0.5 * terms["dists"]
+    torch.testing.assert_close(terms["total"], wanted)
 
 
 def test_weights_below_zero_or_all_zero_are_refused() -> None:

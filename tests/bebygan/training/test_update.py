@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bebygan.errors import DataError, Preempted
 from bebygan.imaging.shards import Patches, read_patches
+from bebygan.losses.locally_discriminative import locally_discriminative_loss
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import GanSettings, GeneratorShape, LossWeights
@@ -53,6 +54,19 @@ def gradients(state: TrainState) -> list[Tensor]:
     assert state.discriminator is not None
     parameters = [*state.generator.parameters(), *state.discriminator.parameters()]
     return [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+
+
+def test_the_locally_discriminative_loss_compares_with_the_averaged_generator() -> None:
+    settings = replace(SETTINGS, losses=replace(SETTINGS.losses, locally_discriminative=1.0))
+    state, (lr, hr) = new(settings), pair()
+    with torch.no_grad():
+        for parameter in state.average.parameters():
+            parameter.mul_(0.5)
+        sr, averaged = state.generator(lr), state.average(lr)
+    wanted = locally_discriminative_loss(sr, hr, averaged)
+    assert wanted > 0
+    found = gan_step(settings, None)(state, lr, hr)["locally_discriminative"]
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

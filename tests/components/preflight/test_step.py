@@ -72,6 +72,15 @@ def test_where_everything_is_there_each_is_told_and_nothing_is_left_behind(
     assert not mlflow_client().search_registered_models()
 
 
+def test_the_weights_of_dists_are_needed_where_its_loss_has_a_weight(places: Places) -> None:
+    names = [
+        [check.name for check in checks(places, load_params(ROOT / "params.yaml", [f"train.losses.dists={weight}"]), 0)]
+        for weight in (0, 0.1)
+    ]
+    assert "weights dists" not in names[0]
+    assert names[1].count("weights dists") == names[1].count("weights vgg16") == 1
+
+
 def test_a_model_that_is_there_is_left_as_it_was(places: Places, params: Params) -> None:
     client = mlflow_client()
     client.create_registered_model("bebygan", {"owner": "us"})

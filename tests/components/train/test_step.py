@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bebygan.errors import DataError, Preempted, StorageError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import PhotographPair, read_patches, write_shards
 from bebygan.networks.discriminator import Discriminator
+from bebygan.networks.dists import DistsWeights
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
+from bebygan.networks.perceptual import Vgg
 from bebygan.settings import GanSettings
 from components.config import load_params, to_yaml
 from components.tracking.client import mlflow_client
@@ -106,6 +108,18 @@ def test_every_loss_is_logged_and_in_the_history(patches: Path, warmup: Path, tm
         # Speed is printed, but is not in the history: it differs between runs.
         assert values.keys() - entry.keys() == {"samples_per_second", "data_wait_share"}
         assert entry == {name: values[name] for name in entry}
+
+
+def test_ldl_and_dists_are_logged_where_they_have_a_weight(
+    patches: Path, warmup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"vgg16": Vgg("vgg16", "conv5_3"), "dists": DistsWeights()}
+    for name, network in files.items():
+        save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr("components.train.step.weights_file", lambda name: tmp_path / f"{name}.safetensors")
+    params = tiny("losses.locally_discriminative=1", "losses.dists=0.1", "losses.l1=0.01", "iterations=1")
+    train(patches, warmup, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    assert history(tmp_path / "out")[0].keys() >= {"best_buddy", "l1", "locally_discriminative", "dists"}
 
 
 def test_pictures_show_the_same_patches_throughout_training(patches: Path, warmup: Path, tmp_path: Path) -> None:
