@@ -1,7 +1,7 @@
 """Arithmetic: the number format that networks compute in, and full float32 where a result would otherwise be noise."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -55,6 +55,10 @@ def _computes_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What networks compute in, by resolved precision."""
+
+
 def resolve(precision: Precision, device: torch.device) -> Precision:
     """Replace `auto` by the precision that it means on a device."""
     if precision != "auto":
@@ -64,10 +68,8 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which networks run forward."""
-    resolved = resolve(precision, device)
-    if resolved == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.float16 if resolved == "fp16" else torch.bfloat16)
+    dtype = DTYPES[resolve(precision, device)]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def tf32(allowed: bool) -> AbstractContextManager[None]:

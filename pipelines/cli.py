@@ -45,6 +45,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 2GB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "kMGT".index(found[2])))
+
+
 def _add(commands: Any, name: str, function: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
     """Add a command; `function`, written module:function, runs it."""
     parser = add_command(commands, name, text, epilog)
@@ -131,8 +138,17 @@ def _add_upscale_command(commands: Any) -> None:
     upscale.add_argument(
         "--tile",
         type=_count,
-        default=256,
-        help="side of the parts that are computed at once, pixels; less needs less memory (%(default)s)",
+        help="largest side of the parts that are computed at once, pixels (default: 512, or what --max-memory allows)",
+    )
+    upscale.add_argument(
+        "--max-memory", type=_bytes, metavar="SIZE", help="memory that the process may take, such as 2GB"
+    )
+    upscale.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="arithmetic; auto is bf16 where the processor computes it, and fp32 for 16-bit photographs "
+        "(default: %(default)s)",
     )
     upscale.add_argument("--overwrite", action="store_true", help="replace files that exist; otherwise they are kept")
     add_params_arguments(upscale)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
-import torch
+import psutil
 from PIL import Image as PillowImage
 
 import bebygan
+from bebygan import SCALE
 from bebygan.errors import ConfigError, DataError, WeightsError
-from bebygan.imaging.picture_files import READ, WRITTEN, enlarged, read_picture, write_picture
-from bebygan.imaging.tiling import upscale_image
+from bebygan.imaging.picture_files import READ, WRITTEN, Picture, enlarged, read_picture, write_picture
+from bebygan.imaging.tiling import out_of_memory, upscale_fast
 from bebygan.networks import Generator
 from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS
@@ -106,13 +107,39 @@ def _pixels(path: Path) -> int:
         return 0
 
 
-def _upscale(generator: Generator, source: Path, target: Path, tile: int, advance: Callable[[int], object]) -> None:
+def _room(picture: Picture, limit: int | None, source: Path) -> int | None:
+    """Return the bytes that the maps of a tile may take within --max-memory.
+
+    Raises:
+        DataError: the photograph alone does not fit.
+    """
+    if limit is None:
+        return None
+    pixels = picture.rgb[..., 0].size
+    used = psutil.Process().memory_info().rss
+    # The result, Pillow's copy of it with four bytes per pixel, and its encoded file.
+    needed = pixels * SCALE**2 * (3 + 4 + 1)
+    if used + needed > limit:
+        raise DataError(
+            f"{source} needs about {(used + needed) / 1e9:.1f} GB of memory: raise --max-memory, or cut it into parts"
+        )
+    return limit - used - pixels * SCALE**2 * 3
+
+
+def _upscale(
+    generator: Generator, source: Path, target: Path, options: argparse.Namespace, advance: Callable[[int], object]
+) -> None:
     picture = read_picture(source)
+    memory = _room(picture, options.max_memory, source)
     try:
-        rgb = upscale_image(generator, picture.rgb, tile=tile, advance=advance)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise DataError(f"{source} needs more memory than there is: lower --tile, or cut it into parts") from error
-    write_picture(enlarged(picture, rgb), target)
+        rgb = upscale_fast(
+            generator, picture.rgb, precision=options.precision, tile=options.tile, memory=memory, advance=advance
+        )
+        write_picture(enlarged(picture, rgb), target)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise DataError(f"{source} needs more memory than there is: cut it into parts") from error
 
 
 def upscale(options: argparse.Namespace) -> None:
@@ -135,7 +162,7 @@ def upscale(options: argparse.Namespace) -> None:
         with progress_bar("upscale", "pixels", sum(map(_pixels, waiting))) as advance:
             for source, target in waiting.items():
                 try:
-                    _upscale(generator, source, target, options.tile, advance)
+                    _upscale(generator, source, target, options, advance)
                 except DataError as error:
                     refused += 1
                     say(f"refused: {error}")

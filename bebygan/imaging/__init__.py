@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Image",
+    "Image16",
     "Patches",
     "PhotographPair",
     "downscale",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 Image = npt.NDArray[np.uint8]
 """(H, W, 3), RGB."""
+Image16 = npt.NDArray[np.uint16]
+"""(H, W, 3), RGB of 16 bits per channel."""
 
 _MODULES = ["bicubic_uint8", "colour", "shards", "texture", "bicubic", "convert", "tiling"]
 __getattr__, __dir__ = lazy_names(__name__, __all__, _MODULES)

@@ -1,92 +1,184 @@
 """Upscaling images of any size with bounded memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from bebygan import SCALE
-from bebygan.imaging import Image
-from bebygan.imaging.convert import to_image, to_tensor
-from bebygan.networks.generator import Generator
+from bebygan.imaging import Image, Image16
+from bebygan.imaging.convert import to_array, to_tensor
+from bebygan.networks.generator import BAND, Generator
+from bebygan.precision import DTYPES, resolve
+from bebygan.settings import GeneratorShape, Precision
 
+TILE = 512
+"""Largest side of a tile, LR pixels, unless memory is limited. Larger ones save little: the overlap costs 20 %."""
 _SMALLEST_TILE = 32
+AnyImage = TypeVar("AnyImage", Image, Image16)
+
+
+def enough_overlap(shape: GeneratorShape) -> int:
+    """Return the overlap of tiles, LR pixels, from which seams are far below one step of 8 bits.
+
+    Measured with trained weights against the whole image: 4 blocks and an overlap of 12, at most 2 of 100,000 values
+    differ, by 1 of 255 (96 dB); 23 blocks and an overlap of 24, 1.6 % differ, by 1 of 255 (66 dB).
+    """
+    return min(8 + shape.blocks, 24)
+
+
+def tile_for(shape: GeneratorShape, dtype: torch.dtype, memory: int) -> int:
+    """Return the largest side of a tile, a multiple of 32 up to `TILE`, whose maps take at most `memory` bytes.
+
+    Not even the smallest tile may fit.
+    """
+
+    def needed(side: int) -> int:
+        pixels = (side + 2 * enough_overlap(shape)) ** 2
+        # The stack of a dense block, twice, and the residuals that are kept.
+        trunk = pixels * (2 * (shape.features + 4 * shape.growth) + 5 * shape.features)
+        last = shape.features * (pixels + 3 * SCALE**2 * min(pixels, BAND))
+        return max(trunk, last) * dtype.itemsize + pixels * 3 * SCALE**2 * (dtype.itemsize + 8)
+
+    sides = range(_SMALLEST_TILE, TILE + 1, _SMALLEST_TILE)
+    return max((side for side in sides if needed(side) <= memory), default=_SMALLEST_TILE)
+
+
+def upscale_fast(
+    generator: Generator,
+    image: AnyImage,
+    *,
+    precision: Precision = "auto",
+    tile: int | None = None,
+    memory: int | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> AnyImage:
+    """Upscale one image on the fast path of this machine: bfloat16 where the processor computes it, large tiles.
+
+    In 8 bits, bfloat16 differs from float32 by 55 dB of PSNR with 4 blocks and by 52 dB with 23 blocks (trained
+    weights, photographs). Images of 16 bits are computed in float32 unless `precision` says otherwise.
+
+    Args:
+        generator: channels_last is fastest.
+        image: (H, W, 3) uint8 or uint16 RGB.
+        precision: of the arithmetic.
+        tile: largest side of a tile; None chooses it.
+        memory: bytes that the maps of a tile may take.
+        advance: see `upscale_image`.
+
+    Returns:
+        (4H, 4W, 3) RGB of the same type.
+
+    Raises:
+        ValueError, MemoryError, torch.OutOfMemoryError, RuntimeError: see `upscale_image`.
+    """
+    device = next(generator.parameters()).device
+    exact = image.dtype != np.uint8 and precision == "auto"
+    dtype = torch.float32 if exact else DTYPES[resolve(precision, device)]
+    if tile is None:
+        tile = TILE if memory is None else tile_for(generator.shape, dtype, memory)
+    overlap = enough_overlap(generator.shape)
+    lower = None if dtype == torch.float32 else dtype
+    return upscale_image(generator, image, tile=tile, overlap=overlap, dtype=lower, advance=advance)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out; on the CPU torch raises a RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in ("allocate memory", "not enough memory"))
+    )
+
+
+class _Region(NamedTuple):
+    """A rectangle of LR pixels."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+def _regions(region: _Region, side: int) -> list[_Region]:
+    """Divide a region into tiles of about the same size, none larger than `side`, in rows."""
+    rows, columns = (
+        np.linspace(first, last, -(-(last - first) // side) + 1).round().astype(int).tolist()
+        for first, last in ((region.top, region.bottom), (region.left, region.right))
+    )
+    return [_Region(top, left, bottom, right) for top, bottom in pairwise(rows) for left, right in pairwise(columns)]
 
 
 def upscale_image(
     generator: Generator,
-    image: Image,
+    image: AnyImage,
     *,
     tile: int | None = None,
     overlap: int = 32,
     dtype: torch.dtype | None = None,
     advance: Callable[[int], object] | None = None,
-) -> Image:
+) -> AnyImage:
     """Upscale one image four times, on the generator's device.
 
     Each tile is computed with `overlap` more pixels on every side, which are then cut off. The generator's receptive
     field is wider than any useful overlap (radius 15 * blocks + 4 pixels, far less in effect), so tiles equal the whole
     only up to a tolerance: with trained weights of 23 blocks and an overlap of 32, fewer than 1 % of the values differ,
-    by at most 2 of 255 (without overlap 30 %, by up to 88). If a GPU runs out of memory, everything is computed
-    again with tiles of half the size.
+    by at most 2 of 255 (without overlap 30 %, by up to 88). If memory runs out, this tile and the following ones are
+    divided into tiles of half the side; what is complete stays.
 
     Args:
         generator: in any memory format.
-        image: (H, W, 3) uint8 RGB of any size from 1 x 1.
+        image: (H, W, 3) uint8 or uint16 RGB of any size from 1 x 1.
         tile: largest side of a tile in LR pixels, without its overlap; None takes the image whole.
         overlap: LR pixels around each tile.
         dtype: of the network's arithmetic, by autocast; None is float32.
         advance: called after each tile with its number of LR pixels.
 
     Returns:
-        (4H, 4W, 3) uint8 RGB.
+        (4H, 4W, 3) RGB of the same type.
 
     Raises:
-        ValueError: `image` is not (H, W, 3) uint8, `tile` is below 1 or `overlap` below 0.
-        torch.OutOfMemoryError: not even a tile of 32 pixels fits.
+        ValueError: `image` is not (H, W, 3) uint8 or uint16, `tile` is below 1 or `overlap` below 0.
+        MemoryError, torch.OutOfMemoryError, RuntimeError: not even a tile of 32 pixels fits; see `out_of_memory`.
     """
     if (tile is not None and tile < 1) or overlap < 0:
         raise ValueError(f"tile must be at least 1 and overlap at least 0, got {tile} and {overlap}")
-    side = min(tile or max(image.shape[:2]), max(image.shape[:2]))
-    while True:
-        try:
-            return _upscale_in_tiles(generator, image, side, overlap, dtype=dtype, advance=advance)
-        except torch.OutOfMemoryError:
-            if side <= _SMALLEST_TILE:
-                raise
-        torch.cuda.empty_cache()
-        side = max(_SMALLEST_TILE, side // 2)
-
-
-def _spans(length: int, tile: int, overlap: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield for each tile of one axis what to read from LR, what to keep of the result, and where that goes."""
-    for start in range(0, length, tile):
-        end = min(start + tile, length)
-        first, last = max(start - overlap, 0), min(end + overlap, length)
-        yield (
-            slice(first, last),
-            slice((start - first) * SCALE, (end - first) * SCALE),
-            slice(start * SCALE, end * SCALE),
-        )
-
-
-def _upscale_in_tiles(
-    generator: Generator,
-    image: Image,
-    tile: int,
-    overlap: int,
-    *,
-    dtype: torch.dtype | None,
-    advance: Callable[[int], object] | None,
-) -> Image:
-    device = next(generator.parameters()).device
     height, width = image.shape[:2]
-    result = np.empty((height * SCALE, width * SCALE, 3), np.uint8)
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        for read_rows, keep_rows, rows in _spans(height, tile, overlap):
-            for read_columns, keep_columns, columns in _spans(width, tile, overlap):
-                sr = generator(to_tensor(image[read_rows, read_columns], device))
-                result[rows, columns] = to_image(sr[..., keep_rows, keep_columns])
-                if advance:
-                    advance(result[rows, columns, 0].size // SCALE**2)
+    side = min(tile or max(height, width), max(height, width))
+    result = np.empty((height * SCALE, width * SCALE, 3), image.dtype)
+    waiting = _regions(_Region(0, 0, height, width), side)[::-1]
+    while waiting:
+        region = waiting.pop()
+        if max(region.bottom - region.top, region.right - region.left) > side:
+            waiting += _regions(region, side)[::-1]
+            continue
+        try:
+            upscaled = _upscale_region(generator, image, region, overlap, dtype)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or side <= _SMALLEST_TILE:
+                raise
+            waiting.append(region)
+            side = max(_SMALLEST_TILE, side // 2)
+            # Outside of the except clause, whose traceback holds tensors.
+            upscaled = None
+        if upscaled is None:
+            torch.cuda.empty_cache()
+            continue
+        top, left, bottom, right = (SCALE * edge for edge in region)
+        result[top:bottom, left:right] = upscaled
+        if advance:
+            advance((region.bottom - region.top) * (region.right - region.left))
     return result
+
+
+def _upscale_region(
+    generator: Generator, image: AnyImage, region: _Region, overlap: int, dtype: torch.dtype | None
+) -> AnyImage:
+    """Compute one tile with its overlap, and cut that off."""
+    device = next(generator.parameters()).device
+    top, left = max(region.top - overlap, 0), max(region.left - overlap, 0)
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        sr = generator(to_tensor(image[top : region.bottom + overlap, left : region.right + overlap], device))
+    rows = slice(SCALE * (region.top - top), SCALE * (region.bottom - top))
+    columns = slice(SCALE * (region.left - left), SCALE * (region.right - left))
+    return to_array(sr[..., rows, columns], image.dtype)

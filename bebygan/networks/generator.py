@@ -7,9 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bebygan import SCALE
 from bebygan.settings import GeneratorShape
 
 _PAPER = GeneratorShape()
+BAND = 2**14
+"""LR pixels of a band of rows, so that its maps stay small enough for the allocator to reuse them."""
+_LEAST_ROWS = 8
+_MARGIN = 2
+"""LR rows on each side that the layers after the trunk see."""
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -129,8 +135,23 @@ class Generator(nn.Module):
         self.HRconv = _conv(features, features)
         self.conv_last = _conv(features, 3)
 
+    def features(self, lr: Tensor) -> Tensor:
+        """Map (N, 3, H, W), RGB in [0, 1], to the trunk's result, (N, features, H, W)."""
+        first = self.conv_first(lr)
+        return cast(Tensor, first + self.trunk_conv(self.RRDB_trunk(first)))
+
+    def pixels(self, features: Tensor) -> Tensor:
+        """Map the trunk's result, (N, features, H, W), to (N, 3, 4H, 4W), RGB, not clamped."""
+        x = _leaky(self.upconv1(F.interpolate(features, scale_factor=2.0, mode="nearest")))
+        x = _leaky(self.upconv2(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+        result: Tensor = self.conv_last(_leaky(self.HRconv(x)))
+        return result
+
     def forward(self, lr: Tensor) -> Tensor:
         """Upscale four times.
+
+        Without gradients the last layers, whose maps are 16 times as large as the trunk's, are computed in bands of
+        rows: memory is that of the trunk.
 
         Args:
             lr: (N, 3, H, W), RGB in [0, 1].
@@ -138,9 +159,16 @@ class Generator(nn.Module):
         Returns:
             (N, 3, 4H, 4W), RGB, not clamped.
         """
-        first = self.conv_first(lr)
-        x = first + self.trunk_conv(self.RRDB_trunk(first))
-        x = _leaky(self.upconv1(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        x = _leaky(self.upconv2(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        result: Tensor = self.conv_last(_leaky(self.HRconv(x)))
-        return result
+        features = self.features(lr)
+        height, width = features.shape[2:]
+        rows = max(_LEAST_ROWS, BAND // width)
+        if height <= rows or torch.is_grad_enabled():
+            return self.pixels(features)
+        result: Tensor | None = None
+        for start in range(0, height, rows):
+            first, end = max(start - _MARGIN, 0), min(start + rows, height)
+            band = self.pixels(features[:, :, first : end + _MARGIN])
+            if result is None:
+                result = band.new_empty((len(lr), 3, SCALE * height, SCALE * width))
+            result[:, :, SCALE * start : SCALE * end] = band[:, :, SCALE * (start - first) : SCALE * (end - first)]
+        return cast(Tensor, result)

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,20 @@ def test_an_unknown_version_is_named(
 ) -> None:
     assert upscale(folder, "-o", tmp_path / "out", "--model", model) == 5
     assert "in this registry: train one with `bebygan run`" in capsys.readouterr().err
+
+
+def test_a_photograph_that_does_not_fit_into_the_memory_is_refused(
+    upscale: Upscale, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upscale(folder, "-o", tmp_path / "out", "--model", weights, "--max-memory", "100MB") == 3
+    said = capsys.readouterr().err
+    assert re.search(r"a\.png needs about \d\.\d GB of memory: raise --max-memory, or cut it into parts", said)
+    assert upscale(folder, "-o", tmp_path / "out", "--model", weights, "--max-memory", "8GB") == 0
+
+
+def test_a_size_that_is_none_is_a_usage_error(upscale: Upscale, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        upscale(folder, "-o", tmp_path / "out", "--max-memory", "much")
 
 
 def test_a_full_disk_ends_the_batch_with_its_own_code(

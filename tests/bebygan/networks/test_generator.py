@@ -77,3 +77,13 @@ def test_a_dense_block_keeps_each_of_its_channels_once() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         block(x)
     assert sum(count for pointer, count in kept.items() if pointer not in parameters) == (8 + 4 * 4) * 100
+
+
+def test_without_gradients_bands_of_rows_give_the_whole() -> None:
+    generator = Generator(GeneratorShape(blocks=1, features=4, growth=2))
+    for height, width in ((300, 100), (20, 2100)):
+        lr = torch.rand(2, 3, height, width)
+        with torch.no_grad():
+            banded, whole = generator(lr), generator.pixels(generator.features(lr))
+        assert torch.allclose(banded, whole, atol=1e-5)
+        assert torch.equal(generator(lr), whole)
