@@ -26,9 +26,11 @@ ENVIRONMENT = """environment:
 """
 _CLUSTER_HELP = "images and resources of the tasks (default: %(default)s)"
 _MODELS = {
-    "models": "list the versions of the model, newest first",
-    "promote": "make a version champion",
-    "rollback": "make the previous champion champion again",
+    "models": ("pipelines.models:models", "list the versions of the model, newest first"),
+    "promote": ("pipelines.models:promote", "make a version champion"),
+    "rollback": ("pipelines.models:rollback", "make the previous champion champion again"),
+    "why": ("pipelines.lineage:why", "show how a version was judged, and when, by whom and why it became champion"),
+    "lineage": ("pipelines.lineage:lineage", "show the run, code, parameters and photographs that made a version"),
 }
 _SCHEDULE = {
     "plan": "print what apply would change",
@@ -156,15 +158,18 @@ def _add_upscale_command(commands: Any) -> None:
 
 def _add_model_commands(commands: Any) -> None:
     """Add the commands about versions in the model registry."""
-    for name, text in _MODELS.items():
-        command = _add(commands, name, f"pipelines.models:{name}", text)
-        if name in ("promote",):
+    for name, (function, text) in _MODELS.items():
+        command = _add(commands, name, function, text)
+        if name not in ("models", "rollback"):
             command.add_argument("version", metavar="VERSION", help="number or alias of a version")
         if name in ("promote", "rollback"):
             command.add_argument("--reason", required=True, help="why; the ledger records it")
-            command.add_argument("--ledger", help="record of all moves of the champion (default: WORKSPACE/ledger)")
         else:
             command.add_argument("--json", action="store_true", help="print JSON")
+        if name in ("promote", "rollback", "why"):
+            command.add_argument("--ledger", help="record of all moves of the champion (default: WORKSPACE/ledger)")
+        if name == "lineage":
+            command.add_argument("--remote", help="DVC remote of data versions (default: WORKSPACE/dvc-remote)")
         command.add_argument(
             "--workspace", type=Path, default=Path("workspace"), help="of the runs (default: %(default)s)"
         )

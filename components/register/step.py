@@ -25,6 +25,8 @@ from components.config import RegisterParams
 from components.progress import say
 from components.register.promotion import may_promote, promote, settle
 from components.tracking.client import mlflow, service_errors, uploading
+from components.tracking.history import earlier_run
+from components.tracking.provenance import UNKNOWN
 from components.tracking.registry import (
     PROMOTED,
     ROLLED_BACK,
@@ -46,6 +48,12 @@ _IMAGES = mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype(np.uint8), (-1, 
 _OPTIONS = mlflow.types.ParamSchema([mlflow.types.ParamSpec("tile", "long", _TILE)])
 
 
+_OF_EVALUATE = ("params_hash", "seed")
+"""Facts of evaluate's own run, which are not those of the model."""
+_TWICE = ("code", "data_version", "seed", "step")
+"""Metadata of the weights that other tags hold already."""
+
+
 def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun) -> dict[str, str]:
     """Return the tags of a version: provenance, verdict, metrics, and the metadata of the weights' file."""
     weights = challenger / WEIGHTS
@@ -53,16 +61,21 @@ def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun)
         raise DataError(f"{challenger} holds no {WEIGHTS}: run train first")
     if (digest := sha256_of(weights)) != verdict.challenger_sha256:
         raise DataError(f"the verdict in {evaluation} is about other weights than {weights}: run evaluate again")
+    metadata = metadata_of(weights)
+    pipeline = earlier_run(run.pipeline_run)
+    params_hash = pipeline.tags.get("params_hash") if pipeline else None
+    of_the_run = {"parent_run": run.pipeline_run, "params_hash": params_hash, "seed": metadata.get("seed")}
+    facts = verdict.provenance.items()
     return {
-        **verdict.provenance,
-        **{f"train.{name}": text for name, text in metadata_of(weights).items()},
+        **{name: fact for name, fact in facts if fact != UNKNOWN and name not in _OF_EVALUATE},
+        **{name: fact for name, fact in of_the_run.items() if fact},
+        **{f"train.{name}": text for name, text in metadata.items() if name not in _TWICE},
         **{f"metric.{name}": f"{value:.6g}" for name, value in read_means(evaluation)["challenger"].items()},
         "verdict": verdict.verdict,
         "reasons": "; ".join(verdict.reasons),
         "verdict_sha256": sha256_of(evaluation / "verdict.json"),
         "compared_with_champion": verdict.champion or "none",
         "weights_sha256": digest,
-        "parent_run": run.pipeline_run or "none",
         "register_run": run.run_id,
     }
 

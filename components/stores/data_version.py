@@ -111,6 +111,34 @@ def _verified(store: Store, digest: str) -> bytes:
     return content
 
 
+def _check_version(version: str) -> None:
+    if not _VERSION.fullmatch(version):
+        raise ConfigError(
+            f"{version!r} is not a data version: it has 32 hexadecimal digits and .dir, as ingest prints it"
+        )
+
+
+def _entries(store: Store, version: str) -> list[dict[str, str]]:
+    """Return the files of a data version, each with its relpath and md5.
+
+    Raises:
+        ConfigError: `version` is not a data version.
+        DataError, ServiceError: as `fetch`.
+    """
+    _check_version(version)
+    entries: list[dict[str, str]] = json.loads(_verified(store, version))
+    return entries
+
+
+def read_file(version: str, remote: str, name: str) -> bytes:
+    """Return the bytes of one file of a data version in a DVC remote; raises as `fetch`."""
+    store = open_store(remote)
+    for entry in _entries(store, version):
+        if entry["relpath"] == name:
+            return _verified(store, entry["md5"])
+    raise DataError(f"the data version {version} has no {name}: it was not written by ingest")
+
+
 def check_complete(version: str, remote: str) -> None:
     """Check that a remote lists all files of a data version.
 
@@ -119,7 +147,7 @@ def check_complete(version: str, remote: str) -> None:
         ServiceError: the bucket is unreachable, unknown, or refuses access.
     """
     store = open_store(remote)
-    entries = json.loads(_verified(store, version))
+    entries = _entries(store, version)
     there = {file.name for file in store.files("files")}
     if lost := sum(_object(entry["md5"]) not in there for entry in entries):
         raise DataError(
@@ -142,14 +170,11 @@ def fetch(version: str, remote: str, folder: Path) -> None:
         ServiceError: the bucket is unreachable, unknown, or refuses access.
         StorageError: the folder cannot be written.
     """
-    if not _VERSION.fullmatch(version):
-        raise ConfigError(
-            f"{version!r} is not a data version: it has 32 hexadecimal digits and .dir, as ingest prints it"
-        )
+    _check_version(version)
     if folder.is_dir() and any(folder.iterdir()) and data_version(folder) == version:
         return
     store = open_store(remote)
-    entries = json.loads(_verified(store, version))
+    entries = _entries(store, version)
 
     with whole_folder(folder) as whole:
 

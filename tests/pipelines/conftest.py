@@ -3,11 +3,18 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
+import pandas as pd
 import pytest
 
 from bebygan.files import sha256_of
+from components.artifacts import Verdict, write_means, write_verdict
+from components.config import Metric, load_params
+from components.stores.data_version import push
 from components.tracking.client import mlflow_client
+from components.tracking.provenance import provenance
+from components.tracking.runs import close_pipeline_run, open_pipeline_run, step_run
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +50,50 @@ def version(workspace: Path) -> Callable[..., str]:
         return str(client.create_model_version(MODEL, folder.as_uri(), tags=tags).version)
 
     return make
+
+
+@pytest.fixture
+def made(version: Callable[..., str], workspace: Path, tmp_path: Path) -> str:
+    """Register a version with all that a run leaves: its runs, a verdict, a data version in the remote."""
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    rows = [{"source": f"trip/{n}.png", "sha256": f"{n}" * 64, "split": "test" if n else "train"} for n in range(3)]
+    pd.DataFrame(rows).to_parquet(dataset / "manifest.parquet")
+    (dataset / "0.png").write_bytes(b"photograph")
+    data = push(dataset, str(workspace / "dvc-remote"))
+    params = load_params(ROOT / "params.yaml")
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    row: dict[Metric, float] = dict.fromkeys(get_args(Metric), 0.5)
+    write_means(evaluation, {"bicubic": row, "challenger": row})
+    verdict = Verdict(
+        verdict="promote",
+        reasons=("passed: lpips 0.5",),
+        model=MODEL,
+        champion=None,
+        challenger_sha256="0" * 64,
+        measured_sha256={"metrics.json": sha256_of(evaluation / "metrics.json")},
+        protocol={},
+        provenance=provenance(params.evaluate, data),
+    )
+    write_verdict(evaluation, verdict)
+    parent = open_pipeline_run(params, {"source": "s3://photographs", "reason": "a test"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEBYGAN_PARENT_RUN", parent)
+        with step_run("train", params.train, data):
+            pass
+        with step_run("evaluate", params.evaluate, data) as run:
+            run.artifacts(evaluation, "evaluation")
+    close_pipeline_run("FINISHED", {})
+    return version(
+        parent_run=parent,
+        params_hash=provenance(params)["params_hash"],
+        verdict="promote",
+        verdict_sha256=sha256_of(evaluation / "verdict.json"),
+        compared_with_champion="none",
+        data_version=data,
+        image_digest="unknown",
+    )
 
 
 @pytest.fixture
