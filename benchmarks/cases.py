@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from bebygan.pretrained import weights_file
 from bebygan.settings import GeneratorShape, Precision
-from benchmarks import losses, pipeline, training
+from benchmarks import losses, pipeline, training, upscaling
 from benchmarks.comparing import Crops
 from benchmarks.figures import Figure
 from benchmarks.measuring import Rounds
@@ -47,6 +48,9 @@ def cases(params: Params) -> dict[str, Case]:
         "iteration-4x32-128": iterations(small, 128, {"fp32": 1.4, "bf16": 2.0}),
         "iteration-4x32-192": iterations(small, 192, {"fp32": 1.7, "bf16": 2.5}),
         "iteration-23x64-192": iterations(large, 192, {"fp32": 1.2, "bf16": 2.2}),
+        "upscale-23x64": lambda patches, _, rounds: upscaling.upscaling(
+            Crops(patches, 256, 1), weights_file("realsr-df2k-x4"), rounds, 2.5, None
+        ),
         "loop": outside,
         "checkpoint": checkpoints,
         "loading": lambda patches, _, rounds: training.loading(Crops(patches, laptop.crop, laptop.batch), rounds),

@@ -13,7 +13,7 @@ from bebygan.errors import DataError
 from bebygan.losses.best_buddy import find_best_buddies
 from bebygan.networks.perceptual import Vgg
 from bebygan.settings import GeneratorShape
-from benchmarks import bench, cases, comparing, losses, training
+from benchmarks import bench, cases, comparing, losses, training, upscaling
 from benchmarks.figures import Figure, compared, limited, no_worse, table, write_figures
 from benchmarks.measuring import Measured, Outputs, Rounds, Work, difference, in_turn
 from components.config import load_params
@@ -143,6 +143,16 @@ def test_the_losses_are_measured_beside_plain_ones(patches: Path) -> None:
     for each in figures:
         assert each.reference is not None
         assert each.ratio == pytest.approx(each.reference / each.ours, rel=2e-3)
+
+
+def test_upscaling_is_measured_beside_a_plain_pass(patches: Path) -> None:
+    crops = comparing.Crops(patches, 96, 1)
+    weights = bench.ROOT / "data" / "pretrained" / "rrdb-4x32.safetensors"
+    figures = upscaling.upscaling(crops, weights, ONCE, 2.5, 48)
+    assert [each.name.removeprefix("upscaling, 4 blocks, 1 x 96, ") for each in figures] == [
+        "bf16: time", "bf16: memory", "fp32: time", "fp32: memory", "bf16: PSNR",
+    ]  # fmt: skip
+    assert figures[-1].met
 
 
 def test_a_training_iteration_is_measured_in_both_precisions(setup: training.Setup) -> None:
