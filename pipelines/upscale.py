@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 import bebygan
 from bebygan import SCALE
 from bebygan.errors import ConfigError, DataError, WeightsError
-from bebygan.imaging.picture_files import READ, WRITTEN, Picture, enlarged, read_picture, write_picture
+from bebygan.imaging.picture_files import UPSCALED, WRITTEN, Picture, enlarged, read_picture, write_picture
 from bebygan.imaging.tiling import out_of_memory, upscale_fast
 from bebygan.networks import Generator
 from bebygan.precision import training_device
@@ -101,7 +101,7 @@ def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
 def _pixels(path: Path) -> int:
     """Return the number of pixels that a file declares; 0 if it cannot be read, which is reported later."""
     try:
-        with PillowImage.open(path, formats=READ) as image:
+        with PillowImage.open(path, formats=UPSCALED) as image:
             return image.width * image.height
     except Exception:  # noqa: BLE001 - decoders raise exceptions of any type
         return 0

@@ -1,5 +1,6 @@
-"""Reading photographs from files and writing upscaled ones of the same kind."""
+"""Reading photographs from files, and writing upscaled ones of the same kind."""
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
-from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 from bebygan.errors import DataError
 from bebygan.files import whole_file
-from bebygan.imaging import Image
+from bebygan.imaging import Image, Image16
+from bebygan.imaging.deep_files import png_bytes, read_channels, write_tiff
 
 READ = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-"""Pillow's names of the formats that are read. No other decoder is started, whatever a file contains."""
+"""Pillow's names of the formats that the pipeline reads. No other decoder is started, whatever a file contains."""
+UPSCALED = (*READ, "AVIF") if features.check("avif") else READ
+"""The formats that are upscaled."""
 WRITTEN: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -23,9 +27,13 @@ WRITTEN: dict[str, dict[str, Any]] = {
     ".tif": {"format": "TIFF", "compression": "tiff_deflate"},
     ".tiff": {"format": "TIFF", "compression": "tiff_deflate"},
     ".bmp": {"format": "BMP"},
+    ".avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4"},
 }
 """Endings of the files that are written, with the options of Pillow's encoders."""
+if "AVIF" not in UPSCALED:
+    del WRITTEN[".avif"]
 _BITS_PER_SAMPLE = 258
+_ORIENTATION = 0x0112
 _PNG_BIT_DEPTH = 24
 """Offset of the byte in a file."""
 
@@ -34,14 +42,27 @@ _PNG_BIT_DEPTH = 24
 class Picture:
     """A photograph, upright, and what its file holds besides the colours."""
 
-    rgb: Image
-    """(H, W, 3)."""
-    alpha: npt.NDArray[np.uint8] | None
-    """(H, W), 255 is opaque; None without transparency."""
+    rgb: Image | Image16
+    """(H, W, 3), of 8 or 16 bits."""
+    alpha: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | None
+    """(H, W), of the same type; the largest integer is opaque; None without transparency."""
     grey: bool
     """Whether the file holds one channel; then the three of `rgb` are equal."""
     metadata: dict[str, bytes]
     """`exif` without the orientation, and `icc_profile`, if the file has them."""
+
+    @property
+    def channels(self) -> npt.NDArray[Any]:
+        """Return (H, W, C): grey or RGB, and alpha if there is any."""
+        colours = self.rgb[..., :1] if self.grey else self.rgb
+        return colours if self.alpha is None else np.dstack([colours, self.alpha])
+
+
+def picture_of(channels: npt.NDArray[Any], metadata: dict[str, bytes] | None = None) -> Picture:
+    """Return the picture of an array (H, W, C) with 1 to 4 channels, as in `Picture.channels`."""
+    count = channels.shape[2]
+    rgb = channels[..., :3] if count > 2 else np.repeat(channels[..., :1], 3, 2)
+    return Picture(rgb, channels[..., -1] if count in (2, 4) else None, count < 3, metadata or {})
 
 
 def bit_depth(image: PillowImage.Image, start: bytes) -> int:
@@ -59,81 +80,162 @@ def bit_depth(image: PillowImage.Image, start: bytes) -> int:
     return 8
 
 
-def _decoded(path: Path) -> Picture:
-    with path.open("rb") as content:
-        start = content.read(_PNG_BIT_DEPTH + 1)
-    with PillowImage.open(path, formats=READ) as file:
-        frames = getattr(file, "n_frames", 1)
-        # Cameras store a second picture in a JPEG (MPO).
-        if frames > 1 and file.format != "MPO":
-            raise ValueError(f"it holds {frames} frames or pages: save each as a file")
-        if (depth := bit_depth(file, start)) > 8:
-            raise ValueError(f"it has {depth} bits per channel, of which 8 would be lost: save it with 8 bits")
-        upright = ImageOps.exif_transpose(file)
+def _kept_metadata(upright: PillowImage.Image) -> dict[str, bytes]:
     profile = upright.info.get("icc_profile")
     # The profile of a print describes inks.
     metadata = {"icc_profile": profile} if profile and upright.mode != "CMYK" else {}
     if exif := upright.getexif():
         metadata["exif"] = exif.tobytes()
+    return metadata
+
+
+def opened_picture(image: PillowImage.Image) -> Picture:
+    """Return the picture of an image in memory: 8-bit colours, grey, palette or CMYK, or 16-bit grey, turned upright.
+
+    Raises:
+        ValueError: it is of another kind, such as float.
+    """
+    if image.mode.startswith("I;16"):
+        return picture_of(np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)[..., None])
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}: save it with 8 or 16 bits per channel")
+    upright = ImageOps.exif_transpose(image)
     alpha = None
     if upright.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in upright.info:
         alpha = np.asarray(upright.convert("RGBA").getchannel("A"))
-    return Picture(np.asarray(upright.convert("RGB")), alpha, upright.mode in ("1", "L", "LA"), metadata)
+    grey = upright.mode in ("1", "L", "LA")
+    return Picture(np.asarray(upright.convert("RGB")), alpha, grey, _kept_metadata(upright))
+
+
+def _deep_picture(file: ImageFile.ImageFile, path: Path) -> Picture:
+    channels = read_channels(file, path)
+    # Pillow turns TIFF when it decodes, and of other files only 8-bit colours: let it turn the pixels' numbers.
+    if file.format != "TIFF":
+        numbers = PillowImage.fromarray(np.arange(file.width * file.height, dtype=np.int32).reshape(file.size[::-1]))
+        numbers.getexif().update(file.getexif())
+        upright = np.asarray(ImageOps.exif_transpose(numbers))
+        channels = channels.reshape(-1, channels.shape[2])[upright]
+    file.getexif().pop(_ORIENTATION, None)
+    return picture_of(channels, _kept_metadata(file))
+
+
+def _decoded(path: Path) -> Picture:
+    with path.open("rb") as content:
+        start = content.read(_PNG_BIT_DEPTH + 1)
+    with PillowImage.open(path, formats=UPSCALED) as file:
+        frames = getattr(file, "n_frames", 1)
+        # Cameras store a second picture in a JPEG (MPO).
+        if frames > 1 and file.format != "MPO":
+            raise ValueError(f"it holds {frames} frames or pages: save each as a file")
+        if (depth := bit_depth(file, start)) > 16:
+            raise ValueError(f"it has {depth} bits per channel: save it with 8 or 16 bits")
+        return _deep_picture(file, path) if depth > 8 else opened_picture(file)
+
+
+def _refused(what: object, error: Exception) -> DataError:
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(f"{what} is no JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF")
+    # Decoders raise exceptions of any type for damaged files.
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"cannot read {what} ({reason})")
 
 
 def read_picture(path: Path) -> Picture:
-    """Read a photograph: 8-bit colours, grey, palette or CMYK, with or without transparency, turned upright.
+    """Read a photograph: colours, grey, palette or CMYK, with or without transparency, turned upright.
 
     Raises:
-        DataError: the file is unreadable, damaged, of another format, has several frames or more than 8 bits.
+        DataError: the file is unreadable, damaged, of another format, has several frames or more than 16 bits.
+        MemoryError: it does not fit.
     """
     try:
         return _decoded(path)
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} is no JPEG, PNG, WebP, TIFF, BMP or GIF") from error
+    except MemoryError:
+        raise
     except Exception as error:
-        # Decoders raise exceptions of any type for damaged files.
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"cannot read {path} ({reason})") from error
+        raise _refused(path, error) from error
 
 
-def enlarged(picture: Picture, rgb: Image) -> Picture:
+def enlarged(picture: Picture, rgb: Image | Image16) -> Picture:
     """Return a picture with other colours and the transparency resized to them by bicubic interpolation.
 
     Args:
         picture: of any size.
-        rgb: (H, W, 3).
+        rgb: (H, W, 3), of the same type.
     """
     alpha = picture.alpha
     if alpha is not None:
-        alpha = np.asarray(PillowImage.fromarray(alpha).resize(rgb.shape[1::-1], PillowImage.Resampling.BICUBIC))
-    return replace(picture, rgb=rgb, alpha=alpha)
+        size = rgb.shape[1::-1]
+        # Pillow interpolates 8-bit integers and floats.
+        source = PillowImage.fromarray(alpha if alpha.dtype == np.uint8 else alpha.astype(np.float32))
+        resized: npt.NDArray[Any] = np.asarray(source.resize(size, PillowImage.Resampling.BICUBIC))
+        resized = resized.clip(0, np.iinfo(alpha.dtype).max).round().astype(alpha.dtype)
+        return replace(picture, rgb=rgb, alpha=resized)
+    return replace(picture, rgb=rgb)
+
+
+def to_pillow(picture: Picture) -> PillowImage.Image:
+    """Return an 8-bit picture, or a grey one of 16 bits, as an image in memory.
+
+    Raises:
+        ValueError: Pillow holds no 16-bit colours.
+    """
+    channels = picture.channels
+    if channels.dtype == np.uint16 and channels.shape[2] > 1:
+        raise ValueError("Pillow holds no colours or transparency of 16 bits")
+    image = PillowImage.fromarray(channels[..., 0] if channels.shape[2] == 1 else channels)
+    image.info.update(picture.metadata)
+    return image
+
+
+def _save(picture: Picture, file: Path | io.BytesIO, options: dict[str, Any]) -> None:
+    image = to_pillow(picture)
+    # BMP has neither; of 16-bit grey Pillow would lose them.
+    metadata: dict[str, Any] = {} if options["format"] == "BMP" else dict(picture.metadata)
+    image.save(file, **options, **metadata)
+
+
+def _write_deep(picture: Picture, path: Path, kind: str) -> None:
+    if kind == "PNG":
+        path.write_bytes(png_bytes(picture.channels, picture.metadata))
+    else:
+        # Pillow and others read no TIFF of grey with alpha.
+        whole = replace(picture, grey=picture.grey and picture.alpha is None)
+        write_tiff(whole.channels, picture.metadata, path)
+
+
+def png_of(picture: Picture) -> bytes:
+    """Return a picture as the content of a PNG file, with its metadata."""
+    if picture.rgb.dtype == np.uint16:
+        return png_bytes(picture.channels, picture.metadata)
+    content = io.BytesIO()
+    _save(picture, content, WRITTEN[".png"])
+    return content.getvalue()
 
 
 def write_picture(picture: Picture, path: Path) -> None:
-    """Write a picture in the format that the ending names, atomically; JPEG and WebP with quality 95.
+    """Write a picture in the format that the ending names, atomically; JPEG and WebP with quality 95, AVIF with 90.
 
     Raises:
-        DataError: the format has no transparency, or not this size.
+        DataError: the format has no transparency, not 16 bits, or not this size.
         StorageError: the file cannot be written.
     """
     options = WRITTEN[path.suffix.lower()]
-    image = PillowImage.fromarray(picture.rgb)
-    if picture.grey:
-        image = image.convert("L")
-    if picture.alpha is not None:
-        if options["format"] in ("JPEG", "BMP"):
-            raise DataError(f"{path} cannot hold transparency: choose a name that ends with .png")
-        image.putalpha(PillowImage.fromarray(picture.alpha))
-    # BMP has neither.
-    metadata: dict[str, Any] = {} if options["format"] == "BMP" else dict(picture.metadata)
+    if picture.alpha is not None and options["format"] in ("JPEG", "BMP"):
+        raise DataError(f"{path} cannot hold transparency: choose a name that ends with .png")
+    deep = picture.rgb.dtype == np.uint16
+    if deep and options["format"] not in ("PNG", "TIFF"):
+        raise DataError(f"{path} cannot hold 16 bits per channel: choose a name that ends with .png or .tif")
     with whole_file(path) as temporary:
         try:
-            image.save(temporary, **options, **metadata)
+            if deep:
+                _write_deep(picture, temporary, options["format"])
+            else:
+                _save(picture, temporary, options)
         except (ValueError, OSError) as error:
             if getattr(error, "errno", None):
                 raise
             # libjpeg and libwebp limit the sides to 65,535 and 16,383 pixels.
+            height, width = picture.rgb.shape[:2]
             raise DataError(
-                f"{path} cannot hold {image.width}x{image.height} pixels ({error}): choose a name that ends with .png"
+                f"{path} cannot hold {width}x{height} pixels ({error}): choose a name that ends with .png"
             ) from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from bebygan.settings import GeneratorShape, Precision
 TILE = 512
 """Largest side of a tile, LR pixels, unless memory is limited. Larger ones save little: the overlap costs 20 %."""
 _SMALLEST_TILE = 32
-AnyImage = TypeVar("AnyImage", Image, Image16)
+AnyImage = TypeVar("AnyImage", bound=Image | Image16)
 
 
 def enough_overlap(shape: GeneratorShape) -> int:
@@ -145,7 +145,7 @@ def upscale_image(
         raise ValueError(f"tile must be at least 1 and overlap at least 0, got {tile} and {overlap}")
     height, width = image.shape[:2]
     side = min(tile or max(height, width), max(height, width))
-    result = np.empty((height * SCALE, width * SCALE, 3), image.dtype)
+    result: Any = np.empty((height * SCALE, width * SCALE, 3), image.dtype)
     waiting = _regions(_Region(0, 0, height, width), side)[::-1]
     while waiting:
         region = waiting.pop()
@@ -168,7 +168,7 @@ def upscale_image(
         result[top:bottom, left:right] = upscaled
         if advance:
             advance((region.bottom - region.top) * (region.right - region.left))
-    return result
+    return cast(AnyImage, result)
 
 
 def _upscale_region(
@@ -181,4 +181,4 @@ def _upscale_region(
         sr = generator(to_tensor(image[top : region.bottom + overlap, left : region.right + overlap], device))
     rows = slice(SCALE * (region.top - top), SCALE * (region.bottom - top))
     columns = slice(SCALE * (region.left - left), SCALE * (region.right - left))
-    return to_array(sr[..., rows, columns], image.dtype)
+    return cast(AnyImage, to_array(sr[..., rows, columns], image.dtype))

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from bebygan.errors import DataError
-from bebygan.imaging.picture_files import Picture, enlarged, read_picture, write_picture
+from bebygan.imaging.picture_files import Picture, enlarged, picture_of, read_picture, write_picture
 
 ORIENTATION, ARTIST = 0x0112, 0x013B
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "drawing.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     bomb(tmp_path / "bomb.png")
-    saved(tmp_path / "deep.png", Image.fromarray(np.arange(54, dtype=np.uint16).reshape(6, 9) * 999))
+    saved(tmp_path / "deep.tif", Image.fromarray(np.arange(54, dtype=np.float32).reshape(6, 9)))
     saved(tmp_path / "moving.gif", Image.fromarray(RGB), save_all=True, append_images=[Image.fromarray(255 - RGB)])
     for name, reason in {
         "cut.png": "truncated",
@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
         "empty.png": "is no JPEG, PNG",
         "drawing.png": "is no JPEG, PNG",
         "bomb.png": "exceeds limit",
-        "deep.png": "it has 16 bits per channel, of which 8 would be lost",
+        "deep.tif": "it has 32 bits per channel: save it with 8 or 16 bits",
         "moving.gif": "it holds 2 frames or pages",
         "missing.png": "No such file",
     }.items():
@@ -137,3 +137,63 @@ def test_a_format_that_cannot_hold_the_size_is_refused_and_leaves_nothing(tmp_pa
             write_picture(wide, tmp_path / name)
     write_picture(wide, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_all_16_bits_are_read_and_written(count: int, suffix: str, tmp_path: Path) -> None:
+    channels = np.random.default_rng(0).integers(0, 2**16, (6, 9, count), np.uint16)
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[ARTIST] = 6, "Ada"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = tmp_path / f"a{suffix}"
+    write_picture(picture_of(channels, {"icc_profile": profile, "exif": exif.tobytes()}), path)
+    # The orientation is applied once.
+    picture = read_picture(path)
+    turned = np.rot90(channels, -1)
+    if (count, suffix) == (2, ".tif"):
+        turned = np.dstack([np.repeat(turned[..., :1], 3, 2), turned[..., 1]])
+    assert picture.channels.dtype == np.uint16
+    assert np.array_equal(picture.channels, turned)
+    write_picture(picture, path)
+    again = read_picture(path)
+    assert np.array_equal(again.channels, turned)
+    assert again.metadata["icc_profile"] == profile
+    with Image.open(path) as file:
+        assert file.getexif()[ARTIST] == "Ada"
+        assert ORIENTATION not in file.getexif()
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_16_bit_colours_of_an_uncompressed_tiff_are_read_in_both_byte_orders(order: str, tmp_path: Path) -> None:
+    channels = np.random.default_rng(0).integers(0, 2**16, (4, 5, 3), np.uint16)
+    letter = "<" if order == "II" else ">"
+    tags = [(256, 5), (257, 4), (258, 16), (259, 1), (262, 2), (273, 200), (277, 3), (278, 4), (279, 120)]
+    entries = b"".join(
+        struct.pack(f"{letter}HHIHH", tag, 3, 1, value, 0)
+        if tag != 258
+        else struct.pack(f"{letter}HHII", 258, 3, 3, 180)
+        for tag, value in tags
+    )
+    header = order.encode() + struct.pack(f"{letter}HIH", 42, 8, len(tags)) + entries + bytes(4)
+    content = header.ljust(180, b"\0") + struct.pack(f"{letter}HHH", 16, 16, 16)
+    (tmp_path / "a.tif").write_bytes(content.ljust(200, b"\0") + channels.astype(f"{letter}u2").tobytes())
+    assert np.array_equal(read_picture(tmp_path / "a.tif").rgb, channels)
+
+
+def test_transparency_of_16_bits_is_enlarged_and_8_bit_formats_refuse(tmp_path: Path) -> None:
+    channels = np.full((4, 5, 4), 40_000, np.uint16)
+    picture = picture_of(channels)
+    large = enlarged(picture, picture.rgb.repeat(4, 0).repeat(4, 1))
+    assert (large.channels == 40_000).all()
+    opaque = picture_of(channels[..., :3])
+    for name in ("a.jpg", "a.webp", "a.bmp"):
+        with pytest.raises(DataError, match=r"cannot hold 16 bits per channel: choose a name that ends with \.png or"):
+            write_picture(opaque, tmp_path / name)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
+def test_avif_is_read_and_written_with_transparency(tmp_path: Path) -> None:
+    smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 4))
+    write_picture(picture_of(smooth), tmp_path / "a.avif")
+    assert np.abs(read_picture(tmp_path / "a.avif").channels.astype(int) - smooth).mean() < 3
