@@ -65,7 +65,7 @@ def test_the_steps_of_a_run_import_the_same_packages_as_the_command(
 ) -> None:
     (foreign / "photographs").mkdir()
     picture(0).save(foreign / "photographs" / "0.png")
-    command = [*COMMANDS["script"], "run", "--source", "photographs", "--params", str(ROOT / "params.yaml")]
+    command = [*COMMANDS["script"], "run", "--source", "photographs", "--params", str(ROOT / "params/compact.yaml")]
     done = run(command, foreign)
     assert done.returncode == 3, done.stderr
     assert re.search(r"^error: ingest: ", done.stderr, re.MULTILINE)

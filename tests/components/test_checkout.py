@@ -3,10 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.checkout import PARAMS_VARIABLE, in_checkout, start_weights_file
 from components.cli import run_step, step_parser
-from components.config import Params, load_params
+from components.config import Params, load_params, plain
 from components.job import Job, job_here
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,8 @@ def test_weights_beside_the_parameters_or_one_folder_above_are_preferred_to_thos
     (project / "data").mkdir(parents=True)
     (project / folder).mkdir(exist_ok=True)
     shutil.copytree(ROOT / "data" / "pretrained", project / "data" / "pretrained")
-    shutil.copy(ROOT / "params.yaml", project / folder)
+    values = plain(load_params(ROOT / "params/compact.yaml"))
+    (project / folder / "params.yaml").write_text(yaml.safe_dump(values))
     seen: list[Path] = []
 
     def run(_: object, params: Params) -> None:

@@ -119,8 +119,8 @@ def test_a_wrong_name_in_a_file_is_refused_too(tmp_path: Path, group: str, wrong
             "ingest.test_share=0.92",
             r"ingest\.test_share and validation_share must have a sum below 1, got 0\.92 and 0\.08",
         ),
-        ("train.best_buddy.patch=132", r"train\.best_buddy\.patch must be at most crop, got 132 and 128"),
-        ("train.region.window=257", r"train\.region\.window must be below twice the crop, got 257 and 128"),
+        ("train.best_buddy.patch=132", r"train\.best_buddy\.patch must be at most crop, got 132 and 96"),
+        ("train.region.window=257", r"train\.region\.window must be below twice the crop, got 257 and 96"),
         (
             "ingest.validation_share=0",
             r"ingest\.validation_share must be above 0, got 0\.0: train\.validate_every 75 validates on these",

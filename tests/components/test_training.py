@@ -31,7 +31,7 @@ Logged = list[tuple[int, Mapping[str, float | Image]]]
 
 
 def tiny(*changes: str) -> WarmupParams:
-    return load_params(ROOT / "params.yaml", [f"warmup.{change}" for change in (*CHANGES, *changes)]).warmup
+    return load_params(ROOT / "params/compact.yaml", [f"warmup.{change}" for change in (*CHANGES, *changes)]).warmup
 
 
 def fresh(params: WarmupParams) -> TrainState:

@@ -63,7 +63,7 @@ def test_each_photograph_has_source_author_and_licence(path: Path) -> None:
 
 
 def test_the_shipped_warmup_is_of_the_laptop_profile() -> None:
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(ROOT / "params/compact.yaml")
 
     assert load_generator(WARMUP).shape == params.warmup.generator
     assert ROOT / (params.warmup.weights or "") == WARMUP

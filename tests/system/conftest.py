@@ -15,6 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from components.config import load_params, plain
+
 ROOT = Path(__file__).parents[2]
 TREE = ("bebygan", "components", "pipelines", "data/pretrained", ".dvc/config", ".dvc/.gitignore", "dvc.yaml")
 SIDE = 160
@@ -111,7 +113,7 @@ def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
                 shutil.copytree(ROOT / part, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / part, target)
-        values = _with_tiny_values(yaml.safe_load((ROOT / "params.yaml").read_text()))
+        values = _with_tiny_values(plain(load_params(ROOT / "params/compact.yaml")))
         (project / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         _cut_photographs(project / "data" / "sample")
         return project

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from components.config import load_params
 
 BUDDIES = BestBuddySettings(alpha=1, beta=1, patch=3, stride=3, pyramid="matlab", chunk=64)
 SIDE = 48
+COMPACT = Path(__file__).parents[3] / "params/compact.yaml"
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def test_a_gan_picture_shows_lr_sr_hr_mask_and_levels(samples: tuple[torch.Tenso
     lr, hr = samples
     hr[0, :, :, :24] = 0.5
     generator = Generator(GeneratorShape(blocks=1, features=4, growth=2))
-    settings = load_params(overrides=["train.crop=48"]).train
+    settings = load_params(COMPACT, ["train.crop=48"]).train
     grid = picture_grid(generator, lr, hr, settings)
     assert grid.shape == (2 * SIDE + 4, 5 * SIDE + 4 * 4, 3)
     assert (grid[SIDE : SIDE + 4] == 255).all()
@@ -47,7 +50,7 @@ def test_a_gan_picture_shows_lr_sr_hr_mask_and_levels(samples: tuple[torch.Tenso
 
 def test_a_warm_up_picture_shows_lr_sr_and_hr(samples: tuple[torch.Tensor, torch.Tensor]) -> None:
     generator = Generator(GeneratorShape(blocks=1, features=4, growth=2))
-    grid = picture_grid(generator, *samples, load_params().warmup)
+    grid = picture_grid(generator, *samples, load_params(COMPACT).warmup)
     assert grid.shape == (2 * SIDE + 4, 3 * SIDE + 2 * 4, 3)
 
 
@@ -71,7 +74,7 @@ def test_taking_a_picture_changes_neither_weights_nor_randomness(samples: tuple[
     generator = Generator(GeneratorShape(blocks=1, features=4, growth=2))
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     random = torch.get_rng_state()
-    picture_grid(generator, *samples, load_params(overrides=["train.crop=48"]).train)
+    picture_grid(generator, *samples, load_params(COMPACT, ["train.crop=48"]).train)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert generator.training

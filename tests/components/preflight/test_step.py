@@ -14,6 +14,7 @@ import pytest
 
 from bebygan.errors import BebyganError, ConfigError, DataError, ServiceError, StorageError, WeightsError
 from bebygan.files import sha256_of
+from bebygan.pretrained import DEFAULT
 from components.config import Params, load_params
 from components.preflight import __main__ as command
 from components.preflight import step as module
@@ -99,7 +100,7 @@ def test_a_local_run_tests_everything_without_importing_torch(tmp_path: Path) ->
     """`bebygan run` starts with these checks: the import alone takes longer than all of them."""
     weights = tmp_path / "weights"
     weights.mkdir()
-    for name in ("vgg16", "alexnet", "lpips-alex"):
+    for name in DEFAULT:
         (weights / f"{name}.safetensors").touch()
     program = f"""
 import sys

@@ -32,6 +32,7 @@ from tests.standins.trainer import ROOT, Controllers
 TINY = (
     "train.losses.perceptual=0",
     "train.discriminator_width=4",
+    "train.discriminator_first=0",
     "train.iterations=4",
     "train.batch=2",
     "train.crop=48",
@@ -243,7 +244,7 @@ def test_the_command_line_reads_the_settings_and_reports_invalid_ones(  # noqa: 
 
 
 def test_the_parameters_reach_the_training_unchanged(tmp_path: Path) -> None:
-    for profile in ("params.yaml", "params/paper.yaml", "params/official.yaml"):
+    for profile in ("params.yaml", "params/compact.yaml", "params/paper.yaml", "params/official.yaml"):
         params = load_params(ROOT / profile).train
         command = launcher._command(tmp_path, tmp_path, "s3://b/c", params)
         setting = command[command.index("--set") + 1]

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[3]
 TINY = (
     "train.losses.perceptual=0",
     "train.discriminator_width=4",
+    "train.discriminator_first=0",
     "train.iterations=4",
     "train.batch=2",
     "train.crop=48",
@@ -50,7 +51,7 @@ Main = Callable[..., tuple[int, str]]
 
 
 def tiny(*changes: str) -> GanSettings:
-    return load_params(ROOT / "params.yaml", [*TINY, *(f"train.{change}" for change in changes)]).train
+    return load_params(ROOT / "params/compact.yaml", [*TINY, *(f"train.{change}" for change in changes)]).train
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def run_main(
     def run(*settings: str, patches: Path = patches, warmup: Path = warmup) -> tuple[int, str]:
         chosen = [f"--set={setting}" for setting in (*TINY, *settings)]
         places = ["--patches", str(patches), "--warmup", str(warmup), "--output", "out"]
-        monkeypatch.setattr(sys, "argv", ["train", *places, "--params", str(ROOT / "params.yaml"), *chosen])
+        monkeypatch.setattr(sys, "argv", ["train", *places, "--params", str(ROOT / "params/compact.yaml"), *chosen])
         return main(), capsys.readouterr().err
 
     return run
@@ -372,7 +373,8 @@ def test_an_invalid_parameter_raises_an_error_before_training(
 def test_a_stopped_training_resumes_with_the_same_result(patches: Path, warmup: Path, tmp_path: Path) -> None:
     settings = [f"--set={setting}" for setting in (*TINY, "train.iterations=60")]
     places = ["--patches", str(patches), "--warmup", str(warmup), "--output", "out"]
-    command = [sys.executable, "-m", "components.train", *places, "--params", str(ROOT / "params.yaml"), *settings]
+    params = ["--params", str(ROOT / "params/compact.yaml")]
+    command = [sys.executable, "-m", "components.train", *places, *params, *settings]
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=variables, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "workspace" / "checkpoints").glob("train-*/*.checkpoint")):
@@ -392,7 +394,7 @@ def test_a_stopped_training_resumes_with_the_same_result(patches: Path, warmup: 
 
     again = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (0, "out: challenger\n"), again.stderr
-    params = load_params(ROOT / "params.yaml", [*TINY, "train.iterations=60"]).train
+    params = load_params(ROOT / "params/compact.yaml", [*TINY, "train.iterations=60"]).train
     train(patches, warmup, tmp_path / "undisturbed", tmp_path / "other", params=params, track=ignore)
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 

@@ -125,7 +125,7 @@ def train_in_two_processes(
     places = ["--patches", str(patches), "--warmup", str(generator_folder("warmup", 1)), "--output", "out"]
 
     def run(*settings: str) -> "subprocess.CompletedProcess[str]":
-        step = ["-m", "components.train", *places, "--params", str(ROOT / "params.yaml")]
+        step = ["-m", "components.train", *places, "--params", str(ROOT / "params/compact.yaml")]
         step += [f"--set={setting}" for setting in (*TINY, *settings)]
         return subprocess.run(
             [sys.executable, "-m", "components.train.torchrun", "--standalone", "--nproc-per-node", "2", *step],

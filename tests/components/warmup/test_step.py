@@ -42,7 +42,7 @@ Logged = list[tuple[int, Mapping[str, float]]]
 
 
 def tiny(*changes: str) -> WarmupParams:
-    return load_params(ROOT / "params.yaml", [*TINY, *(f"warmup.{change}" for change in changes)]).warmup
+    return load_params(ROOT / "params/compact.yaml", [*TINY, *(f"warmup.{change}" for change in changes)]).warmup
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -276,7 +276,7 @@ def test_the_command_tracks_its_data_version_and_sets_the_exit_code(
 
     def run(given: Path) -> subprocess.CompletedProcess[str]:
         settings = [f"--set={setting}" for setting in (*TINY, "warmup.iterations=2", f"warmup.weights={given}")]
-        places = ["--patches", str(patches), "--output", "out", "--params", str(ROOT / "params.yaml")]
+        places = ["--patches", str(patches), "--output", "out", "--params", str(ROOT / "params/compact.yaml")]
         command = [sys.executable, "-m", "components.warmup", *places, *settings]
         variables = os.environ | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bebygan.pretrained import DEFAULT
 from components.config import load_params
 from components.job import job_here
 from components.stores.data_version import push
@@ -30,13 +31,14 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/workspace/mlflow.db")
     weights = tmp_path / "cache" / "weights"
     weights.mkdir(parents=True)
-    for name in ("vgg16", "alexnet", "lpips-alex"):
+    for name in DEFAULT:
         (weights / f"{name}.safetensors").touch()
     return tmp_path / "workspace"
 
 
 def options(workspace: Path, photographs: Path, *more: str) -> list[str]:
-    return ["run", "--params", str(ROOT / "params.yaml"), f"--workspace={workspace}", f"--source={photographs}", *more]
+    params = ["--params", str(ROOT / "params/compact.yaml")]
+    return ["run", *params, f"--workspace={workspace}", f"--source={photographs}", *more]
 
 
 def runs() -> list[str]:
@@ -166,7 +168,7 @@ def test_the_command_that_serves_the_runs_can_be_pasted_into_a_shell(name: str, 
 
 def finished_run(workspace: Path, photographs: Path) -> None:
     """Leave what a finished run leaves whose challenger was not promoted: its run, a version, the data version."""
-    job = job_here(load_params(ROOT / "params.yaml"), str(photographs))
+    job = job_here(load_params(ROOT / "params/compact.yaml"), str(photographs))
     dataset = workspace.parent / "dataset"
     dataset.mkdir()
     (dataset / "a").write_text("photograph")

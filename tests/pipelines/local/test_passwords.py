@@ -64,7 +64,7 @@ def test_a_service_that_fails_is_named_without_its_password(
     variable, value, code = failure
     environment.setenv(variable, value.replace("SERVER", server))
     source = "s3://photographs" if variable.startswith("AWS") else str(SAMPLE)
-    params = str(SAMPLE.parents[1] / "params.yaml")
+    params = str(SAMPLE.parents[1] / "params/compact.yaml")
     assert cli.main(["run", "--source", source, "--workspace", "w", "--params", params]) == code
     printed = "".join(capfd.readouterr())
     assert printed.startswith("error: ")
