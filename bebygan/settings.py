@@ -202,6 +202,9 @@ class Optimisation(Settings):
         checkpoint_every: iterations between checkpoints; one is also written at the end.
         keep: which checkpoints are kept.
         deliver: which average is the result of the run.
+        start_share: share of the weights that training started from in what is validated and delivered; the rest is
+            the average's. Between a start that is a good generator and a short training, generators often beat both
+            (network interpolation, arXiv 1809.00219 section 3.4; WiSE-FT, arXiv 2109.01903).
         log_every: iterations between two logged values.
         picture_every: iterations between two pictures of a few patches; 0 disables them.
     """
@@ -225,6 +228,7 @@ class Optimisation(Settings):
     checkpoint_every: Count = 1000
     keep: Retention = Retention()
     deliver: Delivery = Delivery()
+    start_share: Annotated[float, Constraint(at_least=0, below=1)] = 0.0
     log_every: Count = 100
     picture_every: NotNegative = 10_000
 

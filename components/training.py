@@ -119,7 +119,7 @@ def train_generator(
                 track(iteration, logged)
             if iteration and optimisation.picture_every and iteration % optimisation.picture_every == 0:
                 pair = batch(validation or train, 0, 0, _PICTURED, crop=optimisation.crop, device=device)
-                track(iteration, {"samples": picture_grid(state.average, *pair, optimisation)})
+                track(iteration, {"samples": picture_grid(state.result(), *pair, optimisation)})
             advance(iteration - done)
             done = iteration
 

@@ -22,8 +22,8 @@ def score(measured: Mapping[str, float], deliver: Delivery) -> tuple[float, floa
 
 
 def keep_best(state: TrainState, measured: Mapping[str, float], deliver: Delivery) -> None:
-    """Copy the average of a state to `state.best` if it is better than that one; of equal ones, the first stays."""
+    """Copy the result of a state to `state.best` if it is better than that one; of equal ones, the first stays."""
     found = score(measured, deliver)
     if found is not None and (state.best is None or found > state.best.score):
-        weights = {name: value.clone() for name, value in state.average.state_dict().items()}
+        weights = {name: value.clone() for name, value in state.result().state_dict().items()}
         state.best = Best(iteration=state.iteration, score=found, weights=weights)

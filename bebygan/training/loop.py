@@ -218,7 +218,7 @@ def fit(
                 speed = clock.read(optimisation.batch)
             changed = state.iteration > optimisation.first_change
             if validated and changed and _due(state.iteration, optimisation.validate_every, last):
-                measured = validate(state.average, validated, optimisation, lpips)
+                measured = validate(state.result(), validated, optimisation, lpips)
                 keep_best(state, measured, optimisation.deliver)
                 entry |= measured
             entry = _finite(entry)

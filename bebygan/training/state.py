@@ -60,6 +60,9 @@ class TrainState:
     generator: Generator
     average: Generator
     """Exponential moving average of the generator."""
+    start: dict[str, Tensor]
+    """The generator's weights before training; empty if the result has no share of them."""
+    start_share: float
     generator_optimiser: torch.optim.Adam
     discriminator: Discriminator | None
     discriminator_optimiser: torch.optim.Adam | None
@@ -77,10 +80,20 @@ class TrainState:
                 yield from (parameter.data for parameter in network.parameters())
                 yield from network.buffers()
 
+    @torch.no_grad()
+    def result(self) -> Generator:
+        """Return the average, mixed with the start: see `Optimisation.start_share`."""
+        if not self.start_share:
+            return self.average
+        mixed = copy.deepcopy(self.average)
+        for name, weights in mixed.state_dict().items():
+            weights.lerp_(self.start[name], self.start_share)
+        return mixed
+
     def delivered(self) -> tuple[Generator, int]:
         """Return the generator that the run delivers, and its iteration."""
         if self.best is None:
-            return self.average, self.iteration
+            return self.result(), self.iteration
         generator = copy.deepcopy(self.average)
         generator.load_state_dict(self.best.weights)
         return generator, self.best.iteration
@@ -140,12 +153,16 @@ def new_state(
     for network in networks:
         place(network, device, channels_last=optimisation.channels_last).train()
     average = copy.deepcopy(generator).requires_grad_(False)
+    share = optimisation.start_share
+    start = {name: weights.clone() for name, weights in average.state_dict().items()} if share else {}
     if optimisation.compile:
         for network in networks:
             compile_in_place(network)
     return TrainState(
         generator=generator,
         average=average,
+        start=start,
+        start_share=share,
         generator_optimiser=_adam(generator, optimisation.betas),
         discriminator=discriminator,
         discriminator_optimiser=None if discriminator is None else _adam(discriminator, optimisation.betas),

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,20 @@ def test_a_stopped_run_delivers_what_one_delivers_that_was_never_stopped(
     whole = trained(folder, tmp_path / "whole", Scripted(*values))
     assert_equal(resumed.state_dict(), whole.state_dict())
     assert_equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("by", ["last", "validation.lpips"])
+def test_a_share_of_the_start_is_mixed_into_what_is_delivered_after_a_stop_too(
+    folder: Path, tmp_path: Path, by: Any
+) -> None:
+    mixed = replace(DELIVERED, deliver=Delivery(by=by), start_share=0.25)
+    with pytest.raises(Preempted):
+        trained(folder, tmp_path / "a", Scripted(0.1, 0.5), mixed, stop_after=3)
+    result = trained(folder, tmp_path / "a", Scripted(0.4, 0.3, 0.2), mixed)
+    pure = trained(folder, tmp_path / "b", Scripted(0.1, 0.5, 0.4, 0.3, 0.2), replace(mixed, start_share=0.0))
+    assert_equal(result.average.state_dict(), pure.average.state_dict())
+    for name, start in state().generator.state_dict().items():
+        torch.testing.assert_close(weights(result)[name], 0.25 * start + 0.75 * weights(pure)[name])
 
 
 def test_the_last_average_is_delivered_on_request(folder: Path, tmp_path: Path) -> None:
