@@ -169,12 +169,17 @@ def _is_intact(name: str, path: Path) -> bool:
     return True
 
 
+_INSTEAD = {
+    "vgg19": ", or train with the perceptual network vgg16",
+    "realsr-df2k-x4": ", or train the small generator, whose weights are included: --params params/compact.yaml",
+}
+
+
 def _how_to_get(name: str) -> str:
     sources = KNOWN[name].sources
     files = " or ".join(source.file_name for source in sources.values())
     address = f" (from {sources['official'].address})" if "official" in sources else ""
-    hint = ", or train with the perceptual network vgg16" if name == "vgg19" else ""
-    return f"put {files}{address} into a folder and set BEBYGAN_WEIGHTS to it{hint}"
+    return f"put {files}{address} into a folder and set BEBYGAN_WEIGHTS to it{_INSTEAD.get(name, '')}"
 
 
 def weights_file(name: str) -> Path:

@@ -12,12 +12,13 @@ from bebygan.networks.dists import Dists, load_dists
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import load_vgg
 from bebygan.networks.weights import safetensors_bytes
-from bebygan.precision import training_device
+from bebygan.precision import resolve, training_device
 from bebygan.pretrained import weights_file
 from bebygan.settings import GanSettings
 from bebygan.training.state import new_state, place
 from bebygan.training.step import gan_step
 from components.artifacts import read_patchless, write_patchless
+from components.progress import say
 from components.training import Track, job_of, train_generator, write_generator
 
 
@@ -59,6 +60,11 @@ def train(
         StorageError: the output cannot be written.
     """
     device = training_device()
+    if params.precision == "auto" and device.type == "cpu" and resolve("auto", device) == "fp32" and not rank():
+        say(
+            "train: this processor does not compute bfloat16, so iterations in float32 take longer; for a shorter "
+            "training set train.iterations, or take --params params/compact.yaml"
+        )
     start = warmup / "generator.safetensors"
     generator = load_generator(start)
     torch.manual_seed(params.seed)

@@ -195,6 +195,13 @@ def test_without_any_source_the_message_says_what_to_do_and_the_exit_code_is_5(
     assert "set BEBYGAN_WEIGHTS to it, or train with the perceptual network vgg16" in error
 
 
+@pytest.mark.usefixtures("cache")
+def test_without_the_full_size_start_the_small_generator_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEBYGAN_WEIGHTS_SOURCES", "folder")
+    with pytest.raises(WeightsError, match=r"or train the small generator.*: --params params/compact\.yaml$"):
+        weights_file("realsr-df2k-x4")
+
+
 def test_an_unreachable_index_is_reported_in_one_line(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,17 @@ def test_every_loss_is_logged_and_in_the_history(patches: Path, warmup: Path, tm
         assert entry == {name: values[name] for name in entry}
 
 
+@pytest.mark.parametrize(("capabilities", "told"), [({"avx2": True}, True), ({"avx512_bf16": True}, False)])
+def test_a_processor_without_bfloat16_is_told_how_to_train_for_a_shorter_time(  # noqa: PLR0917
+    capabilities: dict[str, bool], told: bool, patches: Path, warmup: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    params = tiny("precision=auto", "iterations=1")
+    train(patches, warmup, tmp_path / "out", tmp_path / "checkpoints", params=params, track=lambda *_: None)
+    assert ("does not compute bfloat16" in capsys.readouterr().err) is told
+
+
 def test_ldl_and_dists_are_logged_where_they_have_a_weight(
     patches: Path, warmup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
