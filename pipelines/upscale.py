@@ -18,7 +18,6 @@ from bebygan.imaging.tiling import out_of_memory, upscale_fast
 from bebygan.networks import Generator
 from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS
-from bebygan.training.state import place
 from components.progress import printable, progress_bar, say
 from components.stores.source import is_not_picture
 from components.tracking.address import VARIABLE, tracking_uri
@@ -157,7 +156,7 @@ def upscale(options: argparse.Namespace) -> None:
     if waiting:
         name = options.params.evaluate.model_name
         generator, what = _generator(options.model, name, options.workspace)
-        generator = place(generator, training_device(), channels_last=True)
+        generator.to(training_device())
         say(f"upscaling {len(waiting)} photographs with {what}")
         with progress_bar("upscale", "pixels", sum(map(_pixels, waiting))) as advance:
             for source, target in waiting.items():

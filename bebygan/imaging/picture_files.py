@@ -65,7 +65,7 @@ def picture_of(channels: npt.NDArray[Any], metadata: dict[str, bytes] | None = N
     return Picture(rgb, channels[..., -1] if count in (2, 4) else None, count < 3, metadata or {})
 
 
-def bit_depth(image: PillowImage.Image, start: bytes) -> int:
+def bit_depth(image: PillowImage.Image, start: bytes | memoryview) -> int:
     """Return the bits per channel of an opened file. Pillow reads 16-bit RGB as 8-bit and does not report it.
 
     Args:
@@ -107,8 +107,8 @@ def opened_picture(image: PillowImage.Image) -> Picture:
     return Picture(np.asarray(upright.convert("RGB")), alpha, grey, _kept_metadata(upright))
 
 
-def _deep_picture(file: ImageFile.ImageFile, path: Path) -> Picture:
-    channels = read_channels(file, path)
+def _deep_picture(file: ImageFile.ImageFile, content: io.BytesIO) -> Picture:
+    channels = read_channels(file, content)
     # Pillow turns TIFF when it decodes, and of other files only 8-bit colours: let it turn the pixels' numbers.
     if file.format != "TIFF":
         numbers = PillowImage.fromarray(np.arange(file.width * file.height, dtype=np.int32).reshape(file.size[::-1]))
@@ -119,40 +119,39 @@ def _deep_picture(file: ImageFile.ImageFile, path: Path) -> Picture:
     return picture_of(channels, _kept_metadata(file))
 
 
-def _decoded(path: Path) -> Picture:
-    with path.open("rb") as content:
-        start = content.read(_PNG_BIT_DEPTH + 1)
-    with PillowImage.open(path, formats=UPSCALED) as file:
+def _decoded(source: Path | io.BytesIO) -> Picture:
+    content = io.BytesIO(source.read_bytes()) if isinstance(source, Path) else source
+    with PillowImage.open(content, formats=UPSCALED) as file:
         frames = getattr(file, "n_frames", 1)
         # Cameras store a second picture in a JPEG (MPO).
         if frames > 1 and file.format != "MPO":
             raise ValueError(f"it holds {frames} frames or pages: save each as a file")
-        if (depth := bit_depth(file, start)) > 16:
+        if (depth := bit_depth(file, content.getbuffer()[: _PNG_BIT_DEPTH + 1])) > 16:
             raise ValueError(f"it has {depth} bits per channel: save it with 8 or 16 bits")
-        return _deep_picture(file, path) if depth > 8 else opened_picture(file)
+        return _deep_picture(file, content) if depth > 8 else opened_picture(file)
 
 
-def _refused(what: object, error: Exception) -> DataError:
-    if isinstance(error, UnidentifiedImageError):
-        return DataError(f"{what} is no JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF")
-    # Decoders raise exceptions of any type for damaged files.
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"cannot read {what} ({reason})")
-
-
-def read_picture(path: Path) -> Picture:
+def read_picture(source: Path | io.BytesIO) -> Picture:
     """Read a photograph: colours, grey, palette or CMYK, with or without transparency, turned upright.
+
+    Args:
+        source: path of a file, or its content.
 
     Raises:
         DataError: the file is unreadable, damaged, of another format, has several frames or more than 16 bits.
         MemoryError: it does not fit.
     """
+    what = source if isinstance(source, Path) else "the image"
     try:
-        return _decoded(path)
+        return _decoded(source)
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{what} is no JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF") from error
     except Exception as error:
-        raise _refused(path, error) from error
+        # Decoders raise exceptions of any type for damaged files.
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot read {what} ({reason})") from error
 
 
 def enlarged(picture: Picture, rgb: Image | Image16) -> Picture:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from bebygan.settings import GeneratorShape
 
 Naming = Literal["esrgan", "basicsr", "old-esrgan"]
 State = Mapping[str, Tensor]
+AnyGenerator = TypeVar("AnyGenerator", bound=Generator)
 
 _DENSE: Mapping[Naming, str] = {
     "esrgan": "RRDB_trunk.{}.RDB{}.conv{}",
@@ -107,6 +108,19 @@ def shape_of(state: State) -> GeneratorShape:
     return GeneratorShape(blocks=_blocks(state), features=features, growth=growth)
 
 
+def load_as(kind: type[AnyGenerator], path: Path) -> AnyGenerator:
+    """Build a generator of a subclass from a file of weights; see `load_generator`."""
+    state = read_state(path)
+    try:
+        state = to_internal(state)
+        shape = shape_of(state)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    generator = kind(shape)
+    load_exactly(generator, state, path)
+    return generator
+
+
 def load_generator(path: Path) -> Generator:
     """Build a generator from a file of weights in any of the three namings, on the CPU.
 
@@ -117,15 +131,7 @@ def load_generator(path: Path) -> Generator:
         WeightsError: the file is missing, damaged, not finite, or holds another architecture; names the file and the
             first key that differs, with both shapes.
     """
-    state = read_state(path)
-    try:
-        state = to_internal(state)
-        shape = shape_of(state)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    generator = Generator(shape)
-    load_exactly(generator, state, path)
-    return generator
+    return load_as(Generator, path)
 
 
 def save_generator(

@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import os
 import re
@@ -7,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from bebygan.errors import DataError, ServiceError, WeightsError
 from bebygan.files import sha256_of
@@ -179,15 +183,53 @@ def test_the_model_accepts_images_of_any_size(registered: Callable[..., Registra
     assert np.array_equal(model.unwrap_python_model().predict(None, images[1]), answers[1])
 
 
-def test_the_model_refuses_other_types_and_shapes(registered: Callable[..., Registration], challenger: Path) -> None:
+def test_the_model_accepts_images_of_any_kind(registered: Callable[..., Registration], challenger: Path) -> None:
+    import mlflow
+
+    registered(challenger, "promote")
+    model = mlflow.pyfunc.load_model("models:/tests@champion")
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    sr = upscale_image(load_generator(challenger / "generator.safetensors").eval(), rgb)
+    assert np.array_equal(model.predict(rgb), sr)
+    assert np.array_equal(model.predict(rgb.astype(np.int64)[None])[0], sr)
+    assert np.array_equal(np.asarray(model.predict(Image.fromarray(rgb))), sr)
+    content = io.BytesIO()
+    Image.fromarray(rgb).save(content, "PNG")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(model.predict(content.getvalue())))), sr)
+    text = base64.b64encode(content.getvalue()).decode()
+    for asked in (text, f"data:image/png;base64,{text}"):
+        answer = base64.b64decode(model.predict(asked))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer))), sr)
+    [answer] = model.predict(pd.DataFrame({"image": [text]}))
+    assert answer == base64.b64encode(base64.b64decode(answer)).decode()
+    # What JSON becomes.
+    [answer] = model.predict(np.array([text]))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer)))), sr)
+    alpha = np.dstack([rgb, np.full((8, 9), 200, np.uint8)])
+    assert (model.predict(alpha)[..., 3] == 200).all()
+    assert np.array_equal(model.predict(alpha)[..., :3], sr)
+    assert model.predict(rgb[..., 0]).shape == (32, 36)
+
+
+def test_the_model_refuses_what_is_no_image_in_one_sentence(
+    registered: Callable[..., Registration], challenger: Path
+) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
     registered(challenger, "promote")
     model = mlflow.pyfunc.load_model("models:/tests@champion")
-    for wrong in (np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 4), np.uint8)):
-        with pytest.raises(MlflowException, match="does not match expected"):
+    for wrong, said in (
+        (np.full((1, 8, 8, 3), 300.0), "an array of float64 and values from 300 to 300 cannot be upscaled: give uint8"),
+        (np.zeros((1, 8, 8, 5), np.uint8), r"an array of shape \(1, 8, 8, 5\) cannot be upscaled"),
+        ("no image", "a text must be the base64 of an image file"),
+        (base64.b64encode(b"text").decode(), "the image is no JPEG, PNG"),
+        ({"image": 1}, "dict cannot be upscaled: give a PIL image"),
+    ):
+        with pytest.raises(MlflowException, match=said) as caught:
             model.predict(wrong)
+        assert "\n" not in str(caught.value)
+        assert caught.value.get_http_status_code() == 400
 
 
 def test_the_model_pins_its_requirements(registered: Callable[..., Registration], challenger: Path) -> None:
@@ -196,7 +238,7 @@ def test_the_model_pins_its_requirements(registered: Callable[..., Registration]
     registered(challenger, "promote")
     folder = Path(mlflow.artifacts.download_artifacts("models:/tests@champion"))
     lines = (folder / "requirements.txt").read_text().split()
-    assert {re.split("==", line)[0] for line in lines} == {"mlflow", "numpy", "safetensors", "torch"}
+    assert {re.split("==", line)[0] for line in lines} == {"mlflow", "numpy", "pillow", "safetensors", "torch"}
     assert all(re.fullmatch(r"\w+==[\d.]+", line) for line in lines)
     assert (folder / "code" / "bebygan" / "networks" / "generator.py").is_file()
     assert not list(folder.rglob("*.pkl"))
