@@ -31,6 +31,7 @@ _MODELS = {
     "rollback": ("pipelines.models:rollback", "make the previous champion champion again"),
     "why": ("pipelines.lineage:why", "show how a version was judged, and when, by whom and why it became champion"),
     "lineage": ("pipelines.lineage:lineage", "show the run, code, parameters and photographs that made a version"),
+    "ui": ("pipelines.ui:ui", "open MLflow's pages on the runs and the model, until Ctrl-C"),
 }
 _SCHEDULE = {
     "plan": "print what apply would change",
@@ -160,11 +161,11 @@ def _add_model_commands(commands: Any) -> None:
     """Add the commands about versions in the model registry."""
     for name, (function, text) in _MODELS.items():
         command = _add(commands, name, function, text)
-        if name not in ("models", "rollback"):
+        if name not in ("models", "rollback", "ui"):
             command.add_argument("version", metavar="VERSION", help="number or alias of a version")
         if name in ("promote", "rollback"):
             command.add_argument("--reason", required=True, help="why; the ledger records it")
-        else:
+        elif name != "ui":
             command.add_argument("--json", action="store_true", help="print JSON")
         if name in ("promote", "rollback", "why"):
             command.add_argument("--ledger", help="record of all moves of the champion (default: WORKSPACE/ledger)")

@@ -237,7 +237,9 @@ def evaluate(
             checks=CHECKS if checked else None,
         )
         (folder / "report.html").write_text(page, encoding="utf-8")
-    run(0, {f"{candidate}/{name}": value for candidate, row in means.items() for name, value in row.items()})
+    values = {f"{candidate}/{name}": value for candidate, row in means.items() for name, value in row.items()}
+    run(0, values)
+    run.summarise(values, output / "report.html")
     run.artifacts(output, "evaluation")
     data = headline(summary)
     run.describe({"data": f"{data}; checks: evaluation/{CHECKS} of the run evaluate" if checked else data})

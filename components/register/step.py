@@ -21,8 +21,9 @@ from bebygan.networks.weights import metadata_of
 from bebygan.registered_model import MODEL_CODE, digests
 from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
 from components.artifacts import Registration, Verdict, read_means, read_verdict, write_registration
-from components.config import RegisterParams
+from components.config import Metric, RegisterParams
 from components.progress import say
+from components.register.card import model_card
 from components.register.promotion import may_promote, promote, settle
 from components.tracking.client import mlflow, service_errors, uploading
 from components.tracking.history import earlier_run
@@ -119,7 +120,9 @@ def _model_folder(folder: Path, weights: Path) -> Path:
     return folder
 
 
-def _new_version(name: str, weights: Path, lineage: Mapping[str, str], run: StepRun) -> ModelVersion:
+def _new_version(
+    name: str, weights: Path, lineage: Mapping[str, str], run: StepRun, metrics: Mapping[Metric, float]
+) -> ModelVersion:
     # Package indexes do not serve local builds such as 2.0+cpu.
     releases = {package: importlib.metadata.version(package).partition("+")[0] for package in _REQUIREMENTS}
     with tempfile.TemporaryDirectory(prefix="model-") as scratch, mlflow.start_run(run_id=run.run_id), uploading():
@@ -137,6 +140,7 @@ def _new_version(name: str, weights: Path, lineage: Mapping[str, str], run: Step
             pip_requirements=[f"{package}=={release}" for package, release in releases.items()],
             code_paths=[str(model / "code" / "bebygan")],
         )
+        mlflow.log_metrics({str(name): value for name, value in metrics.items()}, model_id=logged.model_id)
         return as_version(mlflow.register_model(logged.model_uri, name, tags={**lineage, **expected}))
 
 
@@ -194,7 +198,11 @@ def register(
     if ledger:
         settle(ledger, model, run.client, run.run_id)
     with service_errors(f"registering a version of {model}"):
-        version = _registered_before(model, lineage) or _new_version(model, challenger / WEIGHTS, lineage, run)
+        means = read_means(evaluation)
+        version = _registered_before(model, lineage)
+        version = version or _new_version(model, challenger / WEIGHTS, lineage, run, means["challenger"])
+        if not version.description and version.tags.get("verdict_sha256") == lineage["verdict_sha256"]:
+            run.client.update_model_version(model, version.version, model_card(version, evaluation, verdict, means))
         newest = version_with_alias(model, "challenger")
         if newest is None or int(newest.version) < int(version.version):
             run.client.set_registered_model_alias(model, "challenger", version.version)

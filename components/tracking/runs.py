@@ -28,13 +28,14 @@ from tenacity import Retrying
 
 from bebygan.errors import Preempted, ServiceError, without_password
 from bebygan.imaging import Image
-from components.config import flatten, plain
+from components.config import flatten, plain, to_yaml
 from components.stores.retries import IN_BACKGROUND
 from components.tracking.address import WORKSPACE, database_file, tracking_uri
 from components.tracking.artifact_places import artifacts_beside
 from components.tracking.client import service_errors, tracker, uploading
 from components.tracking.delivery import Delivery
-from components.tracking.provenance import provenance
+from components.tracking.presentation import about_pipeline, about_step, add_data, log_dataset, run_name
+from components.tracking.provenance import UNKNOWN, provenance
 
 EXPERIMENT = "bebygan"
 PIPELINE = "retrain"
@@ -42,6 +43,8 @@ PIPELINE = "retrain"
 PARENT = "mlflow.parentRunId"
 UNSENT = "BEBYGAN_UNTRACKED"
 """Environment variable: folder for values and pictures that the server did not receive."""
+PARAMETERS = "params.yaml"
+"""Artifact of a run of the whole pipeline: its parameters, whose SHA-256 is the tag `params_hash`."""
 PREFLIGHT_PASSED = {"preflight": "passed"}
 """Tag of a run of the whole pipeline that got everything it needs: if it fails after that, the job itself failed."""
 _SECONDS_BETWEEN_MACHINE_READINGS = 10.0
@@ -115,8 +118,22 @@ class StepRun:
         except ServiceError as error:
             _log.warning("warning: %s. The step continues without them", error)
 
+    def summarise(self, values: Mapping[str, float], page: Path) -> None:
+        """Log values, and a page below `report`, with the run of the whole pipeline; warn if the server fails."""
+        if not self.pipeline_run:
+            return
+        now = time.time_ns() // 1_000_000
+        try:
+            with service_errors("storing the report"), uploading():
+                self.client.log_batch(
+                    self.pipeline_run, [Metric(name, value, now, 0) for name, value in values.items()]
+                )
+                self.client.log_artifact(self.pipeline_run, str(page), "report")
+        except ServiceError as error:
+            _log.warning("warning: %s. The step continues without it", error)
 
-def _experiment(client: MlflowClient) -> str:
+
+def experiment_id(client: MlflowClient) -> str:
     """Return the id of the experiment; create it if it is missing."""
     if chosen := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return chosen
@@ -144,7 +161,7 @@ def _pipeline_run(client: MlflowClient) -> str | None:
         return str(found) if found else None
     if kubeflow := os.environ.get("KFP_RUN_ID"):
         wanted = f"tags.kfp_run_id = '{kubeflow}' and tags.step = '{PIPELINE}'"
-        opened = client.search_runs([_experiment(client)], wanted, max_results=1)
+        opened = client.search_runs([experiment_id(client)], wanted, max_results=1)
         return str(opened[0].info.run_id) if opened else None
     return None
 
@@ -161,12 +178,35 @@ def _adopted(client: MlflowClient, step: str) -> str | None:
 def _begin(client: MlflowClient, run_id: str | None, step: str, params: object, facts: Mapping[str, str]) -> str:
     """Start the run with this id, or a new one if None; tag it, log its parameters, and return its id."""
     if not run_id:
-        run_id = str(client.create_run(_experiment(client), run_name=step).info.run_id)
+        known = facts["data_version"] if facts["data_version"] != UNKNOWN else None
+        run_id = str(client.create_run(experiment_id(client), run_name=run_name(step, known)).info.run_id)
     client.update_run(run_id, "RUNNING")
     values = [Param(name, str(value)) for name, value in flatten(plain(params))]
     tags = [RunTag(name, value) for name, value in {"step": step, **facts}.items()]
     client.log_batch(run_id, params=values, tags=tags)
     return run_id
+
+
+def _begin_pipeline(client: MlflowClient, run_id: str | None, params: object, facts: Mapping[str, str]) -> str:
+    """Start the run of the whole pipeline as `_begin` does; describe it and store its parameters as a file."""
+    about = about_pipeline(facts.get("reason", "it was asked for"), facts.get("source", UNKNOWN))
+    run_id = _begin(client, run_id, PIPELINE, params, {**facts, **about})
+    try:
+        with service_errors("storing the parameters"), uploading():
+            client.log_text(run_id, to_yaml(params), PARAMETERS)
+    except ServiceError as error:
+        _log.warning("warning: %s. The run continues without them", error)
+    return run_id
+
+
+def _describe_data(client: MlflowClient, run_id: str, parent: str | None, step: str, data_version: str) -> None:
+    """Log the photographs as inputs of a step's run and of that of the whole pipeline; warn if the server fails."""
+    try:
+        with service_errors("logging the dataset"):
+            source = add_data(client, parent, data_version) if parent else UNKNOWN
+            log_dataset(client, run_id, data_version, source, step)
+    except ServiceError as error:
+        _log.warning("warning: %s. The step continues without it", error)
 
 
 def check_tracker() -> str:
@@ -176,7 +216,7 @@ def check_tracker() -> str:
         ServiceError: the server or its store of files is unreachable or refuses.
     """
     with tracker("asking for the experiment") as client:
-        experiment = client.get_experiment(_experiment(client))
+        experiment = client.get_experiment(experiment_id(client))
     with service_errors("storing a file"), tempfile.TemporaryDirectory() as scratch, uploading():
         file = Path(scratch) / "preflight"
         file.touch()
@@ -199,7 +239,7 @@ def open_pipeline_run(params: object, tags: Mapping[str, str]) -> str:
         ServiceError: the server is unreachable or refuses.
     """
     with tracker("opening the run of the pipeline") as client:
-        return _begin(client, _pipeline_run(client), PIPELINE, params, {**provenance(params), **tags})
+        return _begin_pipeline(client, _pipeline_run(client), params, {**provenance(params), **tags})
 
 
 def tag_pipeline_run(tags: Mapping[str, str]) -> str | None:
@@ -253,10 +293,15 @@ def step_run(
     """
     with tracker("starting a run") as client:
         parent, adopted = _pipeline_run(client), _adopted(client, step)
-        facts = {**provenance(params, data_version), **(tags or {})}
+        facts = {**provenance(params, data_version), **about_step(step), **(tags or {})}
         if parent and not adopted:
             facts[PARENT] = parent
-        run_id = _begin(client, adopted, step, params, facts)
+        if step == PIPELINE:
+            run_id = _begin_pipeline(client, adopted, params, facts)
+        else:
+            run_id = _begin(client, adopted, step, params, facts)
+    if data_version:
+        _describe_data(client, run_id, parent, step, data_version)
     spools = Path(os.environ.get(UNSENT) or WORKSPACE / "untracked")
     delivery = Delivery(client, run_id, spools, retrying)
     run = StepRun(client, run_id, parent, delivery, _machine(run_id) if machine else None)
@@ -302,5 +347,5 @@ def ended_runs(
     with tracker("looking for earlier runs") as client:
         wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
         wanted = f"{wanted} and attributes.status = '{status}'"
-        found = client.search_runs(sorted({_experiment(client), *also_in}), wanted, max_results=10)
+        found = client.search_runs(sorted({experiment_id(client), *also_in}), wanted, max_results=10)
     return [str(run.info.run_id) for run in found]

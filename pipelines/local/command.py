@@ -3,13 +3,10 @@
 import argparse
 import logging
 import os
-import shlex
-import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from bebygan.errors import without_password
 from bebygan.files import storage_errors
 from components.artifacts import read_means, read_registration, read_summary, read_verdict
 from components.cli import end_quickly
@@ -25,18 +22,11 @@ from components.stores.dataset import summary_lines
 from components.tracking.address import VARIABLE, tracking_uri
 from components.tracking.registry import champion, check_ledger
 from components.tracking.runs import ended_runs, fetch_artifacts
+from pipelines.ui import where_shown
 
 _log = logging.getLogger(__name__)
 _OF_ANOTHER_RUN = ("BEBYGAN_PARENT_RUN", "KFP_RUN_ID", "MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_RUN_ID")
 """Variables that a shell may still have; the steps would write into that run."""
-
-
-def _where_runs_are_shown(uri: str) -> str:
-    """Return the address of a server, or the command that serves the embedded store."""
-    if uri.startswith("http"):
-        return without_password(uri)
-    command = (str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", without_password(uri))
-    return shlex.join(command)
 
 
 def _print_data(workspace: Path, data_version: str | None = None) -> None:
@@ -104,14 +94,14 @@ def _print_nothing_to_do(job: Job, decision: Decision, places: Places) -> None:
     _print_data(workspace, decision.data_version)
     print(_champion_line(model, reigning.version if reigning else None))
     print(f"report:   {report}")
-    print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
+    print(f"runs:     {where_shown(workspace, model)}")
 
 
 def _print_plan(job: Job, decision: Decision, places: Places) -> None:
     print(f"{'would train' if decision.action == 'train' else 'nothing to do'}: {printable(decision.reason)}")
     for name in ("source", "workspace", "remote", "ledger"):
         print(f"{f'{name}:':<11}{absolute(getattr(places, name)) or 'none'}")
-    print(f"runs:      {_where_runs_are_shown(tracking_uri())}")
+    print(f"runs:      {where_shown(Path(places.workspace), job.params.evaluate.model_name)}")
     print("parameters:")
     for name, value in flatten(plain(job.params)):
         print(f"  {name}: {printable(str(value))}")
@@ -163,5 +153,5 @@ def run(options: argparse.Namespace) -> None:
     print(_champion_line(job.params.evaluate.model_name, registration.champion))
     _print_data(options.workspace)
     print(f"report:   {report}")
-    print(f"runs:     {_where_runs_are_shown(tracking_uri())}")
+    print(f"runs:     {where_shown(options.workspace, job.params.evaluate.model_name)}")
     end_quickly()

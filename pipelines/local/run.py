@@ -20,9 +20,8 @@ from typing import NamedTuple, TextIO
 import psutil
 from kfp import local
 
-from bebygan.errors import ConfigError, Preempted, ServiceError, error_of
+from bebygan.errors import ConfigError, Preempted, ServiceError, error_of, without_password
 from bebygan.files import lock, whole_folder
-from components.artifacts import read_verdict
 from components.cli import FAILURE_FILE
 from components.job import Job
 from components.outputs import DIGEST, damaged, record_digest
@@ -261,6 +260,7 @@ def run(
     workspace = workspace.resolve()
     remote, ledger = absolute(remote), absolute(ledger)
     log, outputs_of_tasks, cache = workspace / "run.log", workspace / "pipeline", workspace / "cache"
+    tags = {**job.tags, "reason": reason, "remote": without_password(remote)}
     unsent = {UNSENT: os.environ.get(UNSENT) or str(workspace / "untracked")}
     # If Docker created it, it would belong to root.
     outputs_of_tasks.mkdir(exist_ok=True)
@@ -269,7 +269,7 @@ def run(
         tempfile.TemporaryDirectory() as scratch,
         _watcher(Path(scratch), containers=containers is not None) as watcher,
         _environment(unsent),
-        step_run(PIPELINE, job.params, tags={**job.tags, "reason": reason}) as parent,
+        step_run(PIPELINE, job.params, tags=tags) as parent,
     ):
         failure = Path(scratch) / "failure.json"
         ask_to_stop = containers.ask_containers_to_stop if containers else _ask_processes_to_stop
@@ -306,9 +306,6 @@ def run(
         if remote and outputs["dataset"].parents[1] != outputs["registration"].parents[1]:
             # Taken from the cache: the remote may have lost objects since ingest pushed them.
             push(outputs["dataset"], remote)
-        verdict = read_verdict(outputs["evaluation"])
-        with service_errors("tagging the run"):
-            parent.client.set_tag(parent.run_id, "data_version", verdict.data_version)
     return Outcome(outputs["evaluation"], outputs["registration"], outputs["docs"])
 
 

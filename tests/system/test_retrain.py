@@ -94,7 +94,7 @@ def test_a_run_ends_with_the_table_the_champion_and_where_to_look(first_run: Fin
     page = (project / said["report"]).read_text()
     assert page.count("data:image/png;base64,") >= 4
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
-    assert said["runs"].endswith(f"ui --backend-store-uri sqlite:///{project / 'workspace' / 'mlflow.db'}")
+    assert said["runs"].endswith("bebygan ui --workspace workspace")
 
 
 def test_the_champion_is_the_challenger_that_was_trained(first_run: Finished, project: Path) -> None:
@@ -154,7 +154,12 @@ def test_runs_hang_together_and_say_where_they_come_from(first_run: Finished, pr
     for child in children:
         assert child.data.tags["data_version"] == version
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics["challenger/lpips"] > 0
+    [used] = parent.inputs.dataset_inputs
+    assert used.dataset.digest == version
     champion = client_of(project).get_model_version_by_alias("bebygan", "champion")
+    assert champion.tags["params_hash"] == parent.data.tags["params_hash"]
+    assert champion.tags["seed"] == "1"
     assert champion.tags["parent_run"] == parent.info.run_id
     assert champion.tags["data_version"] == version
     assert champion.run_id == children[-1].info.run_id
@@ -180,7 +185,7 @@ def test_a_second_run_has_nothing_to_do_and_names_the_champion(second_run: Finis
     assert champion == "champion: bebygan version 1"
     assert report == "report:   workspace/report/report.html"
     assert runs.startswith("runs:     ")
-    assert runs.endswith(f"ui --backend-store-uri sqlite:///{project / 'workspace' / 'mlflow.db'}")
+    assert runs.endswith("bebygan ui --workspace workspace")
     assert second_run.err == ""
     assert second_run.seconds < 20
     assert len(list((project / "workspace" / "pipeline").iterdir())) == 1

@@ -91,6 +91,20 @@ def test_a_version_has_tags_of_its_lineage(registered: Callable[..., Registratio
     assert mlflow_client().get_run(version.run_id).data.tags["step"] == "register"
 
 
+def test_a_version_has_a_model_card_and_its_figures_as_metrics(
+    registered: Callable[..., Registration], challenger: Path
+) -> None:
+    registered(challenger, "promote")
+    version = champion("tests")
+    assert version is not None
+    assert version.description.startswith("# tests version 1\n")
+    assert re.search(r"\| this version +\| 28 +\| 0\.8 +\| 0\.0875 +\| 45", version.description)
+    for part in ("Verdict: **promote**", "models:/tests/1", "data version `0123.dir`", "## Limits"):
+        assert part in version.description
+    [logged] = mlflow_client().search_logged_models(["1"])
+    assert {metric.key: metric.value for metric in logged.metrics}["lpips"] == 0.0875
+
+
 def test_the_registered_weights_are_the_challengers(
     registered: Callable[..., Registration], challenger: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,5 @@
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -58,7 +59,10 @@ def test_a_step_creates_a_finished_run_with_parameters_provenance_and_values(par
     client = mlflow_client()
     found = client.get_run(run.run_id)
     assert found.info.status == "FINISHED"
-    assert found.info.run_name == "train"
+    assert re.fullmatch(r"train \d{4}-\d\d-\d\d \d\d:\d\d 0123\.dir", found.info.run_name)
+    assert found.data.tags["mlflow.note.content"].startswith("GAN training of the challenger.")
+    [used] = found.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == ("photographs", "0123.dir", "training")
     assert client.get_experiment(found.info.experiment_id).name == "bebygan"
     assert found.data.params == {name: str(value) for name, value in leaves(asdict(params.train))}
     assert {"iterations", "betas", "schedule.peak", "best_buddy.alpha"} <= found.data.params.keys()
@@ -450,3 +454,32 @@ def test_the_run_of_another_step_is_not_written_to(
     assert again.run_id == warmup.run_id != train.run_id
     assert train.client.get_run(warmup.run_id).data.tags["step"] == "warmup"
     assert "warning: MLFLOW_RUN_ID names a run of warmup: train gets a run of its own" in caplog.messages
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_the_run_of_the_pipeline_shows_reason_data_parameters_figures_and_report(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KFP_RUN_ID", raising=False)
+    version = f"{'0123456789abcdef' * 2}.dir"
+    with step_run("retrain", params, tags={"reason": "photographs changed", "source": "s3://trip"}) as parent:
+        monkeypatch.setenv("BEBYGAN_PARENT_RUN", parent.run_id)
+        page = tmp_path / "report.html"
+        page.write_text("page")
+        for step in ("train", "evaluate"):
+            with step_run(step, params.train, version) as run:
+                run.summarise({"challenger/lpips": 0.25}, page)
+    found = mlflow_client().get_run(parent.run_id)
+    assert re.fullmatch(r"retrain \d{4}-\d\d-\d\d \d\d:\d\d 01234567", found.info.run_name)
+    assert found.data.tags["mlflow.note.content"].startswith(
+        "Retraining because photographs changed.\n\nPhotographs: `s3"
+    )
+    assert found.data.tags["data_version"] == version
+    assert found.data.metrics == {"challenger/lpips": 0.25}
+    [used] = found.inputs.dataset_inputs
+    assert (used.dataset.digest, used.dataset.source_type) == (version, "s3")
+    assert json.loads(used.dataset.source) == {"uri": "s3://trip"}
+    stored = Path(mlflow_client().download_artifacts(parent.run_id, "", str(tmp_path)))
+    assert (stored / "report" / "report.html").read_text() == "page"
+    parameters = (stored / "params.yaml").read_bytes()
+    assert hashlib.sha256(parameters).hexdigest() == found.data.tags["params_hash"]

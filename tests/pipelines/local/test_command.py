@@ -12,12 +12,10 @@ from bebygan.pretrained import DEFAULT
 from components.config import load_params
 from components.job import job_here
 from components.stores.data_version import push
-from components.tracking.address import database_uri
 from components.tracking.client import mlflow_client
 from components.tracking.ledger import HEAD
 from components.tracking.runs import open_pipeline_run
 from pipelines import cli
-from pipelines.local import command
 
 ROOT = Path(__file__).parents[3]
 
@@ -152,18 +150,6 @@ def test_from_another_folder_the_parameters_photographs_and_weights_of_the_check
     assert f"source:    {ROOT}/data/sample\nworkspace: {workspace.parent}/w\n" in told
     assert "preflight: passed" in told
     assert "MLFLOW_RUN_ID" not in os.environ
-
-
-def test_the_address_of_a_server_is_shown_without_its_password() -> None:
-    assert command._where_runs_are_shown("https://ada:secret@tracker:5000") == "https://tracker:5000"
-
-
-@pytest.mark.parametrize("name", ["a b$HOME#'\"", "feature%2Fx?", "job@2"])
-def test_the_command_that_serves_the_runs_can_be_pasted_into_a_shell(name: str, tmp_path: Path) -> None:
-    uri = database_uri(tmp_path / name / "mlflow.db")
-    shown = command._where_runs_are_shown(uri)
-    words = subprocess.check_output(["sh", "-c", f'printf "%s\\0" {shown}'], text=True).split("\0")
-    assert words == [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri, ""]
 
 
 def finished_run(workspace: Path, photographs: Path) -> None:

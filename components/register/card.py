@@ -1,0 +1,97 @@
+"""The model card: the description of a version in the model registry, in Markdown."""
+
+from pathlib import Path
+
+from tabulate import tabulate
+
+from bebygan import SCALE
+from components.artifacts import Candidate, Means, Verdict, read_summary
+from components.config import Metric
+from components.stores.dataset import headline
+from components.tracking.registry import ModelVersion
+
+_NAMES: dict[Candidate, str] = {
+    "bicubic": "bicubic",
+    "warmup": "start",
+    "challenger": "this version",
+    "champion": "champion",
+}
+_METRICS: dict[str, str] = {
+    "psnr_y": "PSNR-Y (dB) ↑",
+    "ssim_y": "SSIM-Y ↑",
+    "lpips": "LPIPS ↓",
+    "lr_psnr": "LR-PSNR (dB) ↑",
+}
+
+
+def _figures(means: Means, verdict: Verdict) -> str:
+    metrics: list[Metric] = list(means["challenger"])
+    headings = ["", *(_METRICS.get(metric, metric) for metric in metrics)]
+    names: dict[Candidate, str] = {**_NAMES, "champion": f"champion, version {verdict.champion}"}
+    rows = [[names.get(name, name), *(f"{row[metric]:.4g}" for metric in metrics)] for name, row in means.items()]
+    table: str = tabulate([headings, *rows], headers="firstrow", tablefmt="github", disable_numparse=True)
+    return table
+
+
+def _data(evaluation: Path, data_version: str) -> str:
+    """Return what the version was trained on; evaluations of 0.1.0 hold no summary."""
+    if not (evaluation / "data.json").exists():
+        return f"data version `{data_version}`"
+    return f"{headline(read_summary(evaluation))}; data version `{data_version}`"
+
+
+def model_card(version: ModelVersion, evaluation: Path, verdict: Verdict, means: Means) -> str:
+    """Return the card of a version.
+
+    Args:
+        version: in the registry.
+        evaluation: folder that evaluate wrote.
+        verdict: in that folder.
+        means: in that folder.
+
+    Raises:
+        DataError: the summary of the data in that folder is damaged.
+    """
+    reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    measured = verdict.protocol.get("photographs", "held-out photographs")
+    low = verdict.protocol.get("lr", f"bicubic by {SCALE}")
+    return f"""# {version.model} version {version.version}
+
+Beby-GAN super-resolution: makes photographs {SCALE} times as large.
+
+## Trained on
+
+{_data(evaluation, verdict.data_version)}
+
+## Figures
+
+{_figures(means, verdict)}
+
+Measured on {measured}. LR: {low}.
+
+Verdict: **{verdict.verdict}**
+
+{reasons}
+
+## How to use it
+
+```sh
+bebygan upscale small.jpg --output large.jpg --model {version.uri}
+```
+
+```python
+model = mlflow.pyfunc.load_model("{version.uri}")
+large = model.predict(image[None])[0]  # (H, W, 3) uint8 RGB
+```
+
+`bebygan why {version.version}` and `bebygan lineage {version.version}` show how it was judged and made.
+
+## Limits
+
+- It was trained on photographs that were reduced by a bicubic filter. It does not remove noise, blur or JPEG artefacts,
+  and may enlarge them.
+- The figures hold for photographs like those that it was trained on.
+- Detail that it adds is plausible, not recovered: do not use it where details are evidence.
+
+SHA-256 of the weights: `{version.tags["weights_sha256"]}`
+"""
