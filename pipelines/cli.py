@@ -31,6 +31,7 @@ _MODELS = {
     "rollback": ("pipelines.models:rollback", "make the previous champion champion again"),
     "why": ("pipelines.lineage:why", "show how a version was judged, and when, by whom and why it became champion"),
     "lineage": ("pipelines.lineage:lineage", "show the run, code, parameters and photographs that made a version"),
+    "verify": ("pipelines.verification:verify", "check that a version is what registry, ledger and DVC remote record"),
     "ui": ("pipelines.ui:ui", "open MLflow's pages on the runs and the model, until Ctrl-C"),
 }
 _SCHEDULE = {
@@ -165,11 +166,11 @@ def _add_model_commands(commands: Any) -> None:
             command.add_argument("version", metavar="VERSION", help="number or alias of a version")
         if name in ("promote", "rollback"):
             command.add_argument("--reason", required=True, help="why; the ledger records it")
-        elif name != "ui":
+        elif name not in ("ui", "verify"):
             command.add_argument("--json", action="store_true", help="print JSON")
-        if name in ("promote", "rollback", "why"):
+        if name in ("promote", "rollback", "why", "verify"):
             command.add_argument("--ledger", help="record of all moves of the champion (default: WORKSPACE/ledger)")
-        if name == "lineage":
+        if name in ("lineage", "verify"):
             command.add_argument("--remote", help="DVC remote of data versions (default: WORKSPACE/dvc-remote)")
         command.add_argument(
             "--workspace", type=Path, default=Path("workspace"), help="of the runs (default: %(default)s)"

@@ -100,7 +100,8 @@ def why(options: argparse.Namespace) -> None:
     end_quickly()
 
 
-def _remote_of(options: argparse.Namespace) -> str:
+def remote_of(options: argparse.Namespace) -> str:
+    """Return the address of the DVC remote."""
     return absolute(str(options.workspace / "dvc-remote") if options.remote is None else options.remote)
 
 
@@ -194,7 +195,7 @@ def lineage(options: argparse.Namespace) -> None:
     model = model_of(options)
     version = find_version(options.version, model)
     facts = lineage_of(version)
-    remote = _remote_of(options)
+    remote = remote_of(options)
     data = facts["data"].get("data_version", UNKNOWN)
     try:
         pictures: list[dict[str, str]] | str = photographs(data, remote)

@@ -139,6 +139,21 @@ def read_file(version: str, remote: str, name: str) -> bytes:
     raise DataError(f"the data version {version} has no {name}: it was not written by ingest")
 
 
+def check_bytes(version: str, remote: str) -> int:
+    """Read all files of a data version in a DVC remote, compare them with their digests, and return their number.
+
+    Raises:
+        ConfigError, DataError, ServiceError: as `fetch`.
+    """
+    store = open_store(remote)
+    entries = _entries(store, version)
+    with ThreadPoolExecutor(store.parallel_reads) as pool:
+        checked = pool.map(lambda entry: _verified(store, entry["md5"]), entries)
+        for _ in progress(checked, "verify", "files", len(entries)):
+            pass
+    return len(entries)
+
+
 def check_complete(version: str, remote: str) -> None:
     """Check that a remote lists all files of a data version.
 

@@ -4,7 +4,8 @@ import datetime
 import re
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -215,13 +216,22 @@ def download_generator(version: ModelVersion, folder: Path) -> Path:
     return found
 
 
-def verify(version: ModelVersion) -> None:
-    """Fetch a version's files and compare weights and code with the digests in its tags.
+@contextmanager
+def fetched(version: ModelVersion) -> Iterator[Path]:
+    """Yield a folder with a version's files, whose weights and code have the digests in its tags.
 
     Raises:
         ServiceError: as `download_generator`.
         WeightsError: a file is missing, or is not the one that was registered.
     """
-    with tracker(f"fetching {version.uri}"), tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        model = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch))
-        check_unchanged(model, version.tags, version.uri)
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        with tracker(f"fetching {version.uri}"):
+            model = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch))
+            check_unchanged(model, version.tags, version.uri)
+        yield model
+
+
+def verify(version: ModelVersion) -> None:
+    """Fetch a version's files and compare weights and code with the digests in its tags; raises as `fetched`."""
+    with fetched(version):
+        pass

@@ -1,5 +1,6 @@
 """A registry with versions whose files are tiny, and the commands that move its champion."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,15 @@ from typing import get_args
 
 import pandas as pd
 import pytest
+import torch
 
 from bebygan.files import sha256_of
+from bebygan.networks.generator import Generator
+from bebygan.networks.naming import save_generator
+from bebygan.registered_model import MODEL_CODE, WEIGHTS, digests
+from bebygan.settings import GeneratorShape
 from components.artifacts import Verdict, write_means, write_verdict
-from components.config import Metric, load_params
+from components.config import Metric, load_params, to_yaml
 from components.stores.data_version import push
 from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
@@ -36,17 +42,22 @@ def workspace(tmp_path: Path, empty_mlflow_database: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def version(workspace: Path) -> Callable[..., str]:
-    """Register a version with weights of its own; return its number."""
+    """Register a version with a tiny generator of its own and some code; return its number."""
 
-    def make(**tags: str) -> str:
+    def make(*, train: object = None, **tags: str) -> str:
         client = mlflow_client()
         if not client.search_registered_models(f"name='{MODEL}'"):
             client.create_registered_model(MODEL)
-        folder = workspace / "stored" / str(len(client.search_model_versions(f"name='{MODEL}'")))
-        weights = folder / "artifacts" / "generator.safetensors"
-        weights.parent.mkdir(parents=True)
-        weights.write_text(str(folder))
-        tags = {"weights_sha256": sha256_of(weights), "data_version": "0123456789abcdef.dir", **tags}
+        number = len(client.search_model_versions(f"name='{MODEL}'"))
+        folder = workspace / "stored" / str(number)
+        (folder / "artifacts").mkdir(parents=True)
+        torch.manual_seed(number)
+        metadata = {"params": hashlib.sha256(to_yaml(train).encode()).hexdigest()} if train else {}
+        network = Generator(GeneratorShape(blocks=1, features=4, growth=2))
+        save_generator(network, folder / WEIGHTS, metadata=metadata)
+        (folder / MODEL_CODE).write_text("import bebygan\n")
+        of_weights = {f"train.{name}": text for name, text in metadata.items()}
+        tags = digests(folder) | {"data_version": "0123456789abcdef.dir"} | of_weights | tags
         return str(client.create_model_version(MODEL, folder.as_uri(), tags=tags).version)
 
     return make
@@ -62,6 +73,8 @@ def made(version: Callable[..., str], workspace: Path, tmp_path: Path) -> str:
     (dataset / "0.png").write_bytes(b"photograph")
     data = push(dataset, str(workspace / "dvc-remote"))
     params = load_params(ROOT / "params.yaml")
+    number = version(train=params.train, data_version=data)
+    weights = mlflow_client().get_model_version(MODEL, number).tags["weights_sha256"]
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
     row: dict[Metric, float] = dict.fromkeys(get_args(Metric), 0.5)
@@ -71,7 +84,7 @@ def made(version: Callable[..., str], workspace: Path, tmp_path: Path) -> str:
         reasons=("passed: lpips 0.5",),
         model=MODEL,
         champion=None,
-        challenger_sha256="0" * 64,
+        challenger_sha256=weights,
         measured_sha256={"metrics.json": sha256_of(evaluation / "metrics.json")},
         protocol={},
         provenance=provenance(params.evaluate, data),
@@ -85,15 +98,16 @@ def made(version: Callable[..., str], workspace: Path, tmp_path: Path) -> str:
         with step_run("evaluate", params.evaluate, data) as run:
             run.artifacts(evaluation, "evaluation")
     close_pipeline_run("FINISHED", {})
-    return version(
-        parent_run=parent,
-        params_hash=provenance(params)["params_hash"],
-        verdict="promote",
-        verdict_sha256=sha256_of(evaluation / "verdict.json"),
-        compared_with_champion="none",
-        data_version=data,
-        image_digest="unknown",
-    )
+    for name, value in {
+        "parent_run": parent,
+        "params_hash": provenance(params)["params_hash"],
+        "verdict": "promote",
+        "verdict_sha256": sha256_of(evaluation / "verdict.json"),
+        "compared_with_champion": "none",
+        "image_digest": "unknown",
+    }.items():
+        mlflow_client().set_model_version_tag(MODEL, number, name, value)
+    return number
 
 
 @pytest.fixture

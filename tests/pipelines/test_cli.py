@@ -32,6 +32,7 @@ def test_help_imports_no_heavy_library() -> None:
         ["run"], ["compile", "x.yaml"], ["preflight"], ["manifests", "x"], ["submit", "--source", "x"], ["runs"],
         ["logs", "x"], ["schedule", "plan"], ["schedule", "apply"], ["schedule", "list"], ["schedule", "pause", "x"],
         ["schedule", "resume", "x"], ["models"], ["promote", "1", "--reason", "x"], ["rollback", "--reason", "x"],
+        ["why", "1"], ["lineage", "1"], ["verify", "1"], ["ui"],
     ],
     ids=" ".join,
 )  # fmt: skip

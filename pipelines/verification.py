@@ -1,0 +1,121 @@
+"""`bebygan verify`: is a version what its records say? It asks registry, ledger and DVC remote, and nothing else."""
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bebygan.differences import differences
+from bebygan.errors import DataError, WeightsError
+from bebygan.networks.weights import metadata_of
+from bebygan.registered_model import WEIGHTS
+from components.cli import end_quickly
+from components.config import Params, flatten, from_yaml, plain, to_yaml
+from components.preflight.step import Check, preflight
+from components.stores.data_version import check_bytes
+from components.tracking.client import tracker
+from components.tracking.history import EarlierRun, earlier_run
+from components.tracking.ledger import entries
+from components.tracking.registry import ModelVersion, check_ledger, fetched, find_version
+from components.tracking.runs import PARAMETERS
+from pipelines.lineage import evidence, remote_of
+from pipelines.models import ledger_of, model_of
+
+_SECONDS = 3600.0
+_NOT_RECORDED = "the release that made this version did not record them: not verified"
+
+
+def _digest(text: str | bytes) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def _weights(version: ModelVersion) -> str:
+    """Check weights and code, and that the tags tell what is in the metadata of the weights."""
+    with fetched(version) as model:
+        metadata = metadata_of(model / WEIGHTS)
+    known = {"data_version": version.tags.get("data_version"), "params": version.tags.get("train.params")}
+    for name, value in known.items():
+        if value and metadata.get(name, value) != value:
+            raise WeightsError(
+                f"the weights of {version.uri} were made with {name} {metadata[name]}, but {value} is registered"
+            )
+    missing = [name for name in ("weights_sha256", "code_sha256") if name not in version.tags]
+    return f"as registered{f', but {missing[0]} was not recorded' if missing else ''}"
+
+
+def _ledger(version: ModelVersion, ledger: str) -> str:
+    """Check the chain of the ledger, and that its moves are about these weights."""
+    check_ledger(ledger, version.model)
+    moves = [move for move in entries(ledger, version.model) if move.version == version.version]
+    if any(move.weights_sha256 != version.tags.get("weights_sha256") for move in moves):
+        raise DataError(f"the ledger {ledger} made other weights champion as version {version.version}")
+    return f"unbroken; version {version.version} became champion {len(moves)} times"
+
+
+def _verdict(version: ModelVersion) -> str:
+    """Check that the stored verdict and its figures are those that the version was registered with."""
+    if (found := evidence(version)) is None:
+        raise DataError(f"the run that judged {version.uri} is not in MLflow: restore it from a backup")
+    verdict = found[0]
+    if verdict.challenger_sha256 != version.tags.get("weights_sha256"):
+        raise DataError(f"the verdict of {version.uri} is about other weights")
+    if verdict.verdict != version.tags.get("verdict"):
+        raise DataError(f"{version.uri} is tagged {version.tags.get('verdict')}, but its verdict is {verdict.verdict}")
+    return f"as registered: {verdict.verdict}"
+
+
+def stored_parameters(version: ModelVersion, run: EarlierRun) -> Params | None:
+    """Return the parameters that the pipeline's run stored as a file, or None if the release that ran it did not.
+
+    Raises:
+        DataError: they are not those that the version was registered with.
+        ServiceError: the server is unreachable or refuses.
+    """
+    with (
+        TemporaryDirectory(prefix="parameters-") as scratch,
+        tracker(f"fetching the parameters of run {run.run_id}") as client,
+    ):
+        if PARAMETERS not in {file.path for file in client.list_artifacts(run.run_id)}:
+            return None
+        content = Path(client.download_artifacts(run.run_id, PARAMETERS, scratch)).read_bytes()
+    if _digest(content) != version.tags.get("params_hash"):
+        raise DataError(
+            f"{PARAMETERS} of run {run.run_id} is not what {version.uri} was registered with: restore it from a backup"
+        )
+    return from_yaml(Params, content.decode())
+
+
+def _parameters(version: ModelVersion) -> str:
+    """Check the stored parameters, those that MLflow shows, and the hash in the weights."""
+    run = earlier_run(version.tags.get("parent_run"))
+    if run is None or (params := stored_parameters(version, run)) is None:
+        return _NOT_RECORDED
+    expected = {name: str(value) for name, value in flatten(plain(params))}
+    if changed := differences(expected, run.params, 3):
+        raise DataError(f"the parameters of run {run.run_id} were changed in MLflow: {', '.join(changed)}")
+    if version.tags.get("train.params") not in (None, _digest(to_yaml(params.train))):
+        raise DataError(f"the weights of {version.uri} were trained with other parameters than run {run.run_id} names")
+    return f"{len(expected)}, as registered"
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Compare weights, code, parameters, verdict, photographs and ledger of a version with their recorded digests.
+
+    Raises:
+        BebyganError: a check failed; see `components.preflight.step.preflight`.
+    """
+    ledger, remote = ledger_of(options), remote_of(options)
+    version = find_version(options.version, model_of(options))
+    data = version.tags.get("data_version", "unknown")
+    needed: dict[str, Callable[[], str]] = {
+        "weights and code": partial(_weights, version),
+        "parameters": partial(_parameters, version),
+        "verdict": partial(_verdict, version),
+        "photographs": lambda: f"{check_bytes(data, remote)} files of {data}, as registered",
+        "ledger": partial(_ledger, version, ledger),
+    }
+    preflight([Check(name, attempt, _SECONDS) for name, attempt in needed.items()], report=print)
+    print(f"{version.model} version {version.version} is what its records say")
+    end_quickly()
