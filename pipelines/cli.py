@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_params_arguments(run)
     _add_upscale_command(commands)
+    _add_ablate_command(commands)
     _add_model_commands(commands)
     function = "pipelines.kubeflow.commands:compile_pipeline"
     compile_ = _add(commands, "compile", function, "write the pipeline for Kubeflow")
@@ -119,6 +120,32 @@ def _parser() -> argparse.ArgumentParser:
     manifests.add_argument("overlay", type=Path, help="e.g. infra/kubernetes/overlays/production")
     _add_cluster_commands(commands)
     return parser
+
+
+def _benchmark(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, such as Set14=photographs/Set14")
+    return name, Path(folder)
+
+
+def _add_ablate_command(commands: Any) -> None:
+    text = "train the same network by several objectives and compare them"
+    ablate = _add(commands, "ablate", "pipelines.ablation.command:ablate", text)
+    ablate.add_argument("ablation", type=Path, help="description of the cells, such as params/ablation.yaml")
+    ablate.add_argument(
+        "--benchmark", type=_benchmark, action="append", required=True, metavar="NAME=FOLDER",
+        help="photographs to compare on, which no cell is trained on; may be given several times",
+    )  # fmt: skip
+    ablate.add_argument("--patches", type=Path, help="folder that the patches step wrote (default: WORKSPACE/patches)")
+    ablate.add_argument(
+        "--workspace", type=Path, default=Path("workspace"), help="of the runs and trainings (default: %(default)s)"
+    )
+    ablate.add_argument(
+        "--output", type=Path, default=Path("docs/ablation.md"), help="page to write (default: %(default)s)"
+    )
+    ablate.add_argument("--dry-run", action="store_true", help="print how many hours it takes, but train nothing")
+    add_params_arguments(ablate)
 
 
 def _add_upscale_command(commands: Any) -> None:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
@@ -24,6 +25,21 @@ _MARKS = ("iteration", "delivered")
 """Values of the history that are numbers of iterations, not curves."""
 
 
+def square_with_most(values: npt.NDArray[np.float64], side: int) -> tuple[slice, slice]:
+    """Return rows and columns of the square with the largest sum of values (H, W), at multiples of the scale.
+
+    Args:
+        values: one for each pixel.
+        side: pixels; the square is smaller if the image is.
+    """
+    height, width = (min(side, length) for length in values.shape)
+    total = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    sums = sums[::SCALE, ::SCALE]
+    top, left = (int(index) * SCALE for index in np.unravel_index(sums.argmax(), sums.shape))
+    return slice(top, top + height), slice(left, left + width)
+
+
 def most_textured(image: Image, side: int) -> tuple[slice, slice]:
     """Return rows and columns of the square with the highest mean local deviation, at multiples of the scale.
 
@@ -31,12 +47,7 @@ def most_textured(image: Image, side: int) -> tuple[slice, slice]:
         image: (H, W, 3) RGB; larger than half the texture window.
         side: pixels; the square is smaller if the image is.
     """
-    height, width = (min(side, length) for length in image.shape[:2])
-    total = np.pad(local_deviation(image, _TEXTURE_WINDOW).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
-    sums = sums[::SCALE, ::SCALE]
-    top, left = (int(index) * SCALE for index in np.unravel_index(sums.argmax(), sums.shape))
-    return slice(top, top + height), slice(left, left + width)
+    return square_with_most(local_deviation(image, _TEXTURE_WINDOW), side)
 
 
 def side_by_side(panels: Mapping[str, Image]) -> PillowImage.Image:

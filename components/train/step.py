@@ -15,7 +15,8 @@ from bebygan.networks.weights import safetensors_bytes
 from bebygan.precision import resolve, training_device
 from bebygan.pretrained import weights_file
 from bebygan.settings import GanSettings
-from bebygan.training.state import new_state, place
+from bebygan.training.loop import TrainStep
+from bebygan.training.state import TrainState, new_state, place
 from bebygan.training.step import gan_step
 from components.artifacts import read_patchless, write_patchless
 from components.progress import say
@@ -36,6 +37,24 @@ def _dists(params: GanSettings, device: torch.device) -> Dists | None:
         return None
     network = load_dists(weights_file("vgg16"), weights_file("dists"))
     return place(network, device, channels_last=params.channels_last)
+
+
+def prepared(start: Path, params: GanSettings) -> tuple[TrainState, TrainStep]:
+    """Return the state before the first iteration, on the device of training, and the iteration.
+
+    Args:
+        start: file of the generator's weights.
+        params: of the step.
+
+    Raises:
+        WeightsError: the generator, or a network that a loss needs, is unavailable.
+    """
+    device = training_device()
+    generator = load_generator(start)
+    torch.manual_seed(params.seed)
+    discriminator = Discriminator(params.crop, params.discriminator_width) if params.losses.adversarial else None
+    state = new_state(generator, discriminator, params, device)
+    return state, gan_step(params, _perceptual(params, device), _dists(params, device))
 
 
 def train(
@@ -66,19 +85,15 @@ def train(
             "training set train.iterations, or take --params params/compact.yaml"
         )
     start = warmup / "generator.safetensors"
-    generator = load_generator(start)
-    torch.manual_seed(params.seed)
-    discriminator = Discriminator(params.crop, params.discriminator_width) if params.losses.adversarial else None
-    state = new_state(generator, discriminator, params, device)
+    state, step = prepared(start, params)
     job = job_of("train", params, patches, {"start": sha256_of(start)})
-    step = gan_step(params, _perceptual(params, device), _dists(params, device))
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     if rank():
         return
     with whole_folder(output) as folder:
         write_generator(folder, state, params, job)
-        if discriminator is not None:
-            weights = {key: value.cpu().contiguous() for key, value in discriminator.state_dict().items()}
+        if state.discriminator is not None:
+            weights = {key: value.cpu().contiguous() for key, value in state.discriminator.state_dict().items()}
             (folder / "discriminator.safetensors").write_bytes(safetensors_bytes(weights, {}))
         # Evaluate, which does not receive the patches, reports these photographs.
         if patchless := read_patchless(patches):

@@ -1,0 +1,188 @@
+"""Train every cell with every seed, measure all of them, and write the page; a second call goes on where one ended."""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+from bebygan import SCALE
+from bebygan.errors import ConfigError
+from bebygan.files import sha256_of, storage_errors, whole_file
+from bebygan.imaging import Image
+from bebygan.imaging.bicubic_uint8 import resize_uint8
+from bebygan.imaging.shards import read_patches
+from bebygan.imaging.tiling import upscale_image
+from bebygan.networks.naming import load_generator
+from bebygan.networks.weights import metadata_of
+from bebygan.precision import full_precision, tf32, training_device
+from bebygan.settings import Optimisation
+from bebygan.training.sampling import batch
+from components.artifacts import photographs_version
+from components.checkout import PARAMS_VARIABLE
+from components.cli import end_quickly
+from components.config import Params, to_yaml
+from components.progress import progress, say
+from components.tracking.address import VARIABLE, tracking_uri
+from components.tracking.runs import StepRun
+from components.train.step import prepared, train
+from components.training import tracked_training
+from components.warmup.step import warm_up
+from pipelines.ablation.measures import Photograph, Row, identity_of, load_networks, measure, pairs, photographs_of
+from pipelines.ablation.plan import Training, read_ablation, trainings_of
+from pipelines.ablation.report import write_page
+
+WEIGHTS = "generator.safetensors"
+_TIMED = 3
+"""Iterations that are timed of each cell, after one that warms up."""
+Upscale = Callable[[Image], Image]
+
+
+def _is_made(weights: Path, settings: Optimisation, patches: Path, start: Path | None = None) -> bool:
+    """Return whether a file of weights is the result of a step with these settings, patches and start."""
+    if not weights.is_file():
+        return False
+    wanted = {
+        "params": sha256(to_yaml(settings).encode()).hexdigest(),
+        "patches": sha256_of(patches / "patches.json"),
+    }
+    if start:
+        wanted["start"] = sha256_of(start)
+    return wanted.items() <= metadata_of(weights).items()
+
+
+def seconds_of_an_iteration(params: Params, patches: Path, start: Path) -> float:
+    """Return the median time of a few iterations in which generator and discriminator learn."""
+    settings = params.train
+    state, step = prepared(start, settings)
+    state.iteration = settings.discriminator_first
+    device = next(state.generator.parameters()).device
+    samples = read_patches(patches, "train", verify=False)
+    pair = batch(samples, settings.seed, 0, settings.batch, crop=settings.crop, device=device)
+    taken = []
+    for _ in range(1 + _TIMED):
+        began = time.perf_counter()
+        with tf32(settings.tf32):
+            values = step(state, *pair)
+        # Waits for a GPU.
+        values["total"].item()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+def _announce_hours(waiting: list[Training], patches: Path, start: Path) -> None:
+    """Print how long the trainings will take, by cell and in all."""
+    by_cell: dict[str, list[Training]] = {}
+    for training in waiting:
+        by_cell.setdefault(training.cell, []).append(training)
+    total = 0.0
+    for cell, trainings in by_cell.items():
+        params = trainings[0].params
+        each = seconds_of_an_iteration(params, patches, start)
+        hours = each * params.train.iterations * len(trainings) / 3600
+        total += hours
+        say(
+            f"{cell}: {len(trainings)} trainings of {params.train.iterations} iterations at {each:.2f} s: {hours:.2f} h"
+        )
+    say(f"{len(waiting)} trainings will take {total:.2f} hours on this machine, and the comparison comes on top")
+
+
+def _train(training: Training, patches: Path, start: Path, folder: Path) -> None:
+    settings = training.params.train
+    with tracked_training("ablate", settings, photographs_version(patches)) as track:
+        if isinstance(track, StepRun):
+            track.describe({"ablation": training.cell, "mlflow.runName": training.name})
+        checkpoints = folder / "checkpoints" / training.name
+        train(patches, start.parent, folder / training.name, checkpoints, params=settings, track=track)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _measured(
+    file: Path, make: Callable[[], Upscale], photographs: list[Photograph], of: Mapping[str, object]
+) -> list[Row]:
+    """Return the rows of one candidate, measured now or before; `of` is what they depend on."""
+    if file.is_file():
+        found = json.loads(file.read_text())
+        if found["of"] == of:
+            rows: list[Row] = found["rows"]
+            return rows
+    device = training_device()
+    networks, upscale = load_networks(device), make()
+    rows = []
+    for photograph, hr, lr in progress(pairs(photographs), file.stem, "photographs", len(photographs)):
+        with full_precision(device):
+            sr = upscale(lr)
+        values = measure(sr, hr, lr, networks)
+        rows.append({"benchmark": photograph.benchmark, "photograph": photograph.path.name, **values})
+    with whole_file(file) as temporary:
+        temporary.write_text(json.dumps({"of": of, "rows": rows}))
+    return rows
+
+
+def _bicubic(lr: Image) -> Image:
+    return resize_uint8(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
+
+
+def _generator(path: Path, tile: int | None) -> Upscale:
+    return partial(upscale_image, load_generator(path).to(training_device()).eval(), tile=tile)
+
+
+def ablate(options: argparse.Namespace) -> None:
+    """Run `bebygan ablate`.
+
+    Raises:
+        ConfigError: the description or a parameter is wrong, or a benchmark is named twice.
+        DataError: there are no patches, or a benchmark has no photographs.
+        WeightsError: weights of the start, a loss or a metric are unavailable.
+        Preempted: SIGTERM came during a training, whose state is saved.
+    """
+    benchmarks = dict(options.benchmark)
+    if len(benchmarks) < len(options.benchmark):
+        raise ConfigError("two benchmarks have the same name")
+    ablation = read_ablation(options.ablation)
+    trainings = trainings_of(ablation, Path(os.environ[PARAMS_VARIABLE]), options.set)
+    photographs = photographs_of(benchmarks)
+    patches = options.patches or options.workspace / "patches"
+    data_version = photographs_version(patches)
+    folder = options.workspace / "ablation"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    os.environ[VARIABLE] = tracking_uri(options.workspace)
+    params = trainings[0].params
+    start = folder / "start" / WEIGHTS
+    if not _is_made(start, params.warmup, patches):
+        warm_up(patches, start.parent, folder / "checkpoints", params=params.warmup, track=lambda *_: None)
+    waiting = [
+        each for each in trainings if not _is_made(folder / each.name / WEIGHTS, each.params.train, patches, start)
+    ]
+    if waiting:
+        _announce_hours(waiting, patches, start)
+    if options.dry_run:
+        return
+    for number, training in enumerate(waiting, start=1):
+        say(f"training {number} of {len(waiting)}: {training.name}")
+        _train(training, patches, start, folder)
+    upscalers: dict[str, Callable[[], Upscale]] = {
+        "bicubic": lambda: _bicubic, "start": partial(_generator, start, params.evaluate.tile),
+    }  # fmt: skip
+    weights = {"bicubic": "bicubic", "start": sha256_of(start)}
+    for training in trainings:
+        path = folder / training.name / WEIGHTS
+        upscalers[training.name] = partial(_generator, path, params.evaluate.tile)
+        weights[training.name] = sha256_of(path)
+    identity = identity_of(photographs)
+    rows = {
+        name: _measured(folder / f"{name}.json", make, photographs, {"weights": weights[name], "photographs": identity})
+        for name, make in upscalers.items()
+    }
+    write_page(
+        options.output, ablation, trainings=trainings, rows=rows, photographs=photographs, upscalers=upscalers,
+        data_version=data_version,
+    )  # fmt: skip
+    say(f"{options.output}: {len(ablation.cells)} cells, {len(ablation.seeds)} seeds, {len(photographs)} photographs")
+    end_quickly()

@@ -1,0 +1,133 @@
+"""What is measured of each photograph: the metrics of `bebygan.metrics`, and two of flat regions.
+
+A region is flat where the discriminator of Beby-GAN does not see it (arXiv 2103.15295 section 3.3): where the standard
+deviation of HR's luma in 11x11 pixels is below 0.025.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bebygan import SCALE
+from bebygan.errors import DataError
+from bebygan.files import sha256_of
+from bebygan.imaging import Image
+from bebygan.imaging.bicubic_uint8 import downscale_uint8
+from bebygan.imaging.picture_files import read_picture
+from bebygan.imaging.texture import local_deviation
+from bebygan.metrics import dists, load_lpips, lpips, lr_psnr, psnr_y
+from bebygan.metrics.perceptual import Lpips
+from bebygan.networks import Dists, load_dists
+from bebygan.pretrained import weights_file
+from bebygan.settings import RegionSettings
+from components.artifacts import PSNR_CAP
+
+METRICS: Mapping[str, bool] = {
+    "psnr_y": True, "lpips": False, "dists": False, "lr_psnr": True, "flat_lpips": False, "false_texture": False,
+}  # fmt: skip
+"""Names in the order of the tables, and whether a higher value is better."""
+DEFINITIONS: Mapping[str, str] = {
+    "flat_lpips": "LPIPS of SR whose textured regions are replaced by those of HR: what flat regions contribute",
+    "false_texture": "root mean square of the deviation of luma in 5x5 pixels over flat regions, of SR minus that of "
+    "HR, in levels of 255: above 0 the generator invents texture there",
+}
+_REGION = RegionSettings()
+_LEAST_FLAT = 0.01
+"""Share of flat pixels below which a photograph has no value for the two."""
+_DETAIL = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """A photograph of a benchmark."""
+
+    benchmark: str
+    path: Path
+
+    def read(self) -> Image:
+        """Return it as RGB, cut at the bottom and the right to sides that 4 divides.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        image = read_picture(self.path).rgb
+        height, width = (length - length % SCALE for length in image.shape[:2])
+        return np.ascontiguousarray(image[:height, :width])
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The networks that the metrics need."""
+
+    lpips: Lpips
+    dists: Dists
+
+
+def load_networks(device: torch.device) -> Networks:
+    """Return the networks of the metrics; WeightsError if there are none."""
+    similar = load_lpips(weights_file("alexnet"), weights_file("lpips-alex"))
+    return Networks(similar.to(device), load_dists(weights_file("vgg16"), weights_file("dists")).to(device))
+
+
+def photographs_of(benchmarks: Mapping[str, Path]) -> list[Photograph]:
+    """Return the photographs of benchmarks, given their folders by name.
+
+    Raises:
+        DataError: a folder has none.
+    """
+    found: list[Photograph] = []
+    for name, folder in benchmarks.items():
+        paths = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".png", ".jpg", ".bmp")]
+        if not paths:
+            raise DataError(f"the folder {folder} of benchmark {name} has no .png, .jpg or .bmp files")
+        found += [Photograph(name, path) for path in paths]
+    return found
+
+
+def identity_of(photographs: list[Photograph]) -> list[list[str]]:
+    """Return benchmark, file name and SHA-256 of each photograph."""
+    return [[each.benchmark, each.path.name, sha256_of(each.path)] for each in photographs]
+
+
+def flat_regions(hr: Image) -> npt.NDArray[np.bool_]:
+    """Return where a photograph is flat, (H, W)."""
+    flat: npt.NDArray[np.bool_] = local_deviation(hr, _REGION.window) < _REGION.threshold
+    return flat
+
+
+def _detail(image: Image, where: npt.NDArray[np.bool_]) -> float:
+    return 255 * math.sqrt(float(np.mean(local_deviation(image, _DETAIL)[where] ** 2)))
+
+
+def measure(sr: Image, hr: Image, lr: Image, networks: Networks) -> dict[str, float]:
+    """Return all METRICS of one photograph; those of flat regions are NaN where there are none."""
+    flat = flat_regions(hr)
+    values = {
+        "psnr_y": min(psnr_y(sr, hr), PSNR_CAP),
+        "lpips": lpips(sr, hr, networks.lpips),
+        "dists": dists(sr, hr, networks.dists),
+        "lr_psnr": min(lr_psnr(sr, lr), PSNR_CAP),
+        "flat_lpips": math.nan,
+        "false_texture": math.nan,
+    }
+    if flat.mean() >= _LEAST_FLAT:
+        values["flat_lpips"] = lpips(np.where(flat[..., None], sr, hr), hr, networks.lpips)
+        values["false_texture"] = _detail(sr, flat) - _detail(hr, flat)
+    return values
+
+
+def pairs(photographs: list[Photograph]) -> Iterator[tuple[Photograph, Image, Image]]:
+    """Yield each photograph with HR and LR."""
+    for photograph in photographs:
+        hr = photograph.read()
+        yield photograph, hr, downscale_uint8(hr, SCALE)
+
+
+Row = dict[str, Any]
+"""benchmark, photograph, and the metrics."""
