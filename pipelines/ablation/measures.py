@@ -54,9 +54,11 @@ class Photograph:
         """Return it as RGB, cut at the bottom and the right to sides that 4 divides.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or has 16 bits per channel.
         """
         image = read_picture(self.path).rgb
+        if image.dtype != np.uint8:
+            raise DataError(f"{self.path} has 16 bits per channel, and benchmarks have 8: save it with 8 bits")
         height, width = (length - length % SCALE for length in image.shape[:2])
         return np.ascontiguousarray(image[:height, :width])
 
