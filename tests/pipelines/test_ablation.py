@@ -31,7 +31,8 @@ TINY = {
     "warmup.generator": SHAPE, "warmup.iterations": 0, "train.discriminator_width": 4, "train.iterations": 3,
     "train.batch": 2, "train.crop": 48, "train.schedule": {"peak": 1e-3, "warmup": 1}, "train.precision": "fp32",
     "train.checkpoint_every": 1, "train.log_every": 1, "train.validate_every": 0, "train.picture_every": 0,
-    "train.deliver": {"by": "last", "lr_psnr_floor": None}, "train.keep": {"newest": 2, "every": 0, "best": None}, "train.discriminator_first": 0,
+    "train.deliver": {"by": "last", "lr_psnr_floor": None}, "train.keep": {"newest": 2, "every": 0, "best": None},
+    "train.discriminator_first": 0,
     "train.losses": {"best_buddy": 0, "back_projection": 0, "perceptual": 0, "adversarial": 0.005},
 }  # fmt: skip
 CELLS = {
