@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from bebygan import SCALE
-from bebygan.networks.architecture import VggName, discriminator_stages, vgg_layers
+from bebygan.networks.architecture import PAPER_TAPS, VggName, discriminator_stages, vgg_layers
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Pyramid = Literal["matlab", "official"]
@@ -28,7 +28,7 @@ def require(condition: bool, message: str) -> None:
 class Constraint:
     """What a field of `Settings` must satisfy, as in `Annotated[int, Constraint(at_least=1)]`.
 
-    A tuple's elements must all satisfy it; None always does.
+    A tuple's elements and a mapping's values must all satisfy it; None always does.
     """
 
     odd: bool = False
@@ -42,6 +42,8 @@ class Constraint:
 
     def allows(self, value: Any) -> bool:
         """Return whether a value satisfies all conditions; NaN satisfies no comparison."""
+        if isinstance(value, dict):
+            value = tuple(value.values())
         if value is None or isinstance(value, tuple | list):
             return all(self.allows(element) for element in value or ())
         if self.pattern is not None:
@@ -173,6 +175,21 @@ class Delivery(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopRule(Settings):
+    """When a run that gets worse stops itself: one of these limits was exceeded in several validations in a row.
+
+    Attributes:
+        validations: how many of them.
+        psnr_y: dB by which validation.psnr_y is below that of the start; null sets no limit.
+        lpips: by how much validation.lpips is above the lowest since the generator first changed; null sets no limit.
+    """
+
+    validations: Count = 3
+    psnr_y: Weight | None = 1.5
+    lpips: Weight | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimisation(Settings):
     """How long, on what, and how fast to train; the same for the warm-up and the GAN phase.
 
@@ -205,6 +222,7 @@ class Optimisation(Settings):
         start_share: share of the weights that training started from in what is validated and delivered; the rest is
             the average's. Between a start that is a good generator and a short training, generators often beat both
             (network interpolation, arXiv 1809.00219 section 3.4; WiSE-FT, arXiv 2109.01903).
+        stop_when_worse: when the run stops before its last iteration; never without validation.
         log_every: iterations between two logged values.
         picture_every: iterations between two pictures of a few patches; 0 disables them.
     """
@@ -229,6 +247,7 @@ class Optimisation(Settings):
     keep: Retention = Retention()
     deliver: Delivery = Delivery()
     start_share: Annotated[float, Constraint(at_least=0, below=1)] = 0.0
+    stop_when_worse: StopRule = StopRule()
     log_every: Count = 100
     picture_every: NotNegative = 10_000
 
@@ -309,25 +328,26 @@ class PerceptualSettings(Settings):
 
     Attributes:
         network: vgg19 as in the paper, or vgg16.
-        taps: convolutions, whose output before ReLU is compared, and their weights.
+        taps: convolutions, whose output before ReLU is compared, and their weights; null takes those of `PAPER_TAPS`.
     """
 
     network: VggName = "vgg19"
-    taps: tuple[tuple[str, float], ...] = (
-        ("conv3_4", 1 / 8),
-        ("conv4_4", 1 / 4),
-        ("conv5_4", 1 / 2),
-    )
+    taps: tuple[tuple[str, float], ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.taps), "taps must name at least one convolution, such as conv5_4")
-        for tap, weight in self.taps:
+        require(bool(self.weights), "taps must name at least one convolution, such as conv5_4, or be null")
+        for tap, weight in self.weights.items():
             require(
                 tap in vgg_layers(self.network),
                 f"{self.network} has no {tap}; it has {', '.join(vgg_layers(self.network))}",
             )
             require(weight > 0, f"the weight of {tap} must be above 0, got {weight}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each convolution that is compared."""
+        return dict(PAPER_TAPS[self.network] if self.taps is None else self.taps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +361,7 @@ class GanSettings(Optimisation):
         perceptual: network and layers of the perceptual loss.
         discriminator_width: channels of the discriminator's first stage.
         discriminator_first: iterations at the start in which only the discriminator is trained.
+        discriminator_rate: learning rate of the discriminator as a multiple of the generator's.
         relativistic_mean: logits that each logit is compared with. global: those of all processes, so that the loss
             does not depend on their number. local: those of its own process, as in the official code.
     """
@@ -351,8 +372,10 @@ class GanSettings(Optimisation):
     perceptual: PerceptualSettings = PerceptualSettings()
     keep: Retention = Retention(best="validation.lpips")
     deliver: Delivery = Delivery(by="validation.lpips", lr_psnr_floor=38.0)
+    stop_when_worse: StopRule = StopRule(lpips=0.03)
     discriminator_width: Count = 32
     discriminator_first: NotNegative = 0
+    discriminator_rate: Annotated[float, Constraint(above=0)] = 1.0
     relativistic_mean: Literal["global", "local"] = "global"
 
     def __post_init__(self) -> None:

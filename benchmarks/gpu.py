@@ -275,7 +275,7 @@ def speed(scale: Scale, states: States, bench: Bench, out_of_time: Callable[[], 
 
 def _taps(states: States) -> Mapping[str, float]:
     """Return the paper's taps; of a bundle with fewer layers, its first convolution."""
-    wanted = dict(_FIRST.perceptual.taps)
+    wanted = _FIRST.perceptual.weights
     return wanted if "features.28.weight" in states["vgg16"] else {"conv1_2": 1.0}
 
 

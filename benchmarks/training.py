@@ -51,7 +51,7 @@ class Setup:
 
     def perceptual(self) -> Perceptual:
         """Return the frozen network."""
-        taps = dict(self.settings.perceptual.taps)
+        taps = self.settings.perceptual.weights
         vgg = place(load_vgg(self.vgg, max(taps)), CPU, channels_last=self.settings.channels_last)
         return Perceptual(vgg, taps)
 

@@ -115,6 +115,10 @@ class HealthLimits(Settings):
     """Distance between the logits of HR and SR from which the adversarial loss saturates."""
     textured_share: Interval
     """Below the first the mask hides nearly everything from the discriminator, above the second nothing."""
+    validation_loss: dict[Literal["psnr_y", "lpips", "lr_psnr"], Positive]
+    """By how much the averaged generator may be worse on the validation photographs at the end than at the start."""
+    back_projection_growth: Positive
+    """Ratio of the back-projection loss at the end to that at the start, above which the content has changed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

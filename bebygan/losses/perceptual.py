@@ -6,15 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bebygan.networks.architecture import VggName
+from bebygan.networks.architecture import PAPER_TAPS
 from bebygan.networks.perceptual import Vgg
 from bebygan.precision import at_least_float32
-
-PAPER_TAPS: Mapping[VggName, Mapping[str, float]] = {
-    "vgg19": {"conv3_4": 1 / 8, "conv4_4": 1 / 4, "conv5_4": 1 / 2},
-    "vgg16": {"conv3_3": 1 / 8, "conv4_3": 1 / 4, "conv5_3": 1 / 2},
-}
-"""The paper's layers and weights, and the corresponding ones of VGG16."""
 
 
 def perceptual_loss(sr: Tensor, hr: Tensor, vgg: Vgg, taps: Mapping[str, float] | None = None) -> Tensor:

@@ -1,11 +1,17 @@
 """Layouts of the networks that settings are checked against; needs no torch."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 VggName = Literal["vgg16", "vgg19"]
 ALEXNET_SMALLEST = 31
 """Smallest side of an image that AlexNet, and so LPIPS, takes, pixels."""
 _CONVOLUTIONS: dict[VggName, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+PAPER_TAPS: Mapping[VggName, Mapping[str, float]] = {
+    "vgg19": {"conv3_4": 1 / 8, "conv4_4": 1 / 4, "conv5_4": 1 / 2},
+    "vgg16": {"conv3_3": 1 / 8, "conv4_3": 1 / 4, "conv5_3": 1 / 2},
+}
+"""The convolutions of Beby-GAN's perceptual loss and their weights, and the corresponding ones of VGG16."""
 
 
 def vgg_layers(network: VggName) -> dict[str, int]:

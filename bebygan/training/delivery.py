@@ -1,9 +1,9 @@
-"""Which average of a run is delivered: the best by a metric of validation."""
+"""Which average of a run is delivered, the best by a metric of validation, and when a run that gets worse stops."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from bebygan.settings import HIGHER_IS_BETTER, Delivery
+from bebygan.settings import HIGHER_IS_BETTER, Delivery, StopRule
 from bebygan.training.state import Best, TrainState
 
 
@@ -27,3 +27,44 @@ def keep_best(state: TrainState, measured: Mapping[str, float], deliver: Deliver
     if found is not None and (state.best is None or found > state.best.score):
         weights = {name: value.clone() for name, value in state.result().state_dict().items()}
         state.best = Best(iteration=state.iteration, score=found, weights=weights)
+
+
+def worsening(history: Sequence[Mapping[str, float]], rule: StopRule) -> dict[str, float]:
+    """Return by how much the last validation exceeds the limits that a run stops for; {} for a run that goes on.
+
+    Args:
+        history: logged values, oldest first.
+        rule: see `StopRule`.
+
+    Returns:
+        stopped.psnr_y: dB below the start, and stopped.lpips: above the lowest, each if it was exceeded in the last
+        `rule.validations` validations.
+    """
+    found = {}
+    for name, limit in (("psnr_y", rule.psnr_y), ("lpips", rule.lpips)):
+        values = {entry["iteration"]: entry[key] for key in [f"validation.{name}"] for entry in history if key in entry}
+        start = values.pop(0, math.nan)
+        if limit is None or len(values) < rule.validations:
+            continue
+        later = list(values.values())
+        losses = [start - value if name == "psnr_y" else value - min(later) for value in later]
+        if all(loss > limit for loss in losses[-rule.validations :]):
+            found[f"stopped.{name}"] = losses[-1]
+    return found
+
+
+_REASONS = {
+    "stopped.psnr_y": "PSNR-Y on the validation photographs was {:.2f} dB below that of the start",
+    "stopped.lpips": "LPIPS on the validation photographs was {:.4f} above the lowest of the run",
+}
+
+
+def stop_reason(values: Mapping[str, float], iteration: float) -> str | None:
+    """Return the sentence about a run that stopped itself after an iteration with these values; None if it did not."""
+    reasons = [text.format(values[name]) for name, text in _REASONS.items() if name in values]
+    if not reasons:
+        return None
+    return (
+        f"training stopped itself after iteration {iteration:.0f}: {' and '.join(reasons)} (stop_when_worse); "
+        "lower the learning rate to train for longer"
+    )

@@ -1,5 +1,6 @@
 """The training loop, the same for the warm-up and the GAN phase: only the step differs."""
 
+import logging
 import math
 import signal
 import threading
@@ -14,10 +15,8 @@ from torch import Tensor
 from bebygan.distributed import (
     any_process,
     copy_from_first,
-    processes,
     rank,
     share_of,
-    sum_over_processes,
     wait_for_all,
 )
 from bebygan.errors import DataError, Preempted, StorageError
@@ -25,9 +24,9 @@ from bebygan.files import whole_file
 from bebygan.imaging.shards import Patches
 from bebygan.networks.weights import safetensors_bytes
 from bebygan.precision import tf32
-from bebygan.settings import Optimisation
+from bebygan.settings import GanSettings, Optimisation
 from bebygan.training import checkpoint
-from bebygan.training.delivery import keep_best
+from bebygan.training.delivery import keep_best, stop_reason, worsening
 from bebygan.training.sampling import Loader
 from bebygan.training.schedules import learning_rate
 from bebygan.training.state import TrainState
@@ -35,6 +34,9 @@ from bebygan.training.validation import Distance, check_validation, validate
 
 TrainStep = Callable[[TrainState, Tensor, Tensor], Mapping[str, Tensor]]
 """One iteration on (state, LR, HR): updates networks and average; returns named scalars, still on the device."""
+Watch = Callable[[int, Mapping[str, float] | None], None]
+"""Called after each iteration with its number and, if there are new ones, the logged values."""
+_log = logging.getLogger(__name__)
 FAULTS = "not-finite-*.safetensors"
 """Names of the files beside the checkpoints with batch, losses and gradients of a training that diverged."""
 
@@ -55,18 +57,21 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 def _set_rate(state: TrainState, optimisation: Optimisation) -> float:
     rate = learning_rate(state.iteration, optimisation.schedule, optimisation.iterations)
-    for optimiser in (state.generator_optimiser, state.discriminator_optimiser):
+    factor = optimisation.discriminator_rate if isinstance(optimisation, GanSettings) else 1.0
+    for optimiser, own in ((state.generator_optimiser, rate), (state.discriminator_optimiser, factor * rate)):
         for group in optimiser.param_groups if optimiser else ():
-            group["lr"] = rate
+            group["lr"] = own
     return rate
 
 
-def _logged(values: Mapping[str, Tensor], state: TrainState) -> dict[str, float]:
-    """Return the logged scalars as means over all processes. Waits for the device."""
+def _logged(state: TrainState) -> dict[str, float]:
+    """Return the means of all processes and iterations since the last call. Waits for the device."""
     steps = {"skipped_steps": state.guard.skipped, "skipped_in_a_row": state.guard.in_a_row}
-    scalars = [value.double() for value in (*values.values(), *steps.values())]
-    numbers = (sum_over_processes(torch.stack(scalars)) / processes()).tolist()
-    return dict(zip((*values, *steps), numbers, strict=True))
+    means = [total / count for total, count in state.sums.values()]
+    numbers = torch.stack([*means, *(value.double() for value in steps.values())]).tolist()
+    names = (*state.sums, *steps)
+    state.sums = {}
+    return dict(zip(names, numbers, strict=True))
 
 
 def _keep_faults(folder: Path, state: TrainState, lr: Tensor, hr: Tensor, values: Mapping[str, Tensor]) -> Path:
@@ -137,8 +142,28 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _due(iteration: int, every: int, last: bool) -> bool:
-    return every > 0 and (last or iteration % every == 0)
+def _measured(
+    state: TrainState, validation: Patches | None, optimisation: Optimisation, lpips: Distance | None
+) -> dict[str, float]:
+    """Validate the average if it is due, and keep it if it is the best; return the values."""
+    at, every = state.iteration, optimisation.validate_every
+    unchanged = 0 < at <= optimisation.first_change
+    if not (validation and every) or unchanged or (at % every and at < optimisation.iterations):
+        return {}
+    measured = validate(state.result(), validation, optimisation, lpips)
+    if at:
+        keep_best(state, measured, optimisation.deliver)
+    return _finite({"iteration": at, **measured})
+
+
+def _record(
+    state: TrainState, entry: Mapping[str, float], watch: Watch, speed: Mapping[str, float] | None = None
+) -> None:
+    """Add the values of an iteration to the history, if there are any, and tell them."""
+    if entry:
+        state.history.append(_finite({"iteration": state.iteration, **entry}))
+    if rank() == 0:
+        watch(state.iteration, {**state.history[-1], **(speed or {})} if entry else None)
 
 
 def fit(
@@ -149,12 +174,14 @@ def fit(
     *,
     checkpoints: Path,
     identity: checkpoint.RunIdentity,
-    watch: Callable[[int, Mapping[str, float] | None], None],
+    watch: Watch,
     saved: checkpoint.Saved | None = None,
     validation: Patches | None = None,
     lpips: Distance | None = None,
 ) -> None:
     """Train until `optimisation.iterations`, resuming from the newest checkpoint of the same run.
+
+    The run stops before if validation gets worse by more than `optimisation.stop_when_worse`, with a warning.
 
     All processes within `bebygan.distributed.joined` call it with the same arguments; only the first logs and saves.
 
@@ -165,8 +192,8 @@ def fit(
         step: one iteration.
         checkpoints: folder of this run's checkpoints.
         identity: what the run is made of; checkpoints of a run with another identity are rejected.
-        watch: called after each iteration with its number and, if there are new ones, the logged values: those of the
-            history, and samples_per_second and data_wait_share, which differ from run to run.
+        watch: gets the values of the history, and samples_per_second and data_wait_share, which differ from run to
+            run; also called before the first iteration, with number 0, if the start is validated.
         saved: called with each checkpoint once it is written.
         validation: patches of the validation split, which the average is measured on at the start and every
             `optimisation.validate_every` iterations; None trains without, and delivers the last average.
@@ -193,41 +220,33 @@ def fit(
         if (earlier := saver.load()) is not None:
             state.load_state_dict(earlier)
         copy_from_first(state.tensors())
-        validated = validation if optimisation.validate_every else None
-        if validated and not state.iteration:
-            entry = _finite(validate(state.average, validated, optimisation, lpips))
-            state.history = [{"iteration": 0, **entry}]
-            if rank() == 0:
-                watch(0, state.history[0])
+        if not state.iteration and (entry := _measured(state, validation, optimisation, lpips)):
+            _record(state, entry, watch)
         clock = _Clock()
-        while state.iteration < optimisation.iterations:
+        while state.iteration < optimisation.iterations and not state.stopped:
             with clock.waiting():
                 lr, hr = loader.load(state.iteration)
             rate = _set_rate(state, optimisation)
             values = step(state, lr, hr)
+            state.add(values)
             state.iteration += 1
             last = state.iteration == optimisation.iterations
-            entry = {}
             speed: dict[str, float] = {}
+            entry = _measured(state, validation, optimisation, lpips)
+            worse = worsening([*state.history, entry], optimisation.stop_when_worse) if entry else {}
+            last = last or bool(worse)
             if last or state.iteration % optimisation.log_every == 0:
-                entry = _logged(values, state)
+                entry |= _logged(state)
                 in_a_row = entry.pop("skipped_in_a_row")
                 if in_a_row > optimisation.skip_limit or (last and in_a_row == state.iteration):
                     raise _diverged(checkpoints, state, lr, hr, values)
                 entry["learning_rate"] = rate
                 speed = clock.read(optimisation.batch)
-            changed = state.iteration > optimisation.first_change
-            if validated and changed and _due(state.iteration, optimisation.validate_every, last):
-                measured = validate(state.result(), validated, optimisation, lpips)
-                keep_best(state, measured, optimisation.deliver)
-                entry |= measured
-            entry = _finite(entry)
             if last and state.best is not None:
                 entry["delivered"] = state.best.iteration
-            if entry:
-                state.history.append({"iteration": state.iteration, **entry})
-            if rank() == 0:
-                watch(state.iteration, state.history[-1] | speed if entry else None)
+            _record(state, entry | worse, watch, speed)
+            if rank() == 0 and (reason := stop_reason(worse, state.iteration)):
+                _log.warning("warning: %s", reason)
             stop = any_process(stop_requested())
             if last or stop or state.iteration % optimisation.checkpoint_every == 0:
                 saver.save(state.iteration, state.state_dict())

@@ -1,13 +1,14 @@
 """Everything that a training run carries from one iteration to the next."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from bebygan.distributed import sum_over_processes
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.precision import compile_in_place, resolve
@@ -72,6 +73,21 @@ class TrainState:
     """Logged values, oldest first; each with its iteration."""
     best: Best | None = None
     """What the run delivers, unless it delivers the last average or none was measured yet."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sum over all processes and count, (2,) float64, of each scalar since values were last logged."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has stopped itself, see `training.delivery.worsening`."""
+        return bool(self.history) and any(name.startswith("stopped.") for name in self.history[-1])
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add the scalars of an iteration to `sums`, without waiting for the device; those not finite are left out."""
+        scalars = torch.stack([value.double() for value in values.values()])
+        finite = scalars.isfinite()
+        pairs = sum_over_processes(torch.stack([scalars.where(finite, 0.0), finite.double()]))
+        for name, pair in zip(values, pairs.unbind(1), strict=True):
+            self.sums[name] = self.sums.get(name, 0) + pair
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the weights and buffers of all networks."""
@@ -107,6 +123,7 @@ class TrainState:
             "average": self.average.state_dict(),
             "generator_optimiser": self.generator_optimiser.state_dict(),
             "guard": asdict(self.guard),
+            "sums": self.sums,
         }
         if self.best is not None:
             best = self.best
@@ -125,6 +142,7 @@ class TrainState:
         self.generator_optimiser.load_state_dict(state["generator_optimiser"])
         device = self.guard.scale.device
         self.guard = Guard(**{name: value.to(device) for name, value in state["guard"].items()})
+        self.sums = {name: value.to(device) for name, value in state.get("sums", {}).items()}
         self.best = Best(**state["best"]) if "best" in state else None
         if self.discriminator is not None and self.discriminator_optimiser is not None:
             self.discriminator.load_state_dict(state["discriminator"])

@@ -21,8 +21,8 @@ _TEXTURE_WINDOW = 11
 _GAP = 6
 _CAPTION = 22
 _CURVES_IN_A_ROW = 3
-_MARKS = ("iteration", "delivered")
-"""Values of the history that are numbers of iterations, not curves."""
+_MARKS = ("iteration", "delivered", "stopped.")
+"""What values of the history begin with that are no curves."""
 
 
 def square_with_most(values: npt.NDArray[np.float64], side: int) -> tuple[slice, slice]:
@@ -72,7 +72,7 @@ def embedded(image: Image) -> str:
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> str | None:
     """Return the logged values of a training as an SVG with one plot each, or None if it logged less than twice."""
-    names = list(dict.fromkeys(name for entry in history for name in entry if name not in _MARKS))
+    names = list(dict.fromkeys(name for entry in history for name in entry if not name.startswith(_MARKS)))
     if len(history) < 2 or not names:
         return None
     rows = -(-len(names) // _CURVES_IN_A_ROW)

@@ -26,7 +26,7 @@ from components.training import Track, job_of, train_generator, write_generator
 def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:
     if not params.losses.perceptual:
         return None
-    taps = dict(params.perceptual.taps)
+    taps = params.perceptual.weights
     # The names sort in the order of the layers.
     vgg = load_vgg(weights_file(params.perceptual.network), last=max(taps))
     return Perceptual(place(vgg, device, channels_last=params.channels_last), taps)

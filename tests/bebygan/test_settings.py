@@ -60,6 +60,14 @@ def test_taps_must_be_layers_of_the_network() -> None:
         replace(VGG19, taps=())
 
 
+def test_a_network_chooses_its_taps_unless_they_are_named() -> None:
+    assert PerceptualSettings().weights == {"conv3_4": 0.125, "conv4_4": 0.25, "conv5_4": 0.5}
+    assert PerceptualSettings(network="vgg16").weights == {"conv3_3": 0.125, "conv4_3": 0.25, "conv5_3": 0.5}
+    assert VGG19.weights == {"conv3_4": 0.125, "conv5_4": 0.5}
+    with pytest.raises(ValueError, match=r"the weight of conv5_4 must be above 0, got 0"):
+        PerceptualSettings(taps=(("conv5_4", 0.0),))
+
+
 def test_two_checkpoints_are_the_least_that_are_kept() -> None:
     with pytest.raises(ValueError, match="newest must be at least 2, got 1"):
         Retention(newest=1, every=0, best=None)
@@ -97,6 +105,8 @@ def test_none_and_every_element_of_a_tuple_are_checked() -> None:
 
     assert even.allows(None)
     assert even.allows((2, 8))
+    assert even.allows({"a": 2, "b": 8})
+    assert not even.allows({"a": 2, "b": 9})
     assert [value for value in (0, 3, 10, (2, 3), float("nan")) if even.allows(value)] == []
     assert str(even) == "be a multiple of 2 and above 0 and below 9"
 

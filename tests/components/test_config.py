@@ -43,7 +43,13 @@ def test_a_profile_changes_only_what_it_names() -> None:
     assert paper.ingest == laptop.ingest
     assert paper.train.schedule.cycle == 200_000
     assert paper.train.schedule.floor == laptop.train.schedule.floor
-    assert dict(paper.train.perceptual.taps).keys() == {"conv3_4", "conv4_4", "conv5_4"}
+    assert paper.train.perceptual.weights.keys() == {"conv3_4", "conv4_4", "conv5_4"}
+
+
+@pytest.mark.parametrize("profile", ["paper", "official"])
+def test_vgg16_alone_replaces_vgg19_in_a_profile(profile: str) -> None:
+    chosen = load_params(ROOT / f"params/{profile}.yaml", ["train.perceptual.network=vgg16"]).train.perceptual
+    assert chosen.weights == {"conv3_3": 0.125, "conv4_3": 0.25, "conv5_3": 0.5}
 
 
 def test_a_value_on_the_command_line_wins() -> None:

@@ -12,11 +12,15 @@ from safetensors import safe_open
 
 from bebygan.errors import DataError, Preempted
 from bebygan.imaging import Image
+from bebygan.imaging.shards import read_patches
+from bebygan.metrics.perceptual import load_lpips, lpips
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
+from bebygan.pretrained import weights_file
 from bebygan.settings import GeneratorShape
 from bebygan.training.state import TrainState, new_state
 from bebygan.training.step import warmup_step
+from bebygan.training.validation import validate
 from components.config import WarmupParams, load_params
 from components.tracking.client import mlflow_client
 from components.training import job_of, photographs_version, tracked_training, train_generator, write_generator
@@ -98,6 +102,39 @@ def test_the_written_generator_loads_and_has_its_origin_as_metadata(patches: Pat
     assert [line["iteration"] for line in lines] == [
         iteration for iteration, values in logged if "samples" not in values
     ]
+
+
+def test_a_run_that_its_learning_rate_ruins_stops_and_delivers_its_best_average(patches: Path, tmp_path: Path) -> None:
+    params = tiny(
+        "iterations=40", "batch=4", "schedule={shape: steps, peak: 3.0e-4, warmup: 0}", "ema_decay=0.5",
+        "checkpoint_every=100", "log_every=10", "validate_every=2", "picture_every=0",
+        "deliver={by: validation.lpips, lr_psnr_floor: null}", "stop_when_worse={validations: 3, lpips: 0.03}",
+    )  # fmt: skip
+    step = warmup_step(params)
+
+    def sabotaged(state: TrainState, lr: torch.Tensor, hr: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        if state.iteration >= 28:
+            for group in state.generator_optimiser.param_groups:
+                group["lr"] *= 20
+        return step(state, lr, hr)
+
+    start = load_generator(ROOT / "data" / "pretrained" / "rrdb-4x32.safetensors")
+    state = new_state(start, None, params, torch.device("cpu"))
+    job = job_of("warmup", params, patches, {})
+    train_generator(state, patches, params, sabotaged, checkpoints=tmp_path / "c", job=job, track=lambda *_: None)
+    write_generator(tmp_path, state, params, job)
+
+    network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex"))
+    validation = read_patches(patches, "validation")
+
+    def distance(generator: Generator) -> float:
+        return validate(generator, validation, params, lambda sr, hr: lpips(sr, hr, network))["validation.lpips"]
+
+    best = min(entry["validation.lpips"] for entry in state.history[1:] if "validation.lpips" in entry)
+    assert distance(load_generator(tmp_path / "generator.safetensors")) <= 1.02 * best
+    assert distance(state.average) > 1.3 * best
+    assert state.stopped
+    assert state.iteration == 34
 
 
 @pytest.mark.usefixtures("mlflow_store")

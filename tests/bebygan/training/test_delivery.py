@@ -14,8 +14,8 @@ from torch import Tensor
 from bebygan.errors import DataError, Preempted
 from bebygan.imaging import Image
 from bebygan.imaging.shards import Patches, read_patches
-from bebygan.settings import Delivery, GanSettings, LearningRateSchedule
-from bebygan.training.delivery import score
+from bebygan.settings import Delivery, GanSettings, LearningRateSchedule, StopRule
+from bebygan.training.delivery import score, stop_reason, worsening
 from bebygan.training.loop import fit
 from bebygan.training.state import TrainState
 from bebygan.training.step import gan_step
@@ -183,3 +183,55 @@ def test_a_training_without_validation_patches_delivers_the_last_average(folder:
 
 def test_an_average_of_equal_value_does_not_replace_the_first(folder: Path, tmp_path: Path) -> None:
     assert trained(folder, tmp_path, Scripted(0.1, 0.5, 0.3, 0.3, 0.3)).delivered()[1] == 4
+
+
+def test_a_run_that_gets_worse_stops_itself_and_says_why(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(DELIVERED, iterations=20, stop_when_worse=StopRule(validations=2, psnr_y=None, lpips=0.05))
+    values = (0.1, 0.5, 0.3, 0.4, 0.34, 0.36, 0.42)
+    result = trained(folder, tmp_path / "whole", Scripted(*values), settings)
+    assert (result.iteration, result.delivered()[1]) == (12, 4)
+    assert result.history[-1]["stopped.lpips"] == pytest.approx(0.12)
+    assert result.history[-1]["delivered"] == 4
+    assert "total" in result.history[-1]
+    [warning] = [record.getMessage() for record in caplog.records if "stopped itself" in record.getMessage()]
+    assert warning == (
+        "warning: training stopped itself after iteration 12: LPIPS on the validation photographs was 0.1200 above the "
+        "lowest of the run (stop_when_worse); lower the learning rate to train for longer"
+    )
+
+    again = trained(folder, tmp_path / "whole", Scripted(), settings)
+    assert_equal(again.state_dict(), result.state_dict())
+    with pytest.raises(Preempted):
+        trained(folder, tmp_path / "stopped", Scripted(*values[:6]), settings, stop_after=11)
+    resumed = trained(folder, tmp_path / "stopped", Scripted(*values[6:]), settings)
+    assert_equal(resumed.state_dict(), result.state_dict())
+
+
+def measured(**values: list[float]) -> list[dict[str, float]]:
+    """Return a history of validations, the first one of the start."""
+    rows = zip(*values.values(), strict=True)
+    return [
+        {"iteration": 10.0 * number, **{f"validation.{name}": value for name, value in zip(values, row, strict=True)}}
+        for number, row in enumerate(rows)
+    ]
+
+
+def test_psnr_is_compared_with_the_start_and_lpips_with_the_lowest_after_it() -> None:
+    rule = StopRule(validations=2, psnr_y=1.5, lpips=0.03)
+    falling = measured(psnr_y=[27.0, 25.6, 25.4, 25.0], lpips=[0.1, 0.2, 0.2, 0.2])
+    assert worsening(falling[:3], rule) == {}
+    assert worsening(falling, rule) == {"stopped.psnr_y": pytest.approx(2.0)}
+    rising = measured(psnr_y=[27.0] * 5, lpips=[0.1, 0.2, 0.15, 0.19, 0.185])
+    assert worsening(rising, rule) == {"stopped.lpips": pytest.approx(0.035)}
+    assert worsening(rising[:4], rule) == {}
+    assert worsening(rising, StopRule(validations=2, psnr_y=1.5, lpips=None)) == {}
+    assert worsening(rising, StopRule(validations=9, psnr_y=1.5, lpips=0.03)) == {}
+    # History of a checkpoint of an earlier version: the start was not measured.
+    assert worsening(falling[1:], rule) == {}
+    assert worsening([], rule) == {}
+
+
+def test_a_run_that_did_not_stop_gives_no_reason() -> None:
+    assert stop_reason({"iteration": 4, "total": 1.0}, 4) is None

@@ -309,3 +309,53 @@ def test_values_that_are_not_finite_are_neither_kept_nor_told(patches: Patches, 
         watch=lambda _, values: told.append(values or {}),
     )  # fmt: skip
     assert all(math.isfinite(value) for values in (*told, *broken.history) for value in values.values())
+
+
+def test_the_history_holds_means_since_the_last_logged_values(patches: Patches, tmp_path: Path) -> None:
+    each = run(patches, tmp_path / "each").history
+    means = run(patches, tmp_path / "means", replace(SETTINGS, log_every=4)).history
+
+    assert [entry["iteration"] for entry in means] == [4, 6]
+    for entry, alone in zip(means, (each[:4], each[4:]), strict=True):
+        for name in ("total", "discriminator", "logit_real", "gradient_norm.generator"):
+            assert entry[name] == pytest.approx(np.mean([other[name] for other in alone]), rel=1e-9)
+        assert entry["learning_rate"] == alone[-1]["learning_rate"]
+
+
+@pytest.mark.parametrize("stopped_after", [1, 3, 5])
+def test_means_survive_a_stop_between_two_logged_values(patches: Patches, tmp_path: Path, stopped_after: int) -> None:
+    settings = replace(SETTINGS, log_every=4, checkpoint_every=100)
+
+    def stop(iteration: int, _: Mapping[str, float] | None) -> None:
+        if iteration == stopped_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Preempted):
+        fit(
+            state(), patches, settings, gan_step(settings, None), checkpoints=stopped, identity=JOB, watch=stop
+        )  # fmt: skip
+    assert_equal(run(patches, stopped, settings).state_dict(), run(patches, tmp_path / "whole", settings).state_dict())
+
+
+def test_a_step_that_is_not_finite_is_left_out_of_the_means(patches: Patches, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, log_every=3)
+    step = gan_step(settings, None)
+
+    def once_infinite(trained: TrainState, lr: Tensor, hr: Tensor) -> Mapping[str, Tensor]:
+        values = step(trained, lr, hr)
+        return {**values, "total": values["total"] / 0} if trained.iteration == 1 else values
+
+    trained = state(settings)
+    fit(trained, patches, settings, once_infinite, checkpoints=tmp_path, identity=JOB, watch=ignore)
+    expected = run(patches, tmp_path / "each").history
+    assert trained.history[0]["total"] == pytest.approx((expected[0]["total"] + expected[2]["total"]) / 2, rel=1e-9)
+
+
+def test_the_discriminator_has_its_own_rate(patches: Patches, tmp_path: Path) -> None:
+    trained = run(patches, tmp_path, replace(SETTINGS, discriminator_rate=4.0))
+    assert trained.discriminator_optimiser is not None
+    rates = [
+        optimiser.param_groups[0]["lr"] for optimiser in (trained.generator_optimiser, trained.discriminator_optimiser)
+    ]
+    assert rates[1] == 4 * rates[0] > 0

@@ -103,3 +103,59 @@ def test_a_short_training_is_not_called_healthy() -> None:
 def test_limits_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.health\.discriminator_loss must be a lower and an upper bound"):
         load_params(overrides=["evaluate.health.discriminator_loss=[0.6, 0.1]"])
+
+
+RUINED = [
+    {"iteration": 0, "validation.psnr_y": 27.41, "validation.lpips": 0.338, "validation.lr_psnr": 43.5},
+    *({"iteration": 10.0 * n, "back_projection": 0.004 + 0.0001 * n} for n in range(1, 90)),
+    {
+        "iteration": 900, "validation.psnr_y": 23.98, "validation.lpips": 0.332, "validation.lr_psnr": 31.1,
+        "back_projection": 0.02, "delivered": 350,
+    },
+]  # fmt: skip
+"""Like the training of 900 iterations that gave ringing and coloured noise."""
+
+
+def test_what_ruined_a_long_training_is_told() -> None:
+    found = {finding.text: finding.healthy for finding in examine(RUINED, LIMITS)}
+    long = "the training was too long or its learning rate too high"
+    assert found == {
+        "delivered iteration 350 of 900": True,
+        "validation: PSNR-Y was 27.41 dB at the start and 23.98 dB at the end, worse by more than 1.5 dB: "
+        + long: False,
+        "validation: LPIPS was 0.3380 at the start and 0.3320 at the end": True,
+        "validation: LR-PSNR was 43.50 dB at the start and 31.10 dB at the end, worse by more than 6 dB: "
+        + long: False,
+        "back-projection: its loss was 0.0045 at the start and 0.0126 at the end": True,
+    }
+
+
+def test_a_back_projection_loss_that_multiplies_is_told() -> None:
+    [finding] = examine([{"iteration": n, "back_projection": 0.005 if n < 9 else 0.02} for n in range(10)], LIMITS)
+    assert finding.text == (
+        "back-projection: its loss was 0.0050 at the start and 0.0200 at the end, more than 3 times as much: "
+        "downscaled results no longer show what their LR shows"
+    )
+    assert not finding.healthy
+
+
+def test_a_worse_lpips_is_told() -> None:
+    history = [{"iteration": 0, "validation.lpips": 0.1}, {"iteration": 5, "validation.lpips": 0.13}]
+    [finding] = examine(history, LIMITS)
+    assert not finding.healthy
+    assert "LPIPS was 0.1000 at the start and 0.1300 at the end, worse by more than 0.02: " in finding.text
+
+
+def test_a_training_that_stopped_itself_says_why() -> None:
+    history = [{"iteration": 40, "validation.psnr_y": 25.0, "stopped.psnr_y": 2.0, "delivered": 20}]
+    delivered, stopped = examine(history, LIMITS)
+    assert delivered.text == "delivered iteration 20 of 40"
+    assert not stopped.healthy
+    assert stopped.text.startswith(
+        "training stopped itself after iteration 40: PSNR-Y on the validation photographs was 2.00 dB below that of the"
+    )
+
+
+def test_a_start_that_was_not_measured_is_not_compared() -> None:
+    history = [{"iteration": 5, "validation.lpips": 0.1}, {"iteration": 9, "validation.lpips": 0.2}]
+    assert examine(history, LIMITS) == []
