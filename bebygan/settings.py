@@ -10,6 +10,8 @@ from bebygan.networks.architecture import PAPER_TAPS, VggName, discriminator_sta
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Pyramid = Literal["matlab", "official"]
+Objective = Literal["psnr", "perceptual"]
+"""What a generator was trained for: small differences of pixels, or pictures that look real."""
 MaskSource = Literal["hr", "lr"]
 ValidationMetric = Literal["validation.psnr_y", "validation.l1", "validation.lpips", "validation.lr_psnr"]
 HIGHER_IS_BETTER: frozenset[ValidationMetric] = frozenset({"validation.psnr_y", "validation.lr_psnr"})

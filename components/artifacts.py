@@ -18,7 +18,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from bebygan.errors import DataError
 from bebygan.files import json_digest
-from components.config import Metric, flatten, plain
+from components.config import Interval, Metric, flatten, plain
 
 SCHEMA = 2
 _DIGEST = "digest"
@@ -61,7 +61,8 @@ class DataSummary:
     patchless: Mapping[str, tuple[str, ...]]
     """Photographs that give no patch, by split: names relative to the source."""
     flat: tuple[str, ...] = ()
-    """Held-out photographs whose measured part bicubic restores exactly: names relative to the source."""
+    """Held-out photographs whose measured part bicubic restores up to rounding, and which are therefore left out of
+    the comparison: names relative to the source."""
     skipped: int = 0
     """Files of the source that are clearly not pictures, if they were counted."""
 
@@ -75,12 +76,34 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """By how much the challenger is better than another candidate in one metric, over the held-out photographs."""
+
+    opponent: Candidate
+    metric: Metric
+    mean: float
+    """Mean difference in units of the metric; positive if the challenger is better, also where lower is better."""
+    interval: Interval | None
+    """Confidence interval of the mean, with the confidence of the verdict; None if there are too few photographs."""
+    better: int
+    """Number of photographs on which the challenger is better; the same for the next two."""
+    ties: int
+    worse: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Whether a challenger should become champion, and why."""
 
     verdict: Recommendation
     reasons: tuple[str, ...]
     """One sentence per threshold, with the prefix "passed: " or "failed: "."""
+    summary: str = ""
+    """One sentence for a person; empty in verdicts of earlier versions."""
+    gains: tuple[Gain, ...] = ()
+    """Over bicubic, the warm-up and the champion; empty in verdicts of earlier versions."""
+    confidence: float = 0.0
+    """Of the intervals of the gains; 0 in verdicts of earlier versions."""
     model: str
     """Registered model of the champion."""
     champion: str | None

@@ -19,7 +19,17 @@ from pydantic import TypeAdapter, ValidationError
 from bebygan import SCALE
 from bebygan.errors import ConfigError
 from bebygan.networks.architecture import ALEXNET_SMALLEST
-from bebygan.settings import Constraint, Count, GanSettings, GeneratorShape, Optimisation, Settings, Share, require
+from bebygan.settings import (
+    Constraint,
+    Count,
+    GanSettings,
+    GeneratorShape,
+    Objective,
+    Optimisation,
+    Settings,
+    Share,
+    require,
+)
 from components.checkout import in_checkout
 
 Convertible = Literal["rotated", "grey", "transparent", "cmyk", "16-bit"]
@@ -91,16 +101,21 @@ class WarmupParams(Optimisation):
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds(Settings):
-    """What a challenger must reach to be promoted. Without a threshold for the champion it never replaces one."""
+    """What a challenger must reach to be promoted. Without a threshold for the champion it never replaces one.
+
+    Bounds are in units of their metric: dB for psnr_y and lr_psnr, SSIM from 0 to 1, LPIPS from about 0 to 1. A gain is
+    counted in the better direction, so that a negative bound is the largest loss allowed.
+    """
 
     absolute: dict[Metric, float]
-    """Value that must be reached: at least this, or at most this where lower is better (lpips)."""
+    """Mean that must be reached: at least this, or at most this where lower is better (lpips)."""
     bicubic: dict[Metric, float]
-    """Required gain over bicubic, counted in the better direction; a negative value is the largest loss allowed."""
-    warmup: dict[Metric, float]
-    """Required gain over the warm-up generator."""
+    """Required mean gain over bicubic."""
+    warmup: dict[Objective, dict[Metric, float]]
+    """Required mean gain over the generator that training started from, by what that was trained for."""
     champion: dict[Metric, float]
-    """Required gain over the model with the alias champion; ignored while there is none."""
+    """Required gain over the model with the alias champion, which the lower limit of the confidence interval must
+    exceed; ignored while there is no champion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +153,8 @@ class EvaluateParams(Settings):
     """Side of the central square of each photograph that is measured, pixels; none measures whole photographs."""
     tile: Annotated[int, Constraint(at_least=32)] | None
     """Largest side of the tiles that generators process, LR pixels, to bound memory; none processes whole images."""
+    confidence: Annotated[float, Constraint(at_least=0.8, at_most=0.999)]
+    """Of the intervals of gains: the share of repeated comparisons whose interval contains the true gain."""
     thresholds: Thresholds
     health: HealthLimits
 

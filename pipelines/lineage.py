@@ -16,7 +16,7 @@ from bebygan.errors import BebyganError, DataError
 from bebygan.files import sha256_of
 from components.artifacts import Means, Verdict, read_means, read_verdict
 from components.cli import end_quickly
-from components.evaluate.table import text_table
+from components.comparison import gain_lines, text_table
 from components.progress import printable
 from components.stores import absolute
 from components.stores.data_version import read_file
@@ -88,10 +88,13 @@ def why(options: argparse.Namespace) -> None:
     named = sorted(alias for alias, number in aliases_of(version.model).items() if number == version.version)
     print(f"{version.model} version {version.version}: verdict {tags.get('verdict', UNKNOWN)}")
     print(f"aliases: {', '.join(named) or 'none'}")
+    if summary := tags.get("summary"):
+        print(printable(summary))
     for reason in reasons:
         print(f"  {printable(reason)}")
     if stored:
         print(f"\n{text_table(stored[1])}")
+        print(*gain_lines(stored[0].gains, stored[0].confidence), sep="\n")
     else:
         print("the figures are not available: the run that measured them is not in MLflow")
     print("\nas champion:")

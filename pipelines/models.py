@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from bebygan.errors import ConfigError
 from components.cli import end_quickly
-from components.evaluate.table import TITLES, shown
+from components.comparison import TITLES, shown
 from components.progress import printable
 from components.register.promotion import promote_by_command, roll_back
 from components.tracking.address import use_registry

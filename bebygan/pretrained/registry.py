@@ -14,7 +14,7 @@ from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import AlexNet, Vgg
 from bebygan.networks.weights import read_state
 from bebygan.pretrained.readers import Shapes, read_flax, read_ncnn
-from bebygan.settings import GeneratorShape
+from bebygan.settings import GeneratorShape, Objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,8 @@ class Known:
     network: Callable[[], nn.Module]
     sources: dict[str, Source]
     """The files that contain them, by kind: official, package."""
+    objective: Objective | None = None
+    """What a generator was trained for; None for other networks."""
 
     def shapes(self) -> Shapes:
         """Return the shape of each of the network's tensors, in the order of the forward pass."""
@@ -125,5 +127,7 @@ KNOWN: dict[str, Known] = {
     "lpips-alex": Known(Heads, _LPIPS_ALEX),
     "lpips-vgg": Known(partial(Heads, (64, 128, 256, 512, 512)), _LPIPS_VGG),
     "dists": Known(DistsWeights, {"package": _DISTS}),
-    "realsr-df2k-x4": Known(lambda: Generator(GeneratorShape(blocks=23, features=64, growth=32)), {"package": _REALSR}),
+    "realsr-df2k-x4": Known(
+        lambda: Generator(GeneratorShape(blocks=23, features=64, growth=32)), {"package": _REALSR}, "perceptual"
+    ),
 }

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from components.artifacts import read_means, read_summary, read_verdict
 from components.cli import run_step, step_parser
+from components.comparison import gain_lines, text_table
 from components.config import Params
 from components.evaluate.step import CHECKS, evaluate
-from components.evaluate.table import text_table
 from components.stores.data_version import data_version
 from components.stores.dataset import summary_lines
 from components.tracking.runs import step_run
@@ -27,7 +27,8 @@ def _run(options: argparse.Namespace, params: Params) -> None:
         )
     verdict = read_verdict(options.output)
     print(text_table(read_means(options.output)))
-    print(f"\n{verdict.verdict}:", *verdict.reasons, sep="\n  ")
+    print("", *gain_lines(verdict.gains, verdict.confidence), sep="\n")
+    print(f"\n{verdict.verdict}: {verdict.summary}", *verdict.reasons, sep="\n  ")
     print(f"report: {options.output / 'report.html'}")
     lists, checks = options.output / "data.json", options.output / CHECKS
     print(*summary_lines(read_summary(options.output), lists, checks), sep="\n")

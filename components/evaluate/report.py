@@ -7,12 +7,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bebygan.imaging import Image
-from components.artifacts import DataSummary, Means, Verdict
+from components.artifacts import DataSummary, Gain, Means, Verdict
+from components.comparison import METRICS, NAMES, TITLES, changed, shown
 from components.evaluate.pictures import SIDE, embedded, training_curves
-from components.evaluate.table import NAMES, TITLES, shown
-from components.evaluate.verdict import METRICS
 from components.progress import printable
 from components.stores.dataset import NAMED, counts_of, notices_of, reasons_of
+
+
+def _positions(gain: Gain) -> list[float]:
+    """Return where lower limit, mean and upper limit lie in a drawing that is 120 wide and has 0 in its middle."""
+    if not gain.interval:
+        return []
+    values = (gain.interval[0], gain.mean, gain.interval[1])
+    scale = max(map(abs, values)) or 1.0
+    return [round(60 + 54 * value / scale, 1) for value in values]
 
 
 def html_report(
@@ -50,6 +58,8 @@ def html_report(
         names=NAMES,
         shown=shown,
         means=means,
+        gains=[(gain, _positions(gain)) for gain in verdict.gains],
+        changed=changed,
         best={
             metric: (max if higher else min)(row[metric] for row in means.values())
             for metric, higher in METRICS.items()

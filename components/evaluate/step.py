@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of, read_state
 from bebygan.precision import full_precision, training_device
 from bebygan.pretrained import weights_file
+from bebygan.settings import Objective
 from components.artifacts import (
     PSNR_CAP,
     Candidate,
@@ -37,12 +38,13 @@ from components.artifacts import (
     write_summary,
     write_verdict,
 )
+from components.comparison import METRICS, NAMES, change, main_gains
 from components.config import EvaluateParams, Metric
+from components.evaluate.evidence import EXACT_BELOW, RESAMPLES, Table, gains_of
 from components.evaluate.health import examine
 from components.evaluate.pictures import SIDE, most_textured, side_by_side
 from components.evaluate.report import html_report
-from components.evaluate.table import NAMES
-from components.evaluate.verdict import METRICS, judge
+from components.evaluate.verdict import Measured, judge, summary_of
 from components.progress import progress
 from components.stores.data_version import data_version
 from components.stores.dataset import (
@@ -61,6 +63,9 @@ CHECKS = "checks.html"
 """Page with the results of ingest's checks, beside the report."""
 _PICTURES = 12
 """Number of photographs in the report; all photographs are measured."""
+_FLAT_FROM = 60.0
+"""dB. A photograph that bicubic restores with this PSNR-Y differs by less than the rounding to 8 bits (58.9 dB). Its
+values say nothing about the models, and would outweigh those of the others."""
 
 
 def held_out(dataset: Path) -> pd.DataFrame:
@@ -144,6 +149,17 @@ def _check_trained_on(version: str, weights: Path, dataset: Path) -> None:
         )
 
 
+def _objective_of(warmup: Path, means: Means) -> tuple[Objective, str]:
+    """Return what the warm-up was trained for, and how that is known."""
+    said = metadata_of(warmup).get("objective")
+    for objective in get_args(Objective):
+        if objective == said:
+            return objective, "its file says so"
+    if means["warmup"]["psnr_y"] < means["bicubic"]["psnr_y"]:
+        return "perceptual", "its file does not say, and its PSNR-Y is below that of bicubic"
+    return "psnr", "its file does not say, and its PSNR-Y is not below that of bicubic"
+
+
 def _protocol(params: EvaluateParams) -> dict[str, str]:
     square = f"the central {params.crop} pixels of each" if params.crop else "whole"
     tiles = f"in tiles of {params.tile} pixels" if params.tile else "whole"
@@ -151,6 +167,9 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
         **{name: PROTOCOL[name] for name in METRICS},
         "photographs": f"those that ingest held out, {square}; sides cut to multiples of {SCALE}",
         "lr": f"8-bit, MATLAB's antialiased bicubic by {SCALE}; generators process it {tiles}, in float32",
+        "flat": f"photographs that bicubic restores with {_FLAT_FROM:g} dB PSNR-Y or more are in no mean and no gain",
+        "interval": f"{params.confidence:.0%}, two-sided, of the mean of paired differences: exact sign-flip test for "
+        f"fewer than {EXACT_BELOW} photographs, else percentiles of {RESAMPLES:,} bootstrap resamples",
         "psnr_cap": f"a PSNR above {PSNR_CAP:g} dB, such as that of equal images, counts as {PSNR_CAP:g} dB",
     }
 
@@ -197,10 +216,19 @@ def evaluate(
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
         measured, crops = _measure(dataset, generators, params)
-    exact = measured[(measured["candidate"] == "bicubic") & (measured["psnr_y"] == PSNR_CAP)]
-    summary = replace(summarise(dataset, version, challenger), flat=tuple(sorted(exact["photograph"])))
-    means: Means = measured.groupby("candidate", sort=False)[list(METRICS)].mean().to_dict("index")  # type: ignore[assignment]
-    recommendation, reasons = judge(means, params.thresholds)
+    flat = measured.loc[(measured["candidate"] == "bicubic") & (measured["psnr_y"] >= _FLAT_FROM), "photograph"]
+    summary = replace(summarise(dataset, version, challenger), flat=tuple(sorted(flat)))
+    textured = measured[~measured["photograph"].isin(flat)]
+    by_candidate = (measured if textured.empty else textured).groupby("candidate", sort=False)[list(METRICS)]
+    means: Means = by_candidate.mean().to_dict("index")  # type: ignore[assignment]
+    values: dict[Candidate, Table] = {name: rows.to_numpy() for name, rows in by_candidate}  # type: ignore[misc]
+    gains = gains_of(values, [name for name in values if name != "challenger"], params.confidence)
+    objective, known_from = _objective_of(generators["warmup"], means)
+    number = 0 if textured.empty else len(values["challenger"])
+    known = Measured(means=means, gains=gains, photographs=number, objective=objective)
+    recommendation, reasons = judge(known, params.thresholds, params.confidence)
+    reigning = current.version if current else None
+    sentence = summary_of(recommendation, reasons, gains, params.thresholds, reigning)
     with whole_folder(output) as folder:
         write_means(folder, means)
         cells = measured.assign(photograph=measured["photograph"].map(_as_cell))
@@ -208,11 +236,14 @@ def evaluate(
         verdict = Verdict(
             verdict=recommendation,
             reasons=reasons,
+            summary=sentence,
+            gains=gains,
+            confidence=params.confidence,
             model=params.model_name,
-            champion=current.version if current else None,
+            champion=reigning,
             challenger_sha256=sha256_of(generators["challenger"]),
             measured_sha256={name: sha256_of(folder / name) for name in ("metrics.json", "per_photograph.csv")},
-            protocol=_protocol(params),
+            protocol=_protocol(params) | {"warmup": f"{objective}-oriented: {known_from}"},
             health=tuple(examine(history, params.health)),
             provenance=provenance(params, version),
         )
@@ -242,5 +273,9 @@ def evaluate(
     run.summarise(values, output / "report.html")
     run.artifacts(output, "evaluation")
     data = headline(summary)
-    run.describe({"data": f"{data}; checks: evaluation/{CHECKS} of the run evaluate" if checked else data})
+    told = {
+        "data": f"{data}; checks: evaluation/{CHECKS} of the run evaluate" if checked else data,
+        "verdict": sentence,
+    }
+    run.describe(told | {f"gain.{gain.opponent}.{gain.metric}": change(gain) for gain in main_gains(gains)})
     return recommendation

@@ -1,59 +1,126 @@
-"""Decide from measured means and thresholds whether a challenger replaces the champion."""
+"""Decide from measured means, gains and thresholds whether a challenger replaces the champion."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import astuple
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
 
-from components.artifacts import Candidate, Means, Recommendation
+from bebygan.settings import Objective
+from components.artifacts import Candidate, Gain, Means, Recommendation
+from components.comparison import METRICS, NAMES, change
 from components.config import Metric, Thresholds
+from components.evaluate.evidence import photographs_required
 
-METRICS: dict[Metric, bool] = {"psnr_y": True, "ssim_y": True, "lpips": False, "lr_psnr": True}
-"""Metrics in their order in tables, and whether a higher value is better."""
-
-
-def gain(metric: Metric, challenger: float, other: float) -> float:
-    """Return by how much the challenger is better; NaN if a value is NaN."""
-    return challenger - other if METRICS[metric] else other - challenger
+TOO_FEW = "too few photographs to tell"
 
 
-def _relative(metric: Metric, opponent: Candidate, means: Means, bound: float) -> tuple[bool, str]:
-    challenger, other = means["challenger"][metric], means[opponent][metric]
-    better = gain(metric, challenger, other)
-    if math.isnan(better):
-        return False, f"{metric} {challenger:.4f} cannot be compared with {opponent} {other:.4f}"
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known about a challenger."""
+
+    means: Means
+    gains: Sequence[Gain]
+    """Over each other candidate in `means`, in each metric."""
+    photographs: int
+    """Number that the means and gains are about."""
+    objective: Objective
+    """What the warm-up generator was trained for."""
+
+
+def _relative(measured: Measured, gain: Gain, bound: float, confidence: float | None = None) -> tuple[bool, str]:
+    """Compare a gain, or with a confidence the lower limit of its interval, with a bound; with NaN it fails."""
+    challenger, other = (measured.means[name][gain.metric] for name in ("challenger", gain.opponent))
     # Adding 0.0 turns -0 into +0.
-    text = f"{metric} {challenger:.4f}, {opponent} {other:.4f}: gain {better + 0.0:+.4f}, required: more than {bound:g}"
-    return better > bound, text
+    text = f"{gain.metric} {challenger:.4f}, {gain.opponent} {other:.4f}: gain {gain.mean + 0.0:+.4f}"
+    required = f"required: more than {bound:g}"
+    if confidence is None:
+        return gain.mean > bound, f"{text}, {required}"
+    low, high = gain.interval or (float("nan"), float("nan"))
+    return low > bound, f"{text} [{low + 0.0:+.4f}, {high + 0.0:+.4f}], {required} at {confidence:.0%} confidence"
 
 
-def _checks(means: Means, thresholds: Thresholds) -> Iterator[tuple[bool, str]]:
+def _over_champion(
+    measured: Measured, gains: dict[Metric, Gain], bounds: dict[Metric, float], confidence: float
+) -> Iterator[tuple[bool, str]]:
+    required = photographs_required(confidence)
+    if not bounds:
+        yield False, "no threshold compares with the champion: set evaluate.thresholds.champion"
+    elif measured.photographs < required:
+        yield False, f"{TOO_FEW} ({measured.photographs} held out, {required} are needed)"
+    elif all(gain.ties == measured.photographs for gain in gains.values()):
+        yield False, "challenger and champion measure the same on every photograph"
+    else:
+        for metric, bound in bounds.items():
+            yield _relative(measured, gains[metric], bound, confidence)
+
+
+def _checks(measured: Measured, thresholds: Thresholds, confidence: float) -> Iterator[tuple[bool, str]]:
     for metric, bound in thresholds.absolute.items():
-        value, higher = means["challenger"][metric], METRICS[metric]
+        value, higher = measured.means["challenger"][metric], METRICS[metric]
         # A comparison with NaN is false, so the threshold fails.
         passed = value >= bound if higher else value <= bound
         yield passed, f"{metric} {value:.4f}, required: at {'least' if higher else 'most'} {bound:g}"
-    opponents: tuple[Candidate, ...] = ("bicubic", "warmup", "champion")
-    for opponent in opponents:
-        bounds: dict[Metric, float] = getattr(thresholds, opponent)
-        if opponent not in means:
+    floors: dict[Candidate, dict[Metric, float]] = {
+        "bicubic": thresholds.bicubic,
+        "warmup": thresholds.warmup.get(measured.objective, {}),
+    }
+    gains: dict[Candidate, dict[Metric, Gain]] = {}
+    for gain in measured.gains:
+        gains.setdefault(gain.opponent, {})[gain.metric] = gain
+    for opponent, bounds in floors.items():
+        if opponent not in gains:
             yield True, f"there is no {opponent} to compare with"
-        elif opponent == "champion" and not bounds:
-            yield False, "no threshold compares with the champion: set evaluate.thresholds.champion"
         else:
             for metric, bound in bounds.items():
-                yield _relative(metric, opponent, means, bound)
+                yield _relative(measured, gains[opponent][metric], bound)
+    if "champion" in gains:
+        yield from _over_champion(measured, gains["champion"], thresholds.champion, confidence)
+    else:
+        yield True, "there is no champion to compare with"
 
 
-def judge(means: Means, thresholds: Thresholds) -> tuple[Recommendation, tuple[str, ...]]:
+def judge(measured: Measured, thresholds: Thresholds, confidence: float) -> tuple[Recommendation, tuple[str, ...]]:
     """Promote a challenger that passes every threshold; keep the champion otherwise, and if no threshold is set.
 
-    A gain must exceed its threshold: with a threshold of 0, an equal model does not replace the champion.
+    Bicubic and the warm-up are floors for the means. A champion is replaced only by a challenger whose gains exceed
+    their thresholds with confidence: with a threshold of 0, an equal model does not replace the champion.
 
     Returns:
         The recommendation, and one sentence per threshold with the prefix "passed: " or "failed: ".
     """
     if not any(astuple(thresholds)):
         return "keep", ("failed: no thresholds are set",)
-    checks = list(_checks(means, thresholds))
+    checks = list(_checks(measured, thresholds, confidence))
     reasons = tuple(f"{'passed' if passed else 'failed'}: {text}" for passed, text in checks)
     return "promote" if all(passed for passed, _ in checks) else "keep", reasons
+
+
+def summary_of(
+    recommendation: Recommendation,
+    reasons: Sequence[str],
+    gains: Sequence[Gain],
+    thresholds: Thresholds,
+    champion: str | None,
+) -> str:
+    """Return the verdict in one sentence.
+
+    Args:
+        recommendation: from `judge`.
+        reasons: from `judge`.
+        gains: over all candidates.
+        thresholds: as given to `judge`.
+        champion: version of the champion, if there is one.
+    """
+    if recommendation == "promote":
+        if champion is None:
+            shown = [gain for gain in gains if (gain.opponent, gain.metric) == ("bicubic", "lpips")]
+            new = "The challenger becomes the first champion"
+        else:
+            shown = [gain for gain in gains if gain.opponent == "champion" and gain.metric in thresholds.champion]
+            new = f"The challenger replaces champion version {champion}"
+        # Gains that were required come first, then losses that were allowed.
+        shown.sort(key=lambda gain: -thresholds.champion.get(gain.metric, 0.0))
+        return f"{new}: {change(shown[0])} against {NAMES[shown[0].opponent]}." if shown else f"{new}."
+    kept = f"Version {champion} stays champion" if champion else "The challenger does not become champion"
+    failed = [reason.removeprefix("failed: ") for reason in reasons if reason.startswith("failed: ")]
+    failed.sort(key=lambda reason: not reason.startswith(TOO_FEW))
+    more = f" ({len(failed) - 1} more thresholds failed)" if len(failed) > 1 else ""
+    return f"{kept}: {failed[0]}{more}."

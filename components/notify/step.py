@@ -25,6 +25,8 @@ from components.tracking.runs import close_pipeline_run
 
 _PIPELINE = "retraining"
 """Name of the pipeline in messages."""
+_DESCRIBED = ("verdict", "data")
+"""Tags that evaluate gives the run, and that are posted."""
 _SECONDS_TO_ANSWER = 10.0
 _LONGEST_ERROR = 2000
 """Characters of an error that are posted."""
@@ -72,24 +74,25 @@ def _console_link() -> str:
 
 
 def _end_run(ending: Ending, console: str) -> dict[str, str] | None:
-    """End the run in MLflow; return its id, its data and its link, or None if MLflow is unreachable.
+    """End the run in MLflow; return its id, data, verdict and link, or None if MLflow is unreachable.
 
-    They are empty if none was opened; the data are empty until evaluate has described them, the link is unless
+    They are empty if none was opened; data and verdict are empty until evaluate has described them, the link is unless
     BEBYGAN_TRACKER is set.
     """
     tags = {"console": console, "error": ending.shown_error}
-    pages, link, data = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/"), "", ""
+    pages, link = os.environ.get("BEBYGAN_TRACKER", "").rstrip("/"), ""
+    described = dict.fromkeys(_DESCRIBED, "")
     try:
         run = close_pipeline_run(ending.status, {name: value for name, value in tags.items() if value}) or ""
         if run:
             with tracker("asking for the run of the pipeline") as client:
                 found = client.get_run(run)
-            data = found.data.tags.get("data", "")
+            described = {name: found.data.tags.get(name, "") for name in _DESCRIBED}
             link = f"{pages}/#/experiments/{found.info.experiment_id}/runs/{run}" if pages else ""
     except ServiceError as error:
         _log.warning("warning: %s. The pipeline's run there is not ended", error)
         return None
-    return {"mlflow_run": run, "tracker": link, "data": data}
+    return {"mlflow_run": run, "tracker": link, **described}
 
 
 def _champion(model: str) -> str | None:
@@ -157,9 +160,8 @@ def notify(ending: Ending, retrying: Retrying = RETRYING) -> None:
     named = f"{ending.model} version {reigning}" if reigning else "unknown" if reigning is None else "none yet"
     how = "nothing to do" if nothing_to_do else ending.state.lower()
     text = f"{_PIPELINE} of {ending.model or 'an unknown model'}: {how}; champion: {named}"
-    facts = {"champion": reigning or "", **(run or {"mlflow_run": "", "tracker": "", "data": ""})}
-    if facts["data"]:
-        text += f"; data: {facts['data']}"
+    facts = {"champion": reigning or "", **(run or dict.fromkeys(("mlflow_run", "tracker", *_DESCRIBED), ""))}
+    text += "".join(f"; {name}: {facts[name]}" for name in _DESCRIBED if facts[name])
     if ending.error:
         text += f"; {ending.shown_error}"
     say(text)

@@ -6,6 +6,7 @@ from tabulate import tabulate
 
 from bebygan import SCALE
 from components.artifacts import Candidate, Means, Verdict, read_summary
+from components.comparison import gain_lines
 from components.config import Metric
 from components.stores.dataset import headline
 from components.tracking.registry import ModelVersion
@@ -53,6 +54,7 @@ def model_card(version: ModelVersion, evaluation: Path, verdict: Verdict, means:
         DataError: the summary of the data in that folder is damaged.
     """
     reasons = "\n".join(f"- {reason}" for reason in verdict.reasons)
+    gains = "".join(f"{line}  \n" for line in gain_lines(verdict.gains, verdict.confidence)) + "\n"
     measured = verdict.protocol.get("photographs", "held-out photographs")
     low = verdict.protocol.get("lr", f"bicubic by {SCALE}")
     return f"""# {version.model} version {version.version}
@@ -69,9 +71,9 @@ Beby-GAN super-resolution: makes photographs {SCALE} times as large.
 
 Measured on {measured}. LR: {low}.
 
-Verdict: **{verdict.verdict}**
+Verdict: **{verdict.verdict}**. {verdict.summary}
 
-{reasons}
+{gains}{reasons}
 
 ## How to use it
 

@@ -189,10 +189,15 @@ def promote(version: ModelVersion, verdict: Verdict, run: StepRun, ledger: str) 
     """Give a challenger the alias champion, and the champion that it was judged against the alias previous.
 
     Raises:
-        DataError: the champion changed after the verdict.
+        DataError: the champion changed after the verdict, or the verdict has no evidence for replacing it.
         ServiceError, StorageError: as `settle`.
     """
     judged_against = verdict.champion
+    if judged_against and not any(gain.opponent == "champion" and gain.interval for gain in verdict.gains):
+        raise DataError(
+            f"the verdict promotes over version {judged_against} without an interval of any gain, as verdicts of "
+            "earlier versions do: run evaluate again"
+        )
     while True:
         number = settle(ledger, version.model, run.client, run.run_id) if ledger else 0
         # If another process writes an entry after this check, the number is taken and `append` writes nothing.

@@ -21,6 +21,7 @@ from bebygan.networks.weights import metadata_of
 from bebygan.registered_model import MODEL_CODE, digests
 from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
 from components.artifacts import Registration, Verdict, read_means, read_verdict, write_registration
+from components.comparison import change, main_gains
 from components.config import Metric, RegisterParams
 from components.progress import say
 from components.register.card import model_card
@@ -73,6 +74,8 @@ def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun)
         **{f"metric.{name}": f"{value:.6g}" for name, value in read_means(evaluation)["challenger"].items()},
         "verdict": verdict.verdict,
         "reasons": "; ".join(verdict.reasons),
+        "summary": verdict.summary,
+        **{f"gain.{gain.opponent}.{gain.metric}": change(gain) for gain in main_gains(verdict.gains)},
         "verdict_sha256": sha256_of(evaluation / "verdict.json"),
         "compared_with_champion": verdict.champion or "none",
         "weights_sha256": digest,

@@ -158,8 +158,8 @@ def notices_of(summary: DataSummary) -> list[tuple[str, tuple[str, ...]]]:
         notices.append((what, ()))
     if summary.flat:
         what = (
-            f"flat: bicubic restores the measured part of {len(summary.flat)} test photographs exactly, so no model "
-            "can be better there; leave them out, or measure more of them (evaluate.crop)"
+            f"flat: bicubic restores the measured part of {len(summary.flat)} test photographs, so no model can be "
+            "better there; they are not compared; leave them out, or measure more of them (evaluate.crop)"
         )
         notices.append((what, summary.flat))
     return notices

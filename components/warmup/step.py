@@ -9,8 +9,9 @@ from bebygan.errors import WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
+from bebygan.networks.weights import metadata_of
 from bebygan.precision import training_device
-from bebygan.pretrained import GENERATORS, weights_file
+from bebygan.pretrained import GENERATORS, KNOWN, weights_file
 from bebygan.training.state import new_state
 from bebygan.training.step import warmup_step
 from components.checkout import start_weights_file
@@ -18,12 +19,20 @@ from components.config import WarmupParams
 from components.training import Track, job_of, train_generator, write_generator
 
 
+def _objective_of(path: Path) -> str:
+    """Return what the weights in a file were trained for, or "" if the file does not say it."""
+    metadata = metadata_of(path) if path.suffix == ".safetensors" else {}
+    # The train step, whose weights carry no objective, trains with the adversarial loss.
+    return metadata.get("objective", "perceptual" if metadata.get("step") == "train" else "")
+
+
 def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: WarmupParams, track: Track) -> None:
     """Train or import the warm-up generator.
 
     Args:
         patches: folder that the patches step wrote.
-        output: folder, replaced as a whole: generator.safetensors, generator_raw.safetensors, history.jsonl.
+        output: folder, replaced as a whole: generator.safetensors, generator_raw.safetensors, history.jsonl. The
+            metadata of the weights say what they were trained for, under `objective`, if that is known.
         checkpoints: folder or s3:// prefix for the checkpoints of this and other runs.
         params: of the step.
         track: gets the logged values.
@@ -33,14 +42,17 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
         Preempted, DataError, ConfigError: see `bebygan.training.loop.fit`.
         StorageError: the output cannot be written.
     """
-    start = "scratch"
+    start, objective = "scratch", "psnr"
     torch.manual_seed(params.seed)
     if params.weights is None:
         generator = Generator(params.generator)
     else:
-        path = weights_file(params.weights) if params.weights in GENERATORS else start_weights_file(params.weights)
+        known = params.weights in GENERATORS
+        path = weights_file(params.weights) if known else start_weights_file(params.weights)
         generator = load_generator(path)
         start = sha256_of(path)
+        if not params.iterations:
+            objective = (KNOWN[params.weights].objective or "") if known else _objective_of(path)
         if generator.shape != params.generator:
             raise WeightsError(f"{path} holds {generator.shape}, but warmup.generator asks for {params.generator}")
     state = new_state(generator, None, params, training_device())
@@ -51,4 +63,4 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
     if rank():
         return
     with whole_folder(output) as folder:
-        write_generator(folder, state, params, job)
+        write_generator(folder, state, params, job | ({"objective": objective} if objective else {}))

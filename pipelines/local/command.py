@@ -10,9 +10,9 @@ from pathlib import Path
 from bebygan.files import storage_errors
 from components.artifacts import read_means, read_registration, read_summary, read_verdict
 from components.cli import end_quickly
+from components.comparison import gain_lines, text_table
 from components.config import flatten, plain
 from components.detect.step import Decision, decide
-from components.evaluate.table import text_table
 from components.job import Job, job_here
 from components.preflight.step import Places, checks, preflight
 from components.progress import printable, say
@@ -144,10 +144,12 @@ def run(options: argparse.Namespace) -> None:
     )
     report = local.publish(outcome, options.workspace)
     registration = read_registration(outcome.registration)
+    verdict = read_verdict(outcome.report)
     print(text_table(read_means(outcome.report)))
-    print()
+    print("", *gain_lines(verdict.gains, verdict.confidence), "", sep="\n")
     print(f"verdict:  {registration.verdict}")
-    for reason in read_verdict(outcome.report).reasons:
+    print(verdict.summary)
+    for reason in verdict.reasons:
         if reason.startswith("failed: "):
             print(f"failed:   {reason.removeprefix('failed: ')}")
     print(_champion_line(job.params.evaluate.model_name, registration.champion))

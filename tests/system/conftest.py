@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
     },
     "evaluate": {
         "crop": 64,
-        # Two iterations improve nothing; these settings promote whatever is no disaster.
+        # Two iterations improve nothing; these settings promote whatever is no disaster and is not the champion itself.
         "thresholds": {"absolute": {"lr_psnr": 0.0}, "bicubic": {}, "warmup": {}, "champion": {"psnr_y": -20.0}},
     },
 }  # fmt: skip

@@ -29,9 +29,9 @@ from components.artifacts import (
     write_patchless,
     write_quarantine,
 )
+from components.comparison import text_table
 from components.config import EvaluateParams, from_yaml
 from components.evaluate.step import central_square, evaluate, held_out
-from components.evaluate.table import text_table
 from components.stores.data_version import data_version
 from components.stores.dataset import headline, seal, thumbnail_path
 from components.tracking.client import mlflow_client
@@ -44,7 +44,14 @@ NOTHING = {"absolute": {}, "bicubic": {}, "warmup": {}, "champion": {}}
 
 
 def params(**changed: Any) -> EvaluateParams:
-    usual = {"model_name": "tests", "crop": 64, "tile": None, "thresholds": NOTHING, "health": HEALTH}
+    usual = {
+        "model_name": "tests",
+        "crop": 64,
+        "tile": None,
+        "confidence": 0.95,
+        "thresholds": NOTHING,
+        "health": HEALTH,
+    }
     return from_yaml(EvaluateParams, yaml.safe_dump(usual | changed))
 
 
@@ -199,7 +206,8 @@ def test_the_champion_of_the_registry_is_measured_in_the_same_run(compared: Call
     assert metrics["champion"] == metrics["challenger"]
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert verdict["champion"] == "2"
-    assert "gain +0.0000, required: more than 0" in verdict["reasons"][-1]
+    assert verdict["reasons"][-1] == "failed: too few photographs to tell (3 held out, 6 are needed)"
+    assert verdict["summary"].startswith("Version 2 stays champion: too few photographs to tell (3 held out")
 
 
 def test_the_same_inputs_give_the_same_bytes(compared: Callable[..., str], tmp_path: Path) -> None:

@@ -62,7 +62,17 @@ def test_a_failure_ends_the_run_as_failed_and_is_told_with_links(webhook: Webhoo
         "console": LINK,
         "tracker": f"{TRACKED}{opened}",
         "data": "",
+        "verdict": "",
     }
+
+
+def test_the_message_tells_the_verdict_in_one_sentence(webhook: Webhook, opened: str) -> None:
+    said = "Version 3 stays champion: too few photographs to tell (4 held out, 6 are needed)."
+    mlflow_client().set_tag(opened, "verdict", said)
+    notify(SUCCEEDED)
+    [message] = webhook.taken
+    assert message["verdict"] == said
+    assert f"; verdict: {said}" in message["text"]
 
 
 def test_the_message_tells_the_data_that_evaluate_described_and_forges_no_line(webhook: Webhook, opened: str) -> None:

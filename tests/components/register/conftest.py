@@ -16,6 +16,15 @@ from components.tracking.provenance import provenance
 from components.tracking.runs import step_run
 
 ROOT = Path(__file__).parents[3]
+GAIN = {
+    "opponent": "champion",
+    "metric": "lpips",
+    "mean": 0.01,
+    "interval": [0.002, 0.03],
+    "better": 8,
+    "ties": 1,
+    "worse": 0,
+}
 
 
 @pytest.fixture
@@ -37,6 +46,7 @@ def evaluated(tmp_path: Path) -> Callable[..., Path]:
             "reasons": ["passed: lpips 0.0875, at most 0.1 asked"],
             "model": "tests",
             "champion": champion,
+            "gains": [GAIN] if champion else [],
             "challenger_sha256": sha256_of(challenger / "generator.safetensors"),
             "protocol": {},
             "provenance": provenance(load_params(ROOT / "params.yaml").evaluate, "0123.dir"),

@@ -115,7 +115,7 @@ def test_everything_left_out_is_told_and_long_lists_are_shortened(
         "no patches: 2 photographs are smaller than patches.size or have too little texture", "  t", "  v",
     ]  # fmt: skip
     assert lines[16].startswith("no validation: none of the 1 validation photographs gives a patch")
-    assert lines[17].startswith("flat: bicubic restores the measured part of 1 test photographs exactly")
+    assert lines[17].startswith("flat: bicubic restores the measured part of 1 test photographs, so")
     assert lines[18:] == [
         "  f", "skipped, not pictures: 3", "checks: docs/index.html", "data version: 0123.dir",
     ]  # fmt: skip

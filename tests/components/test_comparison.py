@@ -1,6 +1,6 @@
 from typing import Any
 
-from components.evaluate.table import shown, text_table
+from components.comparison import shown, text_table
 
 ROW: dict[Any, float] = {"psnr_y": 28.126, "ssim_y": 0.81239, "lpips": 0.1, "lr_psnr": 45}
 

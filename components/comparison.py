@@ -1,0 +1,63 @@
+"""Metrics and candidates of the comparison, and how they are written as text."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from tabulate import tabulate
+
+from components.artifacts import Candidate, Gain, Means
+from components.config import Metric
+
+METRICS: dict[Metric, bool] = {"psnr_y": True, "ssim_y": True, "lpips": False, "lr_psnr": True}
+"""Metrics in their order in tables, and whether a higher value is better."""
+NAMES: dict[Candidate, str] = {name: name for name in get_args(Candidate)} | {"warmup": "warm-up"}
+TITLES: dict[Metric, str] = {"psnr_y": "PSNR-Y ↑", "ssim_y": "SSIM-Y ↑", "lpips": "LPIPS ↓", "lr_psnr": "LR-PSNR ↑"}
+"""Heading of each metric, with an arrow in the direction that is better."""
+_DIGITS: dict[Metric, int] = {"psnr_y": 2, "ssim_y": 4, "lpips": 4, "lr_psnr": 2}
+
+
+def shown(metric: Metric, value: float, sign: str = "") -> str:
+    """Format a value with the digits that are usual for its metric; `sign` is that of a format specification."""
+    return f"{round(value, _DIGITS[metric]) + 0.0:{sign}.{_DIGITS[metric]}f}"
+
+
+def changed(gain: Gain) -> tuple[str, str]:
+    """Return the mean change of a metric's value and its interval, "" without one.
+
+    A change is negative where the value became lower: a gain of LPIPS is a negative change.
+    """
+    way = 1 if METRICS[gain.metric] else -1
+    low, high = sorted(way * limit for limit in gain.interval or (0.0, 0.0))
+    interval = f"[{shown(gain.metric, low, '+')}, {shown(gain.metric, high, '+')}]" if gain.interval else ""
+    return shown(gain.metric, way * gain.mean, "+"), interval
+
+
+def change(gain: Gain) -> str:
+    """Return the change of a metric's value with its interval, and the numbers of photographs."""
+    text = " ".join(filter(None, (TITLES[gain.metric].split()[0], *changed(gain))))
+    ties = f"{gain.ties} {'tie' if gain.ties == 1 else 'ties'}"
+    return f"{text}, {gain.better} better, {ties}, {gain.worse} worse"
+
+
+def main_gains(gains: Sequence[Gain]) -> list[Gain]:
+    """Return the gains over the champion, or over the warm-up if there is no champion."""
+    opponents = {gain.opponent for gain in gains}
+    return [gain for gain in gains if gain.opponent == ("champion" if "champion" in opponents else "warmup")]
+
+
+def gain_lines(gains: Sequence[Gain], confidence: float) -> list[str]:
+    """Return lines about the main gains: a heading, and the change in each metric; [] without gains."""
+    found = main_gains(gains)
+    if not found:
+        return []
+    heading = f"change against the {NAMES[found[0].opponent]}, with {confidence:.0%} intervals:"
+    return [heading, *(f"  {change(gain)}" for gain in found)]
+
+
+def text_table(means: Means) -> str:
+    """Format means as text: a line of headings, and one line per candidate."""
+    rows = [["", *TITLES.values()]]
+    rows += [[NAMES[name], *(shown(metric, row[metric]) for metric in METRICS)] for name, row in means.items()]
+    align = ("left", *["right"] * len(TITLES))
+    table: str = tabulate(rows, tablefmt="plain", colalign=align, disable_numparse=True)
+    return table

@@ -1,0 +1,119 @@
+"""By how much one model is better than another on the same photographs, and how sure that is.
+
+The photographs are a sample of those to come. The interval of a mean difference says which means are compatible with
+this sample: with few photographs by the exact sign-flip test, with many by the bootstrap.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from components.artifacts import Candidate, Gain
+from components.comparison import METRICS
+
+EXACT_BELOW = 20
+"""Number of photographs from which the bootstrap takes the place of the exact test."""
+RESAMPLES = 10_000
+_SEED = 20_211
+_FEWEST = 6
+_DRAWS_AT_ONCE = 2**22
+
+Table = npt.NDArray[np.float64]
+
+
+def photographs_required(confidence: float) -> int:
+    """Return how many photographs an interval needs: with fewer, no signs of differences are improbable enough."""
+    return max(_FEWEST, math.ceil(math.log2(2 / (1 - confidence))))
+
+
+def _exact(differences: Table, tail: float) -> Table:
+    """Invert the sign-flip test.
+
+    If the true mean is m, each d - m is as probable as m - d. The test counts the 2^N ways to flip signs that give no
+    smaller sum. Flipping the subset F gives no smaller sum exactly if the mean of F is at most m, and flipping nothing
+    always counts. The limits are therefore order statistics of the means of all subsets.
+    """
+    sums, sizes = np.zeros((1, differences.shape[1])), np.zeros(1)
+    for row in differences:
+        sums, sizes = np.concatenate((sums, sums + row)), np.concatenate((sizes, sizes + 1))
+    means = sums[1:] / sizes[1:, None]
+    rank = int(tail * len(sums)) - 1
+    ordered = np.partition(means, (rank, len(means) - 1 - rank), axis=0)
+    limits: Table = ordered[[rank, len(means) - 1 - rank]]
+    return limits
+
+
+def expanded_tail(tail: float, count: int) -> float:
+    """Return the tail whose bootstrap percentile is as far out as Student's t interval of `count` normal values.
+
+    Plain percentiles are too narrow: the spread of a sample is divided by N instead of N - 1, and is not known exactly.
+    The quantile of Student's t is taken from its expansion around that of the normal distribution (from 20 values on).
+    """
+    normal, freedom = NormalDist(), count - 1
+    z = -normal.inv_cdf(tail)
+    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return normal.cdf(-student * math.sqrt(count / freedom))
+
+
+def _bootstrap(differences: Table, tail: float) -> Table:
+    """Resample whole photographs, so that all metrics are resampled together, and take percentiles of the means."""
+    count = len(differences)
+    random = np.random.default_rng(_SEED)
+    rows = max(1, _DRAWS_AT_ONCE // count)
+    means = np.empty((RESAMPLES, differences.shape[1]))
+    for start in range(0, RESAMPLES, rows):
+        size = min(rows, RESAMPLES - start)
+        drawn = random.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
+        means[start : start + size] = weights @ differences / count
+    tail = expanded_tail(tail, count)
+    limits: Table = np.quantile(means, (tail, 1 - tail), axis=0)
+    return limits
+
+
+def intervals(differences: Table, confidence: float) -> Table | None:
+    """Return the two-sided confidence interval of the mean of each column.
+
+    Args:
+        differences: (N, M), of N photographs in M metrics; the difference of one photograph is finite.
+        confidence: above 0.5 and below 1; each limit has half of the remaining probability of error.
+
+    Returns:
+        (2, M), the lower and upper limits; None if N is below `photographs_required`. The same each time.
+    """
+    if len(differences) < photographs_required(confidence):
+        return None
+    tail = (1 - confidence) / 2
+    return (_exact if len(differences) < EXACT_BELOW else _bootstrap)(differences, tail)
+
+
+def gains_of(values: Mapping[Candidate, Table], opponents: Sequence[Candidate], confidence: float) -> tuple[Gain, ...]:
+    """Compare the challenger with each opponent, photograph by photograph.
+
+    Args:
+        values: (N, M) by candidate, the metrics in the order of `METRICS` on the same photographs in the same order.
+        opponents: candidates other than the challenger.
+        confidence: of the intervals.
+    """
+    better = np.array([1 if higher else -1 for higher in METRICS.values()])
+    found: list[Gain] = []
+    for opponent in opponents:
+        differences = (values["challenger"] - values[opponent]) * better
+        limits = intervals(differences, confidence)
+        for column, metric in enumerate(METRICS):
+            each = differences[:, column]
+            found.append(
+                Gain(
+                    opponent=opponent,
+                    metric=metric,
+                    mean=float(each.mean()),
+                    interval=None if limits is None else (float(limits[0, column]), float(limits[1, column])),
+                    better=int((each > 0).sum()),
+                    ties=int((each == 0).sum()),
+                    worse=int((each < 0).sum()),
+                )
+            )
+    return tuple(found)
