@@ -221,10 +221,10 @@ def evaluate(
     textured = measured[~measured["photograph"].isin(flat)]
     by_candidate = (measured if textured.empty else textured).groupby("candidate", sort=False)[list(METRICS)]
     means: Means = by_candidate.mean().to_dict("index")  # type: ignore[assignment]
-    values: dict[Candidate, Table] = {name: rows.to_numpy() for name, rows in by_candidate}  # type: ignore[misc]
-    gains = gains_of(values, [name for name in values if name != "challenger"], params.confidence)
+    tables: dict[Candidate, Table] = {name: rows.to_numpy() for name, rows in by_candidate}  # type: ignore[misc]
+    gains = gains_of(tables, [name for name in tables if name != "challenger"], params.confidence)
     objective, known_from = _objective_of(generators["warmup"], means)
-    number = 0 if textured.empty else len(values["challenger"])
+    number = 0 if textured.empty else len(tables["challenger"])
     known = Measured(means=means, gains=gains, photographs=number, objective=objective)
     recommendation, reasons = judge(known, params.thresholds, params.confidence)
     reigning = current.version if current else None
