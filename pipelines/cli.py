@@ -34,6 +34,10 @@ _MODELS = {
     "verify": ("pipelines.verification:verify", "check that a version is what registry, ledger and DVC remote record"),
     "ui": ("pipelines.ui:ui", "open MLflow's pages on the runs and the model, until Ctrl-C"),
 }
+_PRECISIONS = ("auto", "fp32", "bf16")
+_PRECISION_HELP = (
+    "arithmetic; auto is bf16 where the processor computes it, and fp32 for 16-bit photographs (default: %(default)s)"
+)
 _SCHEDULE = {
     "plan": "print what apply would change",
     "apply": "make the schedules on the cluster those of the file",
@@ -101,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add_params_arguments(run)
     _add_upscale_command(commands)
     _add_ablate_command(commands)
+    _add_serve_command(commands)
     _add_model_commands(commands)
     function = "pipelines.kubeflow.commands:compile_pipeline"
     compile_ = _add(commands, "compile", function, "write the pipeline for Kubeflow")
@@ -174,15 +179,31 @@ def _add_upscale_command(commands: Any) -> None:
     upscale.add_argument(
         "--max-memory", type=_bytes, metavar="SIZE", help="memory that the process may take, such as 2GB"
     )
-    upscale.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="arithmetic; auto is bf16 where the processor computes it, and fp32 for 16-bit photographs "
-        "(default: %(default)s)",
-    )
+    upscale.add_argument("--precision", choices=_PRECISIONS, default="auto", help=_PRECISION_HELP)
     upscale.add_argument("--overwrite", action="store_true", help="replace files that exist; otherwise they are kept")
     add_params_arguments(upscale)
+
+
+def _add_serve_command(commands: Any) -> None:
+    serve = _add(commands, "serve", "pipelines.serving.server:serve", "upscale images over HTTP, with a page to try it")
+    serve.add_argument(
+        "--model", default="champion", help="alias, which is followed, or number of a version (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--workspace", type=Path, default=Path("workspace"), help="of the runs that made it (default: %(default)s)"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all networks (default: %(default)s)")
+    serve.add_argument("--port", type=_count, default=8080, help="default: %(default)s")
+    serve.add_argument("--poll", type=float, default=2.0, help="seconds between looks at the alias (default: 2)")
+    serve.add_argument("--queue", type=_count, default=16, help="requests that may wait (default: %(default)s)")
+    serve.add_argument(
+        "--max-bytes", type=_bytes, default=32_000_000, metavar="SIZE", help="of a request (default: 32MB)"
+    )
+    serve.add_argument(
+        "--max-pixels", type=float, default=4.0, metavar="MEGAPIXELS", help="of an image (default: %(default)s)"
+    )
+    serve.add_argument("--precision", choices=_PRECISIONS, default="auto", help=_PRECISION_HELP)
+    add_params_arguments(serve)
 
 
 def _add_model_commands(commands: Any) -> None:

@@ -20,7 +20,7 @@ from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS
 from components.progress import printable, progress_bar, say
 from components.stores.source import is_not_picture
-from components.tracking.address import VARIABLE, tracking_uri
+from components.tracking.address import VARIABLE, use_registry
 
 
 def _generator(model: str, name: str, workspace: Path) -> tuple[Generator, str]:
@@ -45,7 +45,7 @@ def _generator(model: str, name: str, workspace: Path) -> tuple[Generator, str]:
             f"{workspace} has no models yet: train one with `bebygan run`, or name weights with --model, such as "
             f"{GENERATORS[0]}"
         )
-    os.environ[VARIABLE] = tracking_uri(workspace)
+    use_registry(workspace)
     # MLflow takes seconds to import.
     registry = import_module("components.tracking.registry")
     version = registry.find_version(model, name)

@@ -3,7 +3,6 @@
 import io
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,8 +77,8 @@ def png_bytes(channels: Channels, metadata: dict[str, bytes]) -> bytes:
     return content + _chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + _chunk(b"IEND", b"")
 
 
-def write_tiff(channels: Channels, metadata: dict[str, bytes], path: Path) -> None:
-    """Write a TIFF, deflated, with the metadata `icc_profile` and `exif`."""
+def tiff_bytes(channels: Channels, metadata: dict[str, bytes]) -> bytes:
+    """Encode a TIFF, deflated, with the metadata `icc_profile` and `exif`."""
     height, width, count = channels.shape
     strip = zlib.compress(channels.astype("<u2").tobytes(), 6)
     tags: Any = TiffImagePlugin.ImageFileDirectory_v2(b"II\x2a\0\0\0\0\0")
@@ -101,6 +100,6 @@ def write_tiff(channels: Channels, metadata: dict[str, bytes], path: Path) -> No
     if profile := metadata.get("icc_profile"):
         tags.tagtype[_ICC_PROFILE] = 7
         tags[_ICC_PROFILE] = profile
-    with path.open("wb") as file:
-        tags.save(file)
-        file.write(strip)
+    head = io.BytesIO()
+    tags.save(head)
+    return head.getvalue() + strip

@@ -10,7 +10,15 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from bebygan.errors import DataError
-from bebygan.imaging.picture_files import Picture, enlarged, opened_picture, picture_of, png_of, read_picture, to_pillow
+from bebygan.imaging.picture_files import (
+    Picture,
+    encoded,
+    enlarged,
+    opened_picture,
+    picture_of,
+    read_picture,
+    to_pillow,
+)
 
 Upscale = Callable[[Any], Any]
 """Maps (H, W, 3) uint8 or uint16 to (4H, 4W, 3) of the same type."""
@@ -78,7 +86,7 @@ def upscale_any(image: Any, upscale: Upscale) -> Any:
     if isinstance(image, str | Path):
         return _of_path(Path(image), upscale)
     if isinstance(image, bytes | bytearray | memoryview):
-        return png_of(_upscaled(read_picture(io.BytesIO(image)), upscale))
+        return encoded(_upscaled(read_picture(io.BytesIO(image)), upscale), ".png", "the result")
     if isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.dtype == object):
         return [upscale_any(each, upscale) for each in image]
     if isinstance(image, np.ndarray):

@@ -13,7 +13,7 @@ from PIL import ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError, fe
 from bebygan.errors import DataError
 from bebygan.files import whole_file
 from bebygan.imaging import Image, Image16
-from bebygan.imaging.deep_files import png_bytes, read_channels, write_tiff
+from bebygan.imaging.deep_files import png_bytes, read_channels, tiff_bytes
 
 READ = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 """Pillow's names of the formats that the pipeline reads. No other decoder is started, whatever a file contains."""
@@ -186,55 +186,56 @@ def to_pillow(picture: Picture) -> PillowImage.Image:
     return image
 
 
-def _save(picture: Picture, file: Path | io.BytesIO, options: dict[str, Any]) -> None:
-    image = to_pillow(picture)
-    # BMP has neither; of 16-bit grey Pillow would lose them.
-    metadata: dict[str, Any] = {} if options["format"] == "BMP" else dict(picture.metadata)
-    image.save(file, **options, **metadata)
-
-
-def _write_deep(picture: Picture, path: Path, kind: str) -> None:
-    if kind == "PNG":
-        path.write_bytes(png_bytes(picture.channels, picture.metadata))
-    else:
-        # Pillow and others read no TIFF of grey with alpha.
-        whole = replace(picture, grey=picture.grey and picture.alpha is None)
-        write_tiff(whole.channels, picture.metadata, path)
-
-
-def png_of(picture: Picture) -> bytes:
-    """Return a picture as the content of a PNG file, with its metadata."""
-    if picture.rgb.dtype == np.uint16:
-        return png_bytes(picture.channels, picture.metadata)
+def _in_8_bits(picture: Picture, options: dict[str, Any]) -> bytes:
     content = io.BytesIO()
-    _save(picture, content, WRITTEN[".png"])
+    # BMP has neither.
+    metadata: dict[str, Any] = {} if options["format"] == "BMP" else dict(picture.metadata)
+    to_pillow(picture).save(content, **options, **metadata)
     return content.getvalue()
 
 
-def write_picture(picture: Picture, path: Path) -> None:
-    """Write a picture in the format that the ending names, atomically; JPEG and WebP with quality 95, AVIF with 90.
+def _in_16_bits(picture: Picture, kind: str) -> bytes:
+    if kind == "PNG":
+        return png_bytes(picture.channels, picture.metadata)
+    # Pillow and others read no TIFF of grey with alpha.
+    whole = replace(picture, grey=picture.grey and picture.alpha is None)
+    return tiff_bytes(whole.channels, picture.metadata)
+
+
+def encoded(picture: Picture, ending: str, name: object) -> bytes:
+    """Return the content of a file; JPEG and WebP with quality 95, AVIF with 90.
+
+    Args:
+        picture: of 8 or 16 bits.
+        ending: a key of `WRITTEN`.
+        name: of the file, for errors.
 
     Raises:
         DataError: the format has no transparency, not 16 bits, or not this size.
-        StorageError: the file cannot be written.
     """
-    options = WRITTEN[path.suffix.lower()]
+    options = WRITTEN[ending]
     if picture.alpha is not None and options["format"] in ("JPEG", "BMP"):
-        raise DataError(f"{path} cannot hold transparency: choose a name that ends with .png")
+        raise DataError(f"{name} cannot hold transparency: choose a name that ends with .png")
     deep = picture.rgb.dtype == np.uint16
     if deep and options["format"] not in ("PNG", "TIFF"):
-        raise DataError(f"{path} cannot hold 16 bits per channel: choose a name that ends with .png or .tif")
+        raise DataError(f"{name} cannot hold 16 bits per channel: choose a name that ends with .png or .tif")
+    try:
+        return _in_16_bits(picture, options["format"]) if deep else _in_8_bits(picture, options)
+    except (ValueError, OSError) as error:
+        # libjpeg and libwebp limit the sides to 65,535 and 16,383 pixels.
+        height, width = picture.rgb.shape[:2]
+        raise DataError(
+            f"{name} cannot hold {width}x{height} pixels ({error}): choose a name that ends with .png"
+        ) from error
+
+
+def write_picture(picture: Picture, path: Path) -> None:
+    """Write a picture in the format that the ending names, atomically; see `encoded`.
+
+    Raises:
+        DataError: see `encoded`.
+        StorageError: the file cannot be written.
+    """
+    content = encoded(picture, path.suffix.lower(), path)
     with whole_file(path) as temporary:
-        try:
-            if deep:
-                _write_deep(picture, temporary, options["format"])
-            else:
-                _save(picture, temporary, options)
-        except (ValueError, OSError) as error:
-            if getattr(error, "errno", None):
-                raise
-            # libjpeg and libwebp limit the sides to 65,535 and 16,383 pixels.
-            height, width = picture.rgb.shape[:2]
-            raise DataError(
-                f"{path} cannot hold {width}x{height} pixels ({error}): choose a name that ends with .png"
-            ) from error
+        temporary.write_bytes(content)

@@ -1,0 +1,1 @@
+"""`bebygan serve`: an HTTP server in front of a registered model."""

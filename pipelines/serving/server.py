@@ -1,0 +1,242 @@
+"""The HTTP server: POST an image, get it four times as large."""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from bebygan.errors import DataError
+from bebygan.imaging.picture_files import UPSCALED, WRITTEN, encoded, enlarged, read_picture
+from bebygan.imaging.tiling import out_of_memory, upscale_fast
+from components.tracking.address import use_registry
+from pipelines.serving.following import Follower, Served
+
+_PAGE = (Path(__file__).parent / "page.html").read_text()
+_log = logging.getLogger(__name__)
+_ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "AVIF": ".avif"}
+"""What each format is answered with; all others with PNG."""
+_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff", ".avif": "image/avif"}
+_SECONDS_TO_END = 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for."""
+
+    bytes: int
+    pixels: int
+    waiting: int
+    """Requests that wait or are computed at the same time."""
+
+
+class RequestError(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _checked_format(content: bytes, limits: Limits) -> str:
+    """Return the format of an image, whose header alone is read."""
+    try:
+        with PillowImage.open(io.BytesIO(content), formats=UPSCALED) as image:
+            pixels, kind = image.width * image.height, str(image.format)
+    except UnidentifiedImageError as error:
+        raise RequestError(415, "the body is no JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF") from error
+    except PillowImage.DecompressionBombError as error:
+        raise RequestError(413, f"the image has more than the {limits.pixels} pixels that are allowed") from error
+    except Exception as error:
+        # Decoders raise exceptions of any type for damaged files.
+        raise RequestError(400, f"the image cannot be read ({' '.join(str(error).split())})") from error
+    if pixels > limits.pixels:
+        raise RequestError(413, f"the image has {pixels} pixels, and {limits.pixels} are allowed")
+    return kind
+
+
+def _upscaled(served: Served, content: bytes, ending: str) -> bytes:
+    try:
+        picture = read_picture(io.BytesIO(content))
+        rgb = upscale_fast(served.upscaler, picture.rgb, precision=served.upscaler.precision)
+        return encoded(enlarged(picture, rgb), ending, "the answer")
+    except DataError as error:
+        raise RequestError(400, str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise RequestError(413, "the image needs more memory than there is") from error
+        raise
+
+
+class Server:
+    """Answers requests with the model that a follower keeps."""
+
+    def __init__(self, follower: Follower, limits: Limits, poll: float) -> None:
+        self.follower, self.limits, self.poll = follower, limits, poll
+        self._waiting = 0
+        self._codes: Counter[int] = Counter()
+        self._seconds = self._pixels = 0.0
+        # torch computes one image with all cores.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="upscale")
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+        routes = [
+            Route("/", self.page),
+            Route("/", self.upscale, methods=["POST"]),
+            Route("/upscale", self.upscale, methods=["POST"]),
+            Route("/healthz", lambda _: PlainTextResponse("ok\n")),
+            Route("/readyz", self.ready),
+            Route("/version", self.version),
+            Route("/metrics", self.metrics),
+        ]
+        return Starlette(routes=routes, lifespan=self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        following = asyncio.create_task(self._follow())
+        yield
+        following.cancel()
+        self._worker.shutdown()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.follower.refresh)
+            except Exception:  # noqa: BLE001 - the server outlives whatever happens to the next version
+                _log.exception("the registry could not be followed")
+            await asyncio.sleep(self.poll)
+
+    def page(self, _: Request) -> Response:
+        """Return the page on which a person drops a photograph."""
+        return HTMLResponse(_PAGE)
+
+    def ready(self, _: Request) -> Response:
+        """Return 200 if a version is loaded; the body says what keeps the newest one from being served."""
+        served, fault = self.follower.current, self.follower.fault
+        return PlainTextResponse(f"{fault or 'ok'}\n", 200 if served else 503)
+
+    def version(self, _: Request) -> Response:
+        """Return which version is served."""
+        served = self.follower.current
+        if served is None:
+            return JSONResponse({"error": self.follower.fault}, 503)
+        version = served.version
+        facts = {"model": version.model, "version": version.version, "fault": self.follower.fault}
+        return JSONResponse(facts | {"weights_sha256": version.tags.get("weights_sha256")})
+
+    def metrics(self, _: Request) -> Response:
+        """Return counts in Prometheus' text format."""
+        served = self.follower.current
+        lines = ["# TYPE bebygan_requests_total counter"]
+        lines += [f'bebygan_requests_total{{code="{code}"}} {count}' for code, count in sorted(self._codes.items())]
+        for name, kind, value in (
+            ("request_seconds_total", "counter", round(self._seconds, 6)),
+            ("pixels_total", "counter", int(self._pixels)),
+            ("waiting_requests", "gauge", self._waiting),
+            ("model_switches_total", "counter", self.follower.switches),
+            ("model_refused_total", "counter", self.follower.refused),
+            ("model_fault", "gauge", int(self.follower.fault is not None)),
+        ):
+            lines += [f"# TYPE bebygan_{name} {kind}", f"bebygan_{name} {value}"]
+        if served:
+            lines += ["# TYPE bebygan_model_info gauge"]
+            lines += [f'bebygan_model_info{{model="{served.version.model}",version="{served.version.version}"}} 1']
+        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """Take a place among the waiting requests."""
+        if self._waiting >= self.limits.waiting:
+            raise RequestError(429, f"{self._waiting} requests are waiting: try again later")
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    async def _body(self, request: Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+            raise RequestError(415, f"send the bytes of an image as image/* or application/octet-stream, not {kind}")
+        told = request.headers.get("content-length", "0")
+        content = bytearray()
+        if not told.isdecimal() or int(told) <= self.limits.bytes:
+            async for part in request.stream():
+                content += part
+                if len(content) > self.limits.bytes:
+                    break
+            else:
+                return bytes(content)
+        raise RequestError(413, f"the body has more than the {self.limits.bytes} bytes that are allowed")
+
+    async def _answer(self, request: Request) -> Response:
+        if self.follower.current is None:
+            raise RequestError(503, f"no model is ready: {self.follower.fault}")
+        content = await self._body(request)
+        kind = _checked_format(content, self.limits)
+        wanted = request.query_params.get("format", _ENDINGS.get(kind, ".png")).lower()
+        ending = f".{wanted.removeprefix('.')}"
+        if ending not in _TYPES or ending not in WRITTEN:
+            known = ", ".join(each[1:] for each in _TYPES if each in WRITTEN)
+            raise RequestError(400, f"format must be one of {known}")
+        # The newest version now: the alias may have moved while the body arrived.
+        served = self.follower.current
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(self._worker, _upscaled, served, content, ending)
+        self._pixels += math.prod(PillowImage.open(io.BytesIO(content)).size)
+        return Response(answer, media_type=_TYPES[ending], headers={"X-Model-Version": served.version.version})
+
+    async def upscale(self, request: Request) -> Response:
+        """Answer an image with itself, four times as large, in its own format or that of the query's `format`."""
+        started = time.monotonic()
+        try:
+            with self._place():
+                response = await self._answer(request)
+        except RequestError as error:
+            headers = {"Retry-After": "2"} if error.status in (429, 503) else {}
+            response = PlainTextResponse(f"{error}\n", error.status, headers)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception:  # noqa: BLE001 - the server outlives any request
+            _log.exception("a request failed")
+            response = PlainTextResponse("the image could not be upscaled\n", 500)
+        self._codes[response.status_code] += 1
+        self._seconds += time.monotonic() - started
+        return response
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or Ctrl-C; then finish the requests that are being answered.
+
+    Raises:
+        WeightsError: the workspace has no registry.
+    """
+    use_registry(options.workspace)
+    follower = Follower(options.model, options.params.evaluate.model_name, options.precision)
+    limits = Limits(options.max_bytes, int(options.max_pixels * 1_000_000), options.queue)
+    server = Server(follower, limits, options.poll)
+    _log.info("http://%s:%d answers POST with the image upscaled; a browser shows a page", options.host, options.port)
+    uvicorn.run(
+        server.app(),
+        host=options.host,
+        port=options.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_SECONDS_TO_END,
+    )
