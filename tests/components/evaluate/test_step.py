@@ -39,7 +39,14 @@ from components.tracking.provenance import provenance
 from components.tracking.runs import step_run
 
 ROOT = Path(__file__).parents[3]
-HEALTH = {"window": 0.5, "discriminator_loss": [0.05, 0.69], "logit_margin": 10.0, "textured_share": [0.05, 0.98]}
+HEALTH = {
+    "window": 0.5,
+    "discriminator_loss": [0.05, 0.69],
+    "logit_margin": 10.0,
+    "textured_share": [0.05, 0.98],
+    "validation_loss": {"psnr_y": 1.5, "lpips": 0.02, "lr_psnr": 6.0},
+    "back_projection_growth": 3.0,
+}
 NOTHING = {"absolute": {}, "bicubic": {}, "warmup": {}, "champion": {}}
 
 
