@@ -180,6 +180,7 @@ def test_files_of_the_previous_version_can_be_read() -> None:
     assert verdict.health[0] == Finding(
         True, "discriminator: its loss was 0.274 (0.693 is chance), between 0.05 and 0.66"
     )
+    assert (verdict.summary, verdict.gains) == ("", ())
     assert verdict.data_version == photographs_version(BEFORE) == "8559d58bbff6e5d67913b13ad7648c7b.dir"
     assert read_means(BEFORE)["challenger"]["lpips"] == 0.26781390607357025
     assert list(read_means(BEFORE)) == ["bicubic", "warmup", "challenger"]

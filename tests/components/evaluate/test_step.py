@@ -29,7 +29,7 @@ from components.artifacts import (
     write_patchless,
     write_quarantine,
 )
-from components.comparison import text_table
+from components.comparison import change, text_table
 from components.config import EvaluateParams, from_yaml
 from components.evaluate.step import central_square, evaluate, held_out
 from components.stores.data_version import data_version
@@ -193,21 +193,80 @@ def test_held_out_photographs_that_bicubic_restores_exactly_are_named(
     pixels[8:-8, 8:-8] = 255
     Image.fromarray(pixels).save(dataset / first["file"])
     compared()
-    assert read_summary(tmp_path / "out").flat == (first["source"],)
+    out = tmp_path / "out"
+    assert read_summary(out).flat == (first["source"],)
+    rows = pd.read_csv(out / "per_photograph.csv")
+    others = rows[(rows["candidate"] == "challenger") & (rows["photograph"] != first["source"])]
+    assert len(others) == 2
+    assert read_means(out)["challenger"]["psnr_y"] == pytest.approx(others["psnr_y"].mean())
+    assert {gain.better + gain.ties + gain.worse for gain in read_verdict(out).gains} == {2}
 
 
-def test_the_champion_of_the_registry_is_measured_in_the_same_run(compared: Callable[..., str], tmp_path: Path) -> None:
-    model = tmp_path / "registered"
-    (model / "artifacts").mkdir(parents=True)
-    (tmp_path / "challenger" / "generator.safetensors").rename(model / "artifacts" / "generator.safetensors")
-    (tmp_path / "challenger" / "generator.safetensors").write_bytes(
-        (model / "artifacts" / "generator.safetensors").read_bytes()
-    )
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"objective": "perceptual"}, "perceptual-oriented: its file says so"),
+        ({"objective": "psnr"}, "psnr-oriented: its file says so"),
+        ({}, "perceptual-oriented: its file does not say, and its PSNR-Y is below that of bicubic"),
+    ],
+)
+def test_the_kind_of_the_start_is_that_of_its_file_or_measured(
+    metadata: dict[str, str], said: str, compared: Callable[..., str], tmp_path: Path
+) -> None:
+    path = tmp_path / "warmup" / "generator.safetensors"
+    save_generator(load_generator(path), path, metadata=metadata)
+    objective = said.partition("-")[0]
+    # The bound is met for the one kind and not for the other.
+    bounds = {"psnr": {"lpips": 99.0}, "perceptual": {"lpips": 99.0}} | {objective: {"lpips": -99.0}}
+    assert compared(thresholds=NOTHING | {"warmup": bounds}) == "promote"
+    assert read_verdict(tmp_path / "out").protocol["warmup"] == said
+
+
+def make_champion(weights: Path, folder: Path) -> None:
+    """Register weights twice, and make version 2 champion."""
+    (folder / "artifacts").mkdir(parents=True)
+    (folder / "artifacts" / "generator.safetensors").write_bytes(weights.read_bytes())
     client = mlflow_client()
     client.create_registered_model("tests")
     for _ in range(2):
-        version = client.create_model_version("tests", model.as_uri())
+        version = client.create_model_version("tests", folder.as_uri())
     client.set_registered_model_alias("tests", "champion", version.version)
+
+
+def test_a_champion_is_replaced_with_evidence_that_verdict_report_and_mlflow_show(
+    compared: Callable[..., str], dataset: Path, tmp_path: Path, picture: Callable[..., Image.Image]
+) -> None:
+    manifest = pd.read_parquet(dataset / "manifest.parquet").assign(split="test")
+    for seed in range(10, 13):
+        file = f"photographs/{seed}.png"
+        picture(seed, 110, 90).save(dataset / file)
+        manifest.loc[len(manifest)] = {"sha256": f"{seed:064}", "source": f"{seed}.png", "file": file, "split": "test"}
+    manifest.to_parquet(dataset / "manifest.parquet")
+    make_champion(tmp_path / "warmup" / "generator.safetensors", tmp_path / "registered")
+    compared(thresholds=NOTHING | {"champion": {"psnr_y": 0.0}})
+    [loss] = [
+        gain for gain in read_verdict(tmp_path / "out").gains if (gain.opponent, gain.metric) == ("champion", "psnr_y")
+    ]
+    assert loss.interval is not None
+    bound = loss.interval[0] - 0.001
+    assert compared(thresholds=NOTHING | {"champion": {"psnr_y": bound + 0.002}}) == "keep"
+    assert compared(thresholds=NOTHING | {"champion": {"psnr_y": bound}}) == "promote"
+    verdict = read_verdict(tmp_path / "out")
+    assert verdict.confidence == 0.95
+    text = change(loss)
+    assert verdict.summary == f"The challenger replaces champion version 2: {text} against champion."
+    assert re.fullmatch(r"PSNR-Y [+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\], \d better, \d ties?, \d worse", text)
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert verdict.summary in page
+    assert page.count('<svg class="forest"') == 3 * 4
+    client = mlflow_client()
+    run = client.search_runs([client.get_experiment_by_name("bebygan").experiment_id])[0]
+    assert run.data.tags["verdict"] == verdict.summary
+    assert run.data.tags["gain.champion.psnr_y"] == text
+
+
+def test_the_champion_of_the_registry_is_measured_in_the_same_run(compared: Callable[..., str], tmp_path: Path) -> None:
+    make_champion(tmp_path / "challenger" / "generator.safetensors", tmp_path / "registered")
     assert compared(thresholds=NOTHING | {"absolute": {"psnr_y": 1}, "champion": {"lpips": 0}}) == "keep"
     metrics = read_means(tmp_path / "out")
     assert metrics["champion"] == metrics["challenger"]

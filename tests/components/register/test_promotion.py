@@ -11,11 +11,16 @@ import pytest
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
 from components.artifacts import Registration
+from components.config import RegisterParams
 from components.register import promotion
+from components.register.step import register
 from components.tracking.client import mlflow_client
 from components.tracking.ledger import HEAD, append, entries
 from components.tracking.registry import champion
+from components.tracking.runs import step_run
 from tests.components.registered import aliases, versions
+
+AUTOMATIC = RegisterParams(promotion="automatic")
 
 
 def test_repeating_an_old_promotion_does_not_restore_the_old_champion(
@@ -34,6 +39,25 @@ def test_a_verdict_against_another_champion_promotes_nothing(
     registered(generator_folder("one", 1), "promote")
     with pytest.raises(DataError, match="compares with no version, but now version 1 holds the alias champion"):
         registered(generator_folder("two", 2), "promote", champion=None)
+    assert aliases()["champion"] == "1"
+
+
+def test_a_verdict_of_an_earlier_version_replaces_no_champion_because_it_has_no_interval(
+    registered: Callable[..., Registration],
+    evaluated: Callable[..., Path],
+    generator_folder: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    registered(generator_folder("one", 1), "promote")
+    two = generator_folder("two", 2)
+    folder = evaluated(two, "promote", "1", gains=[])
+    with (
+        step_run("register", AUTOMATIC) as run,
+        pytest.raises(
+            DataError, match=r"promotes over version 1 without an interval of any gain.*: run evaluate again"
+        ),
+    ):
+        register(two, folder, tmp_path / "out", params=AUTOMATIC, run=run)
     assert aliases()["champion"] == "1"
 
 

@@ -17,6 +17,8 @@ from bebygan.errors import DataError, Preempted, StorageError, WeightsError
 from bebygan.files import json_digest, sha256_of
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator, save_generator
+from bebygan.networks.weights import metadata_of
+from bebygan.pretrained import GENERATORS, KNOWN
 from bebygan.settings import GeneratorShape
 from components.config import WarmupParams, load_params
 from components.tracking.client import mlflow_client
@@ -296,3 +298,37 @@ def test_the_command_tracks_its_data_version_and_sets_the_exit_code(
     assert finished.data.params["iterations"] == "2"
     values = client.get_metric_history(finished.info.run_id, "pixel")
     assert [value.value for value in values] == pytest.approx([entry["pixel"] for entry in history(tmp_path / "out")])
+
+
+def objective_in(folder: Path) -> str | None:
+    return metadata_of(folder / "generator.safetensors").get("objective")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "iterations", "expected"),
+    [
+        ({}, 2, "psnr"),
+        ({"objective": "perceptual"}, 2, "psnr"),
+        ({"objective": "perceptual"}, 0, "perceptual"),
+        ({"step": "train"}, 0, "perceptual"),
+        ({}, 0, None),
+    ],
+)
+def test_the_weights_say_what_they_were_trained_for_if_it_is_known(
+    metadata: dict[str, str], iterations: int, expected: str | None, *, patches: Path, weights: Path, tmp_path: Path
+) -> None:
+    save_generator(load_generator(weights), weights, metadata=metadata)
+    params = tiny(f"weights={weights}", f"iterations={iterations}")
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    assert objective_in(tmp_path / "out") == expected
+
+
+def test_a_known_start_is_of_the_kind_in_its_registry(
+    patches: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert KNOWN["realsr-df2k-x4"].objective == "perceptual"
+    assert all(KNOWN[name].objective for name in GENERATORS)
+    monkeypatch.setattr("components.warmup.step.weights_file", lambda _: weights)
+    params = tiny("weights=realsr-df2k-x4", "iterations=0")
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    assert objective_in(tmp_path / "out") == "perceptual"
