@@ -12,6 +12,7 @@ from benchmarks.figures import Figure
 from benchmarks.measuring import Rounds
 from components.config import Params
 
+_LAPTOP_WEIGHTS = Path(__file__).parents[1] / "data" / "pretrained" / "rrdb-4x32.safetensors"
 Case = Callable[[Path, Path, Rounds], list[Figure]]
 """Takes the folder of patches, the file of VGG16 and the rounds."""
 
@@ -48,8 +49,11 @@ def cases(params: Params) -> dict[str, Case]:
         "iteration-4x32-128": iterations(small, 128, {"fp32": 1.4, "bf16": 2.0}),
         "iteration-4x32-192": iterations(small, 192, {"fp32": 1.7, "bf16": 2.5}),
         "iteration-23x64-192": iterations(large, 192, {"fp32": 1.2, "bf16": 2.2}),
+        "upscale-4x32": lambda patches, _, rounds: upscaling.upscaling(
+            Crops(patches, 480, 1), _LAPTOP_WEIGHTS, rounds, least_memory=4
+        ),
         "upscale-23x64": lambda patches, _, rounds: upscaling.upscaling(
-            Crops(patches, 256, 1), weights_file("realsr-df2k-x4"), rounds, 2.5, None
+            Crops(patches, 128, 1), weights_file("realsr-df2k-x4"), rounds, least=2.5
         ),
         "loop": outside,
         "checkpoint": checkpoints,

@@ -155,7 +155,7 @@ def _add_ablate_command(commands: Any) -> None:
 
 def _add_upscale_command(commands: Any) -> None:
     upscale = _add(commands, "upscale", "pipelines.upscale:upscale", "make photographs four times as large")
-    upscale.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="files and folders of photographs")
+    upscale.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="files, folders and patterns")
     upscale.add_argument(
         "--output", "-o", type=Path, required=True, metavar="OUT", help="folder, or file for a single photograph"
     )

@@ -1,9 +1,10 @@
 """`bebygan upscale`: enlarge photographs with a registered model, a file of weights, or pretrained weights."""
 
 import argparse
+import glob
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -61,27 +62,50 @@ def _found(folder: Path, output: Path) -> Iterator[Path]:
             yield path
 
 
+def _named(place: Path) -> list[Path]:
+    """Return what an input names: itself, or what matches if it is a pattern and no such file exists.
+
+    Raises:
+        ConfigError: nothing.
+    """
+    matching = [Path(each) for each in sorted(glob.glob(str(place), recursive=True))]
+    if place.exists() or not matching:
+        matching = [place]
+    for each in matching:
+        if not each.exists():
+            raise ConfigError(f"{each} does not exist: name files, folders or patterns of photographs")
+    return matching
+
+
+def _refuse_link(source: Path, roots: Sequence[Path]) -> None:
+    """Refuse a file that was found in a folder, but is a link to one outside of all inputs.
+
+    Raises:
+        DataError: it is.
+    """
+    if source not in roots and not any(source.resolve().is_relative_to(root.resolve()) for root in roots):
+        raise DataError(f"{source} is a link to a file outside of the folder: name that file itself")
+
+
 def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
     """Return the file to write for each file to read, ordered as they are read.
 
     A folder is mirrored below `output`. Names keep their endings if the format can be written, and get .png otherwise.
 
     Args:
-        inputs: files and folders.
+        inputs: files, folders and patterns.
         output: a folder; for a single file also a file, which its ending shows.
 
     Raises:
         ConfigError: an input is missing or contains nothing, two inputs have the same output, or a photograph would
             be replaced by its own enlargement.
     """
-    inputs = list(inputs)
+    inputs = [each for place in inputs for each in _named(place)]
     if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() in WRITTEN and not output.is_dir():
         targets = [(inputs[0], output)]
     else:
         targets = []
         for place in inputs:
-            if not place.exists():
-                raise ConfigError(f"{place} does not exist: name files or folders of photographs")
             files = _found(place, output) if place.is_dir() else [place]
             targets += [(path, output / path.relative_to(place if place.is_dir() else place.parent)) for path in files]
     sources: dict[Path, Path] = {}
@@ -154,6 +178,7 @@ def upscale(options: argparse.Namespace) -> None:
     waiting = {source: target for source, target in targets.items() if options.overwrite or not target.exists()}
     kept, refused = len(targets) - len(waiting), 0
     if waiting:
+        roots = [each for place in options.inputs for each in _named(place)]
         name = options.params.evaluate.model_name
         generator, what = _generator(options.model, name, options.workspace)
         generator.to(training_device())
@@ -161,6 +186,7 @@ def upscale(options: argparse.Namespace) -> None:
         with progress_bar("upscale", "pixels", sum(map(_pixels, waiting))) as advance:
             for source, target in waiting.items():
                 try:
+                    _refuse_link(source, roots)
                     _upscale(generator, source, target, options, advance)
                 except DataError as error:
                     refused += 1

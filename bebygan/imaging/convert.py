@@ -18,7 +18,8 @@ def to_tensor(image: Image | Image16, device: torch.device | None = None) -> Ten
     """
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image must be (H, W, 3) uint8 or uint16, got {image.shape} {image.dtype}")
-    planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    # A copy in any case: torch warns of arrays that are read-only, such as Pillow's.
+    planes = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
     return planes[None].to(device).float() / np.iinfo(image.dtype).max
 
 

@@ -148,7 +148,7 @@ def test_the_losses_are_measured_beside_plain_ones(patches: Path) -> None:
 def test_upscaling_is_measured_beside_a_plain_pass(patches: Path) -> None:
     crops = comparing.Crops(patches, 96, 1)
     weights = bench.ROOT / "data" / "pretrained" / "rrdb-4x32.safetensors"
-    figures = upscaling.upscaling(crops, weights, ONCE, 2.5, 48)
+    figures = upscaling.upscaling(crops, weights, ONCE, least=2.5, tile=48)
     assert [each.name.removeprefix("upscaling, 4 blocks, 1 x 96, ") for each in figures] == [
         "bf16: time", "bf16: memory", "fp32: time", "fp32: memory", "bf16: PSNR",
     ]  # fmt: skip

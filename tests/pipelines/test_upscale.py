@@ -18,6 +18,7 @@ from components.tracking.address import database_uri
 from components.tracking.client import mlflow_client
 from pipelines import cli
 from pipelines.upscale import plan
+from tests.bebygan.imaging.test_picture_files import bomb
 
 ROOT = Path(__file__).parents[2]
 Upscale = Callable[..., int]
@@ -202,6 +203,45 @@ def test_a_photograph_that_does_not_fit_into_the_memory_is_refused(
     said = capsys.readouterr().err
     assert re.search(r"a\.png needs about \d\.\d GB of memory: raise --max-memory, or cut it into parts", said)
     assert upscale(folder, "-o", tmp_path / "out", "--model", weights, "--max-memory", "8GB") == 0
+
+
+def test_a_pattern_names_what_matches_it(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert plan([folder / "*.png"], out) == {folder / "a.png": out / "a.png"}
+    assert len(plan([folder / "**" / "a.*"], out)) == 2
+    shutil.copy(folder / "a.png", folder / "[a].png")
+    assert plan([folder / "[a].png"], out) == {folder / "[a].png": out / "[a].png"}
+    with pytest.raises(ConfigError, match=r"\*\.webp does not exist: name files, folders or patterns"):
+        plan([folder / "*.webp"], out)
+
+
+def test_a_link_out_of_the_folder_is_refused(
+    upscale: Upscale, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "a.png", tmp_path / "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "inside.png").symlink_to(folder / "a.png")
+    assert upscale(folder, "-o", tmp_path / "out", "--model", weights) == 3
+    assert "link.png is a link to a file outside of the folder: name that file itself" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == {"a.png", "b.bmp", "inside.png", "trip/a.jpg"}
+    assert upscale(folder / "link.png", "-o", tmp_path / "out", "--model", weights) == 0
+
+
+def test_the_smallest_and_the_longest_photographs_are_upscaled_and_a_bomb_is_refused(
+    upscale: Upscale, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    Image.new("RGB", (1, 1)).save(odd / "dot.png")
+    Image.new("L", (50_000, 3)).save(odd / "line.png")
+    Image.fromarray(np.full((5, 4), 40_000, np.uint16)).save(odd / "deep.png")
+    bomb(odd / "bomb.png")
+    assert upscale(odd, "-o", tmp_path / "out", "--model", weights) == 3
+    assert "bomb.png (Image size (3600000000 pixels) exceeds limit" in capsys.readouterr().err
+    sizes = {
+        path.name: (image.size, image.mode) for path in (tmp_path / "out").iterdir() for image in [Image.open(path)]
+    }
+    assert sizes == {"dot.png": ((4, 4), "RGB"), "line.png": ((200_000, 12), "L"), "deep.png": ((16, 20), "I;16")}
 
 
 def test_a_size_that_is_none_is_a_usage_error(upscale: Upscale, folder: Path, tmp_path: Path) -> None:
