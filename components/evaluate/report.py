@@ -58,7 +58,11 @@ def html_report(
         names=NAMES,
         shown=shown,
         means=means,
-        gains=[(gain, _positions(gain)) for gain in verdict.gains],
+        # The champion comes first.
+        gains=[
+            (gain, _positions(gain))
+            for gain in sorted(verdict.gains, key=lambda gain: -list(NAMES).index(gain.opponent))
+        ],
         changed=changed,
         best={
             metric: (max if higher else min)(row[metric] for row in means.values())

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 
-from components.artifacts import DataSummary, Finding, Quarantined, Verdict
+from components.artifacts import DataSummary, Finding, Gain, Quarantined, Verdict
 from components.evaluate.report import html_report
 
 ROW: dict[Any, float] = {"psnr_y": 28.126, "ssim_y": 0.81239, "lpips": 0.1, "lr_psnr": 45.0}
@@ -98,6 +99,19 @@ def test_the_report_names_the_decision_and_the_opponents() -> None:
     assert "tests: challenger against champion, version 7" in promoted
     assert "the challenger becomes champion." in promoted
     assert "the challenger does not become champion." in rendered().text
+
+
+def test_the_report_shows_each_change_with_its_interval_and_the_champion_first() -> None:
+    gain = Gain(opponent="bicubic", metric="lpips", mean=0.012, interval=(0.005, 0.019), better=24, ties=1, worse=3)
+    few = replace(gain, opponent="champion", metric="psnr_y", mean=-0.25, interval=None)
+    text = "".join(rendered(champion="7", gains=(gain, few), confidence=0.95).text.split())
+    assert "95%interval" in text
+    assert "championPSNR-Y↑-0.25toofewphotographs24,1,3bicubicLPIPS↓-0.0120[-0.0190,-0.0050]24,1,3" in text
+    assert "photograph by photograph" not in rendered().text
+
+
+def test_the_verdict_is_told_in_one_sentence() -> None:
+    assert "Version 7 stays champion: <too> few." in rendered(summary="Version 7 stays champion: <too> few.").text
 
 
 def test_the_report_shows_health_only_if_there_are_findings() -> None:
