@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,16 @@ from torch import Tensor, nn
 
 from bebygan.errors import WeightsError
 
-_NESTED_UNDER = ("params_ema", "params", "state_dict")
+_NESTED_UNDER = (
+    "params_ema", "params-ema", "g_ema", "generator_ema", "params", "state_dict", "model_state_dict", "netG", "net_g",
+    "net", "generator", "model",
+)  # fmt: skip
 """Where public checkpoints keep their weights; the averaged ones are the ones that were published."""
+_OF_GENERATORS = ("generator_ema.", "g_ema.", "netG.", "net_g.", "generator.")
+"""Starts of keys in checkpoints of several networks; the other networks are left out."""
+_WRAPPERS = ("module.", "_orig_mod.", "net.", "model.")
+"""Starts of all keys, from torch's DistributedDataParallel, torch.compile, and classes around a network."""
+_OLD_ESRGAN = re.compile(r"model\.\d")
 _SEAL = "digest"
 """Metadata of the files that `safetensors_bytes` writes: the SHA-256 of tensors and other metadata."""
 _WRITER = {"written_by": "bebygan"}
@@ -60,11 +69,62 @@ def metadata_of(path: Path) -> dict[str, str]:
     return {name: text for name, text in metadata.items() if name != _SEAL and name not in _WRITER}
 
 
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a checkpoint by the names that the network itself gives them.
+
+    Raises:
+        WeightsError: there is no mapping of names to tensors.
+    """
+    while nested := [
+        name for name in _NESTED_UNDER if isinstance(content, dict) and isinstance(content.get(name), dict)
+    ]:
+        content = content[nested[0]]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no mapping of names to tensors: it is no file of weights")
+    tensors = {str(name): value for name, value in content.items()}
+    while True:
+        starts = [start for start in _OF_GENERATORS if any(name.startswith(start) for name in tensors)]
+        starts += [start for start in _WRAPPERS if all(name.startswith(start) for name in tensors)]
+        # ESRGAN's first release calls its network so.
+        if not starts or all(_OLD_ESRGAN.match(name) for name in tensors):
+            return tensors
+        start = starts[0]
+        tensors = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file is to be read as safetensors: by its content, and by its name if that is unknown."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    header = int.from_bytes(start[:8], "little")
+    if start[8:] == b"{" and header <= path.stat().st_size:
+        return True
+    return path.suffix == ".safetensors" and not start.startswith((b"PK", b"\x80"))
+
+
+def _read_pickled(path: Path) -> Any:
+    # Of a path torch looks at the ending.
+    with path.open("rb") as file:
+        return torch.load(file, "cpu", weights_only=True)
+
+
+def _no_weights(path: Path) -> str | None:
+    """Return what a file is that is no file of weights, or None if that is unknown."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: run `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page: download the file itself"
+    return None if start else "it is empty"
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or, from any other ending, of a file that torch.save wrote.
+    """Read the tensors of a safetensors file, or of a file that torch.save wrote; the content tells which it is.
 
     The former is compared with the digest that this project writes into it. The latter is read without running code
-    from it; weights nested under params_ema, params or state_dict are found.
+    from it. Checkpoints of other projects are unwrapped: of several networks the generator is taken, of several
+    generators the averaged one.
 
     Raises:
         WeightsError: the file is missing, damaged, holds no mapping of names to tensors, or holds numbers that are not
@@ -73,22 +133,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no weights at {path}: fetch them or correct the path")
     try:
-        safe = path.suffix == ".safetensors"
-        content: Any = _read_safetensors(path) if safe else torch.load(path, "cpu", weights_only=True)
+        content: Any = _read_safetensors(path) if _is_safetensors(path) else _read_pickled(path)
     except Exception as error:
         # Parsers of damaged files raise exceptions of any type.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if "weights_only" in str(error):
+        reason = _no_weights(path) or " ".join(str(error).split())[:200] or type(error).__name__
+        if "weights_only" in reason:
             # torch advises to load the file without this protection.
             reason = "it is damaged, or holds more than tensors"
         raise WeightsError(f"{path} cannot be read as weights ({reason}): fetch it again or convert it") from error
-    for name in _NESTED_UNDER:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no mapping of names to tensors: it is no file of weights")
-    tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
+    tensors = _unwrapped(content, path)
     refuse_not_finite(tensors, str(path))
     return tensors
 

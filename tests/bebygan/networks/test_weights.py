@@ -67,3 +67,63 @@ def test_weights_that_are_not_finite_are_refused_with_their_file_and_first_key(
     path.write_bytes(safetensors_bytes(tensors, {})) if ending == ".safetensors" else torch.save(tensors, path)
     with pytest.raises(WeightsError, match=rf"^{re.escape(str(path))}: layer\.(weight|bias) contains NaN or infinite"):
         read_state(path)
+
+
+@pytest.mark.parametrize("start", ["module.", "_orig_mod.", "module._orig_mod.", "net.", "model.", "netG.", "g_ema."])
+def test_wrapped_names_are_unwrapped(start: str, tmp_path: Path) -> None:
+    torch.save({f"{start}{name}": tensor for name, tensor in TENSORS.items()}, tmp_path / "layer.pth")
+    assert digest(read_state(tmp_path / "layer.pth")) == digest(TENSORS)
+
+
+@pytest.mark.parametrize("under", ["params-ema", "params_ema", "g_ema", "generator_ema", "state_dict", "model", "net"])
+def test_nested_weights_are_found_and_averaged_ones_preferred(under: str, tmp_path: Path) -> None:
+    other = {name: tensor + 1 for name, tensor in TENSORS.items()}
+    rest = {} if under in ("state_dict", "model", "net") else {"params": other}
+    torch.save({**rest, "epoch": 3, under: TENSORS}, tmp_path / "layer.pth")
+    assert digest(read_state(tmp_path / "layer.pth")) == digest(TENSORS)
+
+
+def test_of_several_networks_the_averaged_generator_is_taken(tmp_path: Path) -> None:
+    networks = {
+        **{f"generator_ema.{name}": tensor for name, tensor in TENSORS.items()},
+        **{f"generator.{name}": tensor + 1 for name, tensor in TENSORS.items()},
+        "discriminator.conv.weight": torch.zeros(3),
+        "step_counter": torch.zeros(1),
+    }
+    torch.save({"meta": {"epoch": 1}, "state_dict": networks}, tmp_path / "layer.pth")
+    assert digest(read_state(tmp_path / "layer.pth")) == digest(TENSORS)
+
+
+def test_the_names_of_esrgans_first_release_stay(tmp_path: Path) -> None:
+    tensors = {"model.0.weight": torch.ones(2), "model.1.sub.0.RDB1.conv1.0.weight": torch.ones(3)}
+    torch.save(tensors, tmp_path / "old.pth")
+    assert read_state(tmp_path / "old.pth").keys() == tensors.keys()
+
+
+def test_the_content_says_how_a_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "safe.pth").write_bytes(CONTENT)
+    torch.save(TENSORS, tmp_path / "pickled.safetensors")
+    for name in ("safe.pth", "pickled.safetensors"):
+        assert digest(read_state(tmp_path / name)) == digest(TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "it is a pointer of Git LFS: run `git lfs pull`",
+        ),
+        (b"\n<!DOCTYPE html><title>Sign in</title>", "it is a web page: download the file itself"),
+        (b"", "it is empty"),
+        (b"just a text", "cannot be read as weights"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_what_is_no_file_of_weights_is_named(content: bytes, said: str, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{ending}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=re.escape(said)) as caught:
+        read_state(path)
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
