@@ -1,7 +1,11 @@
 """Files that commands find from any working folder."""
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
+
+from bebygan.errors import WeightsError
+from bebygan.pretrained import GENERATORS
 
 PARAMS_VARIABLE = "BEBYGAN_PARAMS"
 """Environment variable: absolute path of the parameters file, which tasks inherit."""
@@ -19,7 +23,15 @@ def start_weights_file(weights: str) -> Path:
 
     A relative path is looked for in the working folder, then in the folder of the parameters file and the one above
     it, then in this checkout. The path is returned as it is if no folder has the file.
+
+    Raises:
+        WeightsError: there is no such file, and the name resembles that of known weights.
     """
     params = os.environ.get(PARAMS_VARIABLE)
     folders = [Path(), *(list(Path(params).parents)[:2] if params else [])]
-    return next((folder / weights for folder in folders if (folder / weights).is_file()), in_checkout(weights))
+    found = next((folder / weights for folder in folders if (folder / weights).is_file()), in_checkout(weights))
+    if weights in GENERATORS or found.is_file():
+        return found
+    if near := get_close_matches(weights, GENERATORS, 1):
+        raise WeightsError(f"warmup.weights is {weights}, which is no file; did you mean {near[0]}?")
+    return found

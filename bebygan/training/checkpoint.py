@@ -1,8 +1,9 @@
 """Checkpoints: all that a training needs to resume as if it had never been stopped, written while it continues.
 
-A file consists of a line with the SHA-256 of the rest, a line of JSON (format number, iteration, and the run's identity
-as "job"), and the state as written by `torch.save`: networks, average, optimisers, iteration, history, and every random
-generator of every process. Loaders have no state: the next sample is a function of seed and iteration, see `sampling`.
+A file consists of a line with the SHA-256 of the rest, a line of JSON (format number, iteration, whether the run
+stopped itself there, and the run's identity as "job"), and the state as written by `torch.save`: networks, average,
+optimisers, iteration, history, the best average, sums of values to be logged, and every random generator of every
+process. Loaders have no state: the next sample is a function of seed and iteration, see `sampling`.
 """
 
 import hashlib
@@ -84,12 +85,17 @@ def kept(iterations: Iterable[int], keep: Retention, history: Sequence[Mapping[s
 
 def identity_in(file: BinaryIO) -> dict[str, str] | None:
     """Return the identity in a checkpoint's header, or None if it has none, without reading the state."""
+    return header_in(file)[0]
+
+
+def header_in(file: BinaryIO) -> tuple[dict[str, str] | None, bool]:
+    """Return the identity in a checkpoint's header, see `identity_in`, and whether the run stopped itself there."""
     try:
         file.readline()
-        identity: dict[str, str] = json.loads(file.readline())["job"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return identity
+        header = json.loads(file.readline())
+        return header["job"], bool(header.get("stopped", False))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None, False
 
 
 class _Hashed:
@@ -278,7 +284,7 @@ class Checkpoints:
             raise DataError(f"every checkpoint in {self.folder} is damaged: remove them to start from the beginning")
         return None
 
-    def save(self, iteration: int, state: Mapping[str, Any]) -> None:
+    def save(self, iteration: int, state: Mapping[str, Any], *, stopped: bool = False) -> None:
         """Copy the state to the host and return; a thread writes it and removes checkpoints that need not stay.
 
         Waits first until the previous checkpoint is written.
@@ -286,6 +292,7 @@ class Checkpoints:
         Args:
             iteration: iterations done.
             state: containers, numbers, text and tensors, as `TrainState.state_dict` returns; "history" must be in it.
+            stopped: whether the run ends here, before its last iteration.
         """
         generators = [_random_states()]
         if processes() > 1:
@@ -298,7 +305,7 @@ class Checkpoints:
         self._snapshot = _on_host({**state, "random": generators}, self._snapshot)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
-        self._writing = self._writer.submit(self._write, iteration)
+        self._writing = self._writer.submit(self._write, iteration, stopped)
 
     def wait(self) -> None:
         """Wait until the newest checkpoint is written.
@@ -309,7 +316,7 @@ class Checkpoints:
         if self._writing is not None and (failure := self._writing.result()) is not None:
             raise failure
 
-    def _write(self, iteration: int) -> StorageError | None:
+    def _write(self, iteration: int, stopped: bool) -> StorageError | None:
         history = self._snapshot["history"]
         path = self.folder / name_of(iteration)
 
@@ -318,7 +325,8 @@ class Checkpoints:
 
         try:
             with storage_errors(self.folder):
-                _write(path, {"format": FORMAT, "iteration": iteration, "job": self._identity}, self._snapshot)
+                header = {"format": FORMAT, "iteration": iteration, "job": self._identity, "stopped": stopped}
+                _write(path, header, self._snapshot)
                 there = checkpoints_in(self.folder)
                 for number in there.keys() - keep(there):
                     there[number].unlink(missing_ok=True)

@@ -249,7 +249,7 @@ def fit(
                 _log.warning("warning: %s", reason)
             stop = any_process(stop_requested())
             if last or stop or state.iteration % optimisation.checkpoint_every == 0:
-                saver.save(state.iteration, state.state_dict())
+                saver.save(state.iteration, state.state_dict(), stopped=state.stopped)
             if stop and not last:
                 saver.wait()
                 wait_for_all()

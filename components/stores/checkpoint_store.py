@@ -23,7 +23,7 @@ from tenacity import RetryCallState, Retrying
 from bebygan.differences import differences
 from bebygan.errors import DataError, ServiceError, StorageError
 from bebygan.files import json_digest, storage_errors
-from bebygan.training.checkpoint import Keep, RunIdentity, Saved, checkpoints_in, identity_in, iteration_of, name_of
+from bebygan.training.checkpoint import Keep, RunIdentity, Saved, checkpoints_in, header_in, iteration_of, name_of
 from bebygan.training.loop import FAULTS
 from components.stores import Store, StoredFile, check_writable, open_store
 from components.stores.retries import IN_BACKGROUND
@@ -153,19 +153,21 @@ class _JobFolder:
     def address(self) -> str:
         return f"{self.root.address}/{self.name}"
 
-    def job(self) -> RunIdentity | None:
-        """Return the job that was trained there, or None if it cannot be read."""
+    def job(self) -> tuple[RunIdentity | None, bool]:
+        """Return the job that was trained there, None if it cannot be read, and whether it stopped itself."""
         try:
-            return identity_in(io.BytesIO(self.root.read(self.newest.name, first=_HEADER_BYTES)))
+            return header_in(io.BytesIO(self.root.read(self.newest.name, first=_HEADER_BYTES)))
         except (ServiceError, OSError) as error:
             _log.warning("warning: cannot read which job was trained in %s: %s", self.address, error)
-            return None
+            return None, False
 
     def delete_if_ended(self) -> None:
         """Delete the folder if the job was trained to its end and its checkpoints only served to resume it."""
-        job = self.job() or {}
-        wanted = {"params.iterations": str(self.iterations), "params.keep.every": "0", "params.keep.best": "None"}
-        if any(job.get(name) != value for name, value in wanted.items()):
+        job, stopped = self.job()
+        wanted = {"params.keep.every": "0", "params.keep.best": "None"}
+        if not stopped:
+            wanted["params.iterations"] = str(self.iterations)
+        if job is None or any(job.get(name) != value for name, value in wanted.items()):
             return
         try:
             # The newest last: without it an interrupted deletion would look like a job that has not ended.
@@ -195,7 +197,7 @@ def _clean_up(root: Store, job: RunIdentity, *, resumes: bool) -> None:
     """Delete the folders of jobs that ended long ago; log how a job that does not resume differs from the last one."""
     others = _other_jobs(root, job)
     for folder in () if resumes else others:
-        if (last := folder.job()) is not None:
+        if (last := folder.job()[0]) is not None:
             changed = ", ".join(differences(last, job))
             _log.info(
                 "%s starts from the beginning; changed since the job in %s: %s", job["step"], folder.address, changed

@@ -12,6 +12,7 @@ from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of
 from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS, KNOWN, weights_file
+from bebygan.settings import GeneratorShape
 from bebygan.training.state import new_state
 from bebygan.training.step import warmup_step
 from components.checkout import start_weights_file
@@ -24,6 +25,15 @@ def _objective_of(path: Path) -> str:
     metadata = metadata_of(path) if path.suffix == ".safetensors" else {}
     # The train step, whose weights carry no objective, trains with the adversarial loss.
     return metadata.get("objective", "perceptual" if metadata.get("step") == "train" else "")
+
+
+def _first_difference(generator: Generator, shape: GeneratorShape) -> str:
+    """Say which key of the weights is the first that a generator of another shape does not have like this."""
+    with torch.device("meta"):
+        wanted = {key: tuple(value.shape) for key, value in Generator(shape).state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in generator.state_dict().items()}
+    key = next(key for key in (*wanted, *found) if wanted.get(key) != found.get(key))
+    return f"{key} is {found.get(key, 'missing')} in the file and {wanted.get(key, 'missing')} in the generator"
 
 
 def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: WarmupParams, track: Track) -> None:
@@ -54,7 +64,10 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
         if not params.iterations:
             objective = (KNOWN[params.weights].objective or "") if known else _objective_of(path)
         if generator.shape != params.generator:
-            raise WeightsError(f"{path} holds {generator.shape}, but warmup.generator asks for {params.generator}")
+            raise WeightsError(
+                f"{path} holds {generator.shape}, but warmup.generator asks for {params.generator}: "
+                f"{_first_difference(generator, params.generator)}"
+            )
     state = new_state(generator, None, params, training_device())
     job = job_of("warmup", params, patches, {"start": start})
     if params.iterations:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bebygan.errors import WeightsError
 from components.checkout import PARAMS_VARIABLE, in_checkout, start_weights_file
 from components.cli import run_step, step_parser
 from components.config import Params, load_params, plain
@@ -70,3 +71,15 @@ def test_parameters_and_profiles_of_the_checkout_are_found_from_another_folder()
     Path("params.yaml").write_text("{}")
     assert in_checkout("params.yaml") == Path("params.yaml")
     assert os.environ[PARAMS_VARIABLE] == ""
+
+
+def test_a_name_like_that_of_known_weights_is_refused_with_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert start_weights_file("realsr-df2k-x4") == Path("realsr-df2k-x4")
+    assert start_weights_file("mine.safetensors") == Path("mine.safetensors")
+    with pytest.raises(WeightsError, match=r"realsr-df2k, which is no file; did you mean realsr-df2k-x4\?"):
+        start_weights_file("realsr-df2k")
+    (tmp_path / "realsr-df2k").touch()
+    assert start_weights_file("realsr-df2k") == Path("realsr-df2k")

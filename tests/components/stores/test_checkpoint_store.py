@@ -139,6 +139,15 @@ def test_only_jobs_that_ended_long_ago_are_deleted(tmp_path: Path, caplog: pytes
     assert f"{others['ended']} is deleted: its training ended long ago" in caplog.text
 
 
+def test_a_job_that_stopped_itself_long_ago_is_deleted_too(tmp_path: Path) -> None:
+    folder = save(str(tmp_path), 2, job=ENDED | {"name": "stopped itself"})
+    with Checkpoints(folder, ENDED | {"name": "stopped itself"}, Retention(newest=2, every=0, best=None)) as saver:
+        saver.save(4, {"history": []}, stopped=True)
+    age_files(folder, 15 * 24 * 3600)
+    save(str(tmp_path), 6, job=ENDED)
+    assert not folder.exists()
+
+
 @pytest.mark.usefixtures("new_pod")
 def test_jobs_that_ended_long_ago_are_deleted_from_the_bucket_and_the_local_folder(
     prefix: str, stored: Callable[[], set[str]], monkeypatch: pytest.MonkeyPatch

@@ -191,8 +191,28 @@ def test_the_error_for_weights_of_another_shape_names_both_shapes(patches: Path,
         warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=tiny(f"weights={path}"), track=ignore)
     for part in (path, "blocks=2, features=8, growth=4", "warmup.generator", "blocks=1, features=4, growth=2"):
         assert str(part) in str(error.value)
+    first = "conv_first.weight is (8, 3, 3, 3) in the file and (4, 3, 3, 3) in the generator"
+    assert str(error.value).endswith(first)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_error_for_weights_with_more_blocks_names_the_first_key_that_differs(patches: Path, tmp_path: Path) -> None:
+    for found, wanted, told in (
+        (2, 1, "(2, 4, 3, 3) in the file and missing"),
+        (1, 2, "missing in the file and (2, 4,"),
+    ):
+        path = tmp_path / f"{found}.safetensors"
+        save_generator(Generator(GeneratorShape(blocks=found, features=4, growth=2)), path)
+        params = tiny(f"weights={path}", f"generator.blocks={wanted}")
+        with pytest.raises(WeightsError) as error:
+            warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+        assert f"RRDB_trunk.1.RDB1.conv1.weight is {told}" in str(error.value)
+
+
+def test_the_error_for_a_misspelt_name_of_known_weights_names_the_nearest(patches: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"^warmup\.weights is realsr-df2k, .* did you mean realsr-df2k-x4\?$"):
+        warm_up(patches, tmp_path / "out", tmp_path / "c", params=tiny("weights=realsr-df2k"), track=ignore)
 
 
 @pytest.mark.parametrize(
