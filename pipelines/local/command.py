@@ -147,8 +147,8 @@ def run(options: argparse.Namespace) -> None:
     verdict = read_verdict(outcome.report)
     print(text_table(read_means(outcome.report)))
     print("", *gain_lines(verdict.gains, verdict.confidence), "", sep="\n")
-    print(f"verdict:  {registration.verdict}")
     print(verdict.summary)
+    print(f"verdict:  {registration.verdict}")
     for reason in verdict.reasons:
         if reason.startswith("failed: "):
             print(f"failed:   {reason.removeprefix('failed: ')}")

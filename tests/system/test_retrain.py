@@ -91,6 +91,8 @@ def test_a_run_ends_with_the_table_the_champion_and_where_to_look(first_run: Fin
     said = dict(re.findall(r"^(\w+): +(.+)$", first_run.out, re.MULTILINE))
     assert said["verdict"] == "promote"
     assert said["champion"] == "bebygan version 1"
+    assert "\nchange against the warm-up, with 95% intervals:\n" in first_run.out
+    assert "\nThe challenger becomes the first champion: LPIPS " in first_run.out
     page = (project / said["report"]).read_text()
     assert page.count("data:image/png;base64,") >= 4
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
@@ -118,7 +120,9 @@ def test_training_changed_the_warm_up_weights(first_run: Finished, project: Path
     )
     assert 0 < float((after - before).abs().max()) < 1e-2
     history = output_of(project, "train", "challenger") / "history.jsonl"
-    logged = [json.loads(line) for line in history.read_text().splitlines()]
+    start, *logged = (json.loads(line) for line in history.read_text().splitlines())
+    assert start["iteration"] == 0
+    assert {name.partition(".")[0] for name in start} == {"iteration", "validation"}
     assert [entry["iteration"] for entry in logged] == [1, 2]
     assert {"best_buddy", "back_projection", "perceptual", "adversarial", "discriminator"} <= logged[0].keys()
 
@@ -212,7 +216,8 @@ def test_a_changed_parameter_trains_again_on_what_is_cached(changed_run: Finishe
     assert changed_run.code == 0, changed_run.err
     assert stepped(changed_run) == ["train", "evaluate", "register"]
     history = left(project)["train"] / "challenger" / "history.jsonl"
-    assert len(history.read_text().splitlines()) == 4
+    # The first line is the validation of the start.
+    assert len(history.read_text().splitlines()) == 1 + 4
     parent, *children = runs_of(project)[5:]
     assert parent.data.tags["reason"].startswith("parameters changed (evaluate.thresholds.champion.psnr_y -20.0 -> 50")
     assert [child.data.tags["step"] for child in children] == ["train", "evaluate", "register"]
@@ -247,7 +252,8 @@ def test_a_challenger_that_fails_a_threshold_leaves_the_champion(changed_run: Fi
         "bicubic", "warm-up", "challenger", "champion",
     ]  # fmt: skip
     assert re.search(
-        r"\nverdict:  keep\nfailed:   psnr_y .*, required: more than 50\nchampion: bebygan version 1\n",
+        r"\nVersion 1 stays champion: psnr_y .*\nverdict:  keep\n"
+        r"failed:   psnr_y .*, required: more than 50 at 95% confidence\nchampion: bebygan version 1\n",
         changed_run.out,
     )
     client = client_of(project)
