@@ -50,7 +50,7 @@ def cases(params: Params) -> dict[str, Case]:
         "iteration-4x32-192": iterations(small, 192, {"fp32": 1.7, "bf16": 2.5}),
         "iteration-23x64-192": iterations(large, 192, {"fp32": 1.2, "bf16": 2.2}),
         "upscale-4x32": lambda patches, _, rounds: upscaling.upscaling(
-            Crops(patches, 480, 1), _LAPTOP_WEIGHTS, rounds, least_memory=4
+            Crops(patches, 256, 1), _LAPTOP_WEIGHTS, rounds, least_memory=4
         ),
         "upscale-23x64": lambda patches, _, rounds: upscaling.upscaling(
             Crops(patches, 128, 1), weights_file("realsr-df2k-x4"), rounds, least=2.5

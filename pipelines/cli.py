@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_upscale_command(commands)
     _add_ablate_command(commands)
     _add_serve_command(commands)
+    _add_export_command(commands)
     _add_model_commands(commands)
     function = "pipelines.kubeflow.commands:compile_pipeline"
     compile_ = _add(commands, "compile", function, "write the pipeline for Kubeflow")
@@ -204,6 +205,25 @@ def _add_serve_command(commands: Any) -> None:
     )
     serve.add_argument("--precision", choices=_PRECISIONS, default="auto", help=_PRECISION_HELP)
     add_params_arguments(serve)
+
+
+def _add_export_command(commands: Any) -> None:
+    export = _add(commands, "export", "pipelines.export:export", "write a model as a file for other programs")
+    export.add_argument("model", metavar="MODEL", help="as --model of `bebygan upscale`")
+    export.add_argument(
+        "--to", choices=("onnx", "safetensors"), required=True, help="onnx: opset 17, images of any size"
+    )
+    export.add_argument(
+        "--naming",
+        choices=("esrgan", "basicsr", "old-esrgan"),
+        default="basicsr",
+        help="names of the weights in safetensors (default: %(default)s)",
+    )
+    export.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="to write")
+    export.add_argument(
+        "--workspace", type=Path, default=Path("workspace"), help="of the runs that made it (default: %(default)s)"
+    )
+    add_params_arguments(export)
 
 
 def _add_model_commands(commands: Any) -> None:

@@ -24,7 +24,7 @@ from components.stores.source import is_not_picture
 from components.tracking.address import VARIABLE, use_registry
 
 
-def _generator(model: str, name: str, workspace: Path) -> tuple[Generator, str]:
+def find_generator(model: str, name: str, workspace: Path) -> tuple[Generator, str]:
     """Return a generator and what it is, in words.
 
     Args:
@@ -39,12 +39,11 @@ def _generator(model: str, name: str, workspace: Path) -> tuple[Generator, str]:
     if model in GENERATORS or Path(model).is_file():
         return bebygan.load(model), model
     if Path(model).suffix in (".safetensors", ".pth"):
-        raise WeightsError(f"the file {model} of --model does not exist")
+        raise WeightsError(f"the file {model} does not exist")
     # A database is not created to find nothing in it.
     if not os.environ.get(VARIABLE) and not (workspace / "mlflow.db").is_file():
         raise WeightsError(
-            f"{workspace} has no models yet: train one with `bebygan run`, or name weights with --model, such as "
-            f"{GENERATORS[0]}"
+            f"{workspace} has no models yet: train one with `bebygan run`, or name weights, such as {GENERATORS[0]}"
         )
     use_registry(workspace)
     # MLflow takes seconds to import.
@@ -180,7 +179,7 @@ def upscale(options: argparse.Namespace) -> None:
     if waiting:
         roots = [each for place in options.inputs for each in _named(place)]
         name = options.params.evaluate.model_name
-        generator, what = _generator(options.model, name, options.workspace)
+        generator, what = find_generator(options.model, name, options.workspace)
         generator.to(training_device())
         say(f"upscaling {len(waiting)} photographs with {what}")
         with progress_bar("upscale", "pixels", sum(map(_pixels, waiting))) as advance:

@@ -175,8 +175,8 @@ def test_a_damaged_champion_upscales_nothing(
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("champion", "has no models yet: train one with `bebygan run`, or name weights with --model, such as realsr"),
-        ("lost.pth", "the file lost.pth of --model does not exist"),
+        ("champion", "has no models yet: train one with `bebygan run`, or name weights, such as realsr"),
+        ("lost.pth", "the file lost.pth does not exist"),
     ],
 )
 def test_a_missing_model_is_said_and_leaves_no_database(

@@ -1,0 +1,81 @@
+"""Files of a generator for other programs: ONNX, and safetensors in the public namings."""
+
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bebygan.errors import WeightsError
+from bebygan.files import whole_file
+from bebygan.networks.generator import Generator, ResidualDenseBlock
+
+OPSET = 17
+"""Version of ONNX's operators in the exported files; onnxruntime reads it from 1.12 on."""
+
+
+class _DenseBlock(nn.Module):
+    """A residual dense block of concatenations, which ONNX has, without writing into a buffer, which it lacks."""
+
+    def __init__(self, block: ResidualDenseBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        stack = x
+        for conv in (self.block.conv1, self.block.conv2, self.block.conv3, self.block.conv4):
+            stack = torch.cat([stack, nn.functional.leaky_relu(conv(stack), 0.2)], 1)
+        return torch.add(x, self.block.conv5(stack), alpha=0.2)
+
+
+class _Exported(nn.Module):
+    """The generator as one graph, without bands of rows."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(map(_DenseBlock, (block.RDB1, block.RDB2, block.RDB3)))  # type: ignore[arg-type]
+            for block in generator.RRDB_trunk
+        )
+
+    def forward(self, lr: Tensor) -> Tensor:
+        first = x = self.generator.conv_first(lr)
+        for dense in self.blocks:
+            inner = x
+            for block in dense:  # type: ignore[attr-defined]
+                inner = block(inner)
+            x = torch.add(x, inner, alpha=0.2)
+        return self.generator.pixels(first + self.generator.trunk_conv(x))
+
+
+def export_onnx(generator: Generator, path: Path) -> None:
+    """Write a generator as ONNX: input `lr` (N, 3, H, W), output `sr` (N, 3, 4H, 4W), RGB in [0, 1], of any size.
+
+    Args:
+        generator: on the CPU.
+        path: of the file, written atomically. Files have at most 2 GB, which 23 blocks are far from.
+
+    Raises:
+        WeightsError: the package onnx is not installed.
+        StorageError: the file cannot be written.
+    """
+    try:
+        import_module("onnx")
+    except ModuleNotFoundError as error:
+        raise WeightsError("ONNX needs the package onnx: pip install onnx") from error
+    sizes = {0: "n", 2: "height", 3: "width"}
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        # The exporter of torch.export needs more packages.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Exported(generator.eval()),
+            (torch.zeros(1, 3, 9, 8),),
+            str(temporary),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["lr"],
+            output_names=["sr"],
+            dynamic_axes={"lr": sizes, "sr": {axis: f"sr_{name}" if axis else name for axis, name in sizes.items()}},
+        )
