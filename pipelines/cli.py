@@ -240,6 +240,10 @@ def _add_model_commands(commands: Any) -> None:
             command.add_argument("--ledger", help="record of all moves of the champion (default: WORKSPACE/ledger)")
         if name in ("lineage", "verify"):
             command.add_argument("--remote", help="DVC remote of data versions (default: WORKSPACE/dvc-remote)")
+        if name == "verify":
+            command.add_argument(
+                "--retrain", action="store_true", help="train it again on the CPU; compare the weights"
+            )
         command.add_argument(
             "--workspace", type=Path, default=Path("workspace"), help="of the runs (default: %(default)s)"
         )

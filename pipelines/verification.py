@@ -2,28 +2,37 @@
 
 import argparse
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bebygan.differences import differences
-from bebygan.errors import DataError, WeightsError
+from bebygan.errors import ConfigError, DataError, WeightsError, error_of
+from bebygan.files import sha256_of
 from bebygan.networks.weights import metadata_of
 from bebygan.registered_model import WEIGHTS
 from components.cli import end_quickly
 from components.config import Params, flatten, from_yaml, plain, to_yaml
 from components.preflight.step import Check, preflight
-from components.stores.data_version import check_bytes
+from components.progress import say
+from components.stores.data_version import check_bytes, fetch
+from components.tracking.address import database_uri
 from components.tracking.client import tracker
 from components.tracking.history import EarlierRun, earlier_run
 from components.tracking.ledger import entries
+from components.tracking.provenance import provenance
 from components.tracking.registry import ModelVersion, check_ledger, fetched, find_version
-from components.tracking.runs import PARAMETERS
+from components.tracking.runs import PARAMETERS, UNSENT
 from pipelines.lineage import evidence, remote_of
 from pipelines.models import ledger_of, model_of
 
 _SECONDS = 3600.0
+_OF_A_RUN = ("BEBYGAN_PARENT_RUN", "KFP_RUN_ID", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+"""Variables that lead into a run of another tracker."""
 _NOT_RECORDED = "the release that made this version did not record them: not verified"
 
 
@@ -100,6 +109,67 @@ def _parameters(version: ModelVersion) -> str:
     return f"{len(expected)}, as registered"
 
 
+def _step(folder: Path, step: str, *arguments: str) -> None:
+    """Run a step as its own process, with a tracker of its own, and show what it says.
+
+    Raises:
+        BebyganError: the one that the step ended with.
+    """
+    words = [sys.executable, "-m", f"components.{step}", "--params", str(folder / PARAMETERS), *arguments]
+    own = {"MLFLOW_TRACKING_URI": database_uri(folder / "mlflow.db"), "CUDA_VISIBLE_DEVICES": ""}
+    kept = {name: text for name, text in os.environ.items() if name not in _OF_A_RUN}
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**kept, **own, "PYTHONPATH": root, "PYTHONSAFEPATH": "1", UNSENT: str(folder / "untracked")}
+    say(f"{step} ...")
+    ended = subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, check=False)
+    if ended.returncode:
+        raise error_of(ended.returncode, f"{step} failed; the lines above say why")
+
+
+def retrain(version: ModelVersion, remote: str) -> str:
+    """Train a version again from the photographs in the remote and its parameters, on the CPU, and compare the weights.
+
+    Args:
+        version: made by the code of this checkout, on a CPU, with the same release of torch.
+        remote: DVC remote that has its data version.
+
+    Returns:
+        One line about the result.
+
+    Raises:
+        ConfigError: the parameters are not known, or code or torch are others than those that made it.
+        WeightsError: the weights differ.
+        BebyganError: a step failed, or the remote lacks the data version.
+    """
+    run = earlier_run(version.tags.get("parent_run"))
+    params = stored_parameters(version, run) if run else None
+    if params is None:
+        raise ConfigError(f"{version.uri} cannot be trained again: the release that made it stored no {PARAMETERS}")
+    here = provenance(params)
+    for name in ("code_hash", "torch_version"):
+        if here[name] != version.tags.get(name):
+            raise ConfigError(
+                f"{version.uri} was made with {name} {version.tags.get(name)}, here it is {here[name]}: check out git "
+                f"commit {version.tags.get('git_sha', 'unknown')} and install its requirements.lock"
+            )
+    with TemporaryDirectory(prefix="retrain-") as scratch:
+        folder = Path(scratch)
+        (folder / PARAMETERS).write_text(to_yaml(params), encoding="utf-8")
+        fetch(version.tags["data_version"], remote, folder / "dataset")
+        places = {name: str(folder / name) for name in ("dataset", "patches", "warmup", "challenger", "checkpoints")}
+        _step(folder, "patches", "--dataset", places["dataset"], "--output", places["patches"])
+        common = ("--patches", places["patches"], "--checkpoints", places["checkpoints"])
+        _step(folder, "warmup", *common, "--output", places["warmup"])
+        _step(folder, "train", *common, "--warmup", places["warmup"], "--output", places["challenger"])
+        found = sha256_of(folder / "challenger" / "generator.safetensors")
+    if found != version.tags["weights_sha256"]:
+        raise WeightsError(
+            f"{version.uri} trained again gives weights with SHA-256 {found[:12]}..., registered is "
+            f"{version.tags['weights_sha256'][:12]}...: it was made on another processor, on a GPU, or not like this"
+        )
+    return "trained again: the weights are equal, bit for bit"
+
+
 def verify(options: argparse.Namespace) -> None:
     """Compare weights, code, parameters, verdict, photographs and ledger of a version with their recorded digests.
 
@@ -117,5 +187,7 @@ def verify(options: argparse.Namespace) -> None:
         "ledger": partial(_ledger, version, ledger),
     }
     preflight([Check(name, attempt, _SECONDS) for name, attempt in needed.items()], report=print)
+    if options.retrain:
+        print(f"  {retrain(version, remote)}")
     print(f"{version.model} version {version.version} is what its records say")
     end_quickly()

@@ -28,7 +28,8 @@ from tenacity import Retrying
 
 from bebygan.errors import Preempted, ServiceError, without_password
 from bebygan.imaging import Image
-from components.config import flatten, plain, to_yaml
+from components.checkout import PARAMS_VARIABLE
+from components.config import PARAMS_FILE, flatten, load_params, plain, to_yaml
 from components.stores.retries import IN_BACKGROUND
 from components.tracking.address import WORKSPACE, database_file, tracking_uri
 from components.tracking.artifact_places import artifacts_beside
@@ -36,6 +37,7 @@ from components.tracking.client import service_errors, tracker, uploading
 from components.tracking.delivery import Delivery
 from components.tracking.presentation import about_pipeline, about_step, add_data, log_dataset, run_name
 from components.tracking.provenance import UNKNOWN, provenance
+from components.tracking.repro import running_repro
 
 EXPERIMENT = "bebygan"
 PIPELINE = "retrain"
@@ -166,6 +168,25 @@ def _pipeline_run(client: MlflowClient) -> str | None:
     return None
 
 
+def _run_of_repro(client: MlflowClient, repro: str) -> str:
+    """Return the id of the run of the whole pipeline that `dvc repro` is; the first stage that is tracked opens it."""
+    wanted = f"tags.dvc_repro = '{repro}'"
+    if opened := client.search_runs([experiment_id(client)], wanted, max_results=1):
+        client.update_run(opened[0].info.run_id, "RUNNING")
+        return str(opened[0].info.run_id)
+    params = load_params(Path(os.environ.get(PARAMS_VARIABLE) or PARAMS_FILE))
+    return _begin_pipeline(client, None, params, {**provenance(params), "dvc_repro": repro, "reason": "of `dvc repro`"})
+
+
+def _end_run_of_stage(client: MlflowClient, parent: str, status: str) -> None:
+    """End the run of `dvc repro`, which the next stage continues; warn if the server fails."""
+    try:
+        with service_errors("ending the run of dvc repro"):
+            client.set_terminated(parent, status)
+    except ServiceError as error:
+        _log.warning("warning: %s. It is shown as running", error)
+
+
 def _adopted(client: MlflowClient, step: str) -> str | None:
     """Return MLFLOW_RUN_ID, unless another step wrote to that run: a shell may still have it."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
@@ -293,6 +314,8 @@ def step_run(
     """
     with tracker("starting a run") as client:
         parent, adopted = _pipeline_run(client), _adopted(client, step)
+        repro = running_repro() if not parent and step != PIPELINE else None
+        parent = _run_of_repro(client, repro) if repro else parent
         facts = {**provenance(params, data_version), **about_step(step), **(tags or {})}
         if parent and not adopted:
             facts[PARENT] = parent
@@ -314,6 +337,8 @@ def step_run(
         raise
     finally:
         delivery.close(status, seconds)
+        if parent and repro:
+            _end_run_of_stage(client, parent, status)
 
 
 def fetch_artifacts(pipeline_run: str, step: str, name: str, folder: Path) -> Path | None:

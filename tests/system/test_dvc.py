@@ -80,7 +80,13 @@ def test_a_data_version_is_dvcs_own_name_of_the_dataset(reproduced: Finished, de
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     by_step = {each.data.tags["step"]: each for each in runs}
-    assert set(by_step) == {"warmup", "train", "evaluate", "register"}
+    assert set(by_step) == {"retrain", "warmup", "train", "evaluate", "register"}
+    parent = by_step.pop("retrain")
+    assert len(runs) == 5
+    assert {each.data.tags["mlflow.parentRunId"] for each in by_step.values()} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["challenger/lpips"] > 0
+    assert parent.data.params["train.iterations"] == by_step["train"].data.params["iterations"]
     version = locked(desk)["data/dataset"]["md5"]
     for step in ("warmup", "train", "evaluate"):
         assert by_step[step].data.tags["data_version"] == version

@@ -169,6 +169,20 @@ def test_runs_hang_together_and_say_where_they_come_from(first_run: Finished, pr
     assert champion.run_id == children[-1].info.run_id
 
 
+def test_the_champion_is_what_its_records_say_and_can_be_made_again(first_run: Finished, project: Path) -> None:
+    assert first_run.code == 0
+    verified = run(project, "pipelines.cli", "verify", "champion", "--retrain")
+    assert verified.code == 0, verified.err
+    assert verified.out.count("as registered") == 4
+    assert "  trained again: the weights are equal, bit for bit\n" in verified.out
+    assert verified.out.endswith("bebygan version 1 is what its records say\n")
+    (project / "components" / "extra.py").touch()
+    refused = run(project, "pipelines.cli", "verify", "1", "--retrain")
+    (project / "components" / "extra.py").unlink()
+    assert refused.code == 2
+    assert "models:/bebygan/1 was made with code_hash" in refused.err
+
+
 def test_losses_and_comparison_are_in_mlflow(first_run: Finished, project: Path) -> None:
     assert first_run.code == 0
     _, _, train, evaluate, _ = runs_of(project)[:5]

@@ -25,6 +25,7 @@ from tenacity import wait_fixed
 from bebygan.errors import Preempted, ServiceError
 from components.config import Params, load_params
 from components.stores.retries import IN_BACKGROUND
+from components.tracking import runs
 from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
 from components.tracking.runs import StepRun, ended_runs, step_run
@@ -483,3 +484,24 @@ def test_the_run_of_the_pipeline_shows_reason_data_parameters_figures_and_report
     assert (stored / "report" / "report.html").read_text() == "page"
     parameters = (stored / "params.yaml").read_bytes()
     assert hashlib.sha256(parameters).hexdigest() == found.data.tags["params_hash"]
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_stages_of_one_dvc_repro_have_one_parent_that_ends_as_its_last_stage(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEBYGAN_PARAMS", str(ROOT / "params.yaml"))
+    monkeypatch.setattr(runs, "running_repro", lambda: "desk 7 1")
+    with step_run("warmup", params.warmup) as warmup:
+        pass
+    with pytest.raises(KeyError), step_run("train", params.train) as train:
+        raise KeyError
+    assert warmup.pipeline_run == train.pipeline_run
+    client = mlflow_client()
+    assert client.get_run(warmup.run_id).data.tags["mlflow.parentRunId"] == warmup.pipeline_run
+    parent = client.get_run(warmup.pipeline_run)
+    assert (parent.info.status, parent.data.tags["step"]) == ("FAILED", "retrain")
+    monkeypatch.setattr(runs, "running_repro", lambda: "desk 8 1")
+    with step_run("warmup", params.warmup) as other:
+        pass
+    assert other.pipeline_run not in (None, warmup.pipeline_run)
