@@ -80,7 +80,10 @@ def why(options: argparse.Namespace) -> None:
             "verdict": tags.get("verdict"),
             "reasons": reasons,
             "compared_with_champion": tags.get("compared_with_champion"),
+            "summary": tags.get("summary"),
             "means": stored[1] if stored else None,
+            "confidence": stored[0].confidence if stored else None,
+            "gains": [asdict(gain) for gain in stored[0].gains] if stored else [],
             "moves": [asdict(move) for move in moves],
         }
         print(json.dumps(facts, indent=2))

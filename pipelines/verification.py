@@ -60,7 +60,7 @@ def _ledger(version: ModelVersion, ledger: str) -> str:
     moves = [move for move in entries(ledger, version.model) if move.version == version.version]
     if any(move.weights_sha256 != version.tags.get("weights_sha256") for move in moves):
         raise DataError(f"the ledger {ledger} made other weights champion as version {version.version}")
-    return f"unbroken; version {version.version} became champion {len(moves)} times"
+    return f"unbroken; entries that make version {version.version} champion: {len(moves)}"
 
 
 def _verdict(version: ModelVersion) -> str:

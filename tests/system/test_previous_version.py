@@ -19,7 +19,7 @@ from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
 from bebygan.settings import GeneratorShape, Retention
 from bebygan.training.checkpoint import Checkpoints, identity_in
-from tests.system.conftest import run
+from tests.system.conftest import ROOT, run
 
 ARCHIVE = Path(__file__).parent / "previous_version" / "workspace.tar.xz"
 pytestmark = pytest.mark.slow
@@ -74,6 +74,20 @@ def test_the_old_champion_loads_with_the_code_that_it_carries(project: Path, mon
     model = mlflow.pyfunc.load_model("models:/bebygan/1")
     pixels = np.random.default_rng(0).integers(0, 256, (1, 18, 21, 3), np.uint8)
     assert model.predict(pixels).shape == (1, 72, 84, 3)
+
+
+def test_the_old_champion_is_explained_and_verified(project: Path) -> None:
+    now = ("--params", str(ROOT / "params.yaml"))
+    for command in ("why", "lineage"):
+        done = run(project, "pipelines.cli", command, "1", *now)
+        assert done.code == 0, done.err
+        assert done.out.startswith("bebygan version 1")
+    assert "seed            1\n" in done.out
+    assert "unknown" not in done.out
+    verified = run(project, "pipelines.cli", "verify", "1", *now)
+    # Its data version was left out of the archive.
+    assert verified.code == 3
+    assert verified.err.startswith("error: 1 of 5 checks failed: photographs: ")
 
 
 def test_an_old_checkpoint_is_resumed_by_the_same_training(tmp_path: Path) -> None:
