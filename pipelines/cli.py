@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _benchmark(text: str) -> tuple[str, Path]:
+def benchmark(text: str) -> tuple[str, Path]:
+    """Parse NAME=FOLDER, a benchmark."""
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, such as Set14=photographs/Set14")
@@ -140,7 +141,7 @@ def _add_ablate_command(commands: Any) -> None:
     ablate = _add(commands, "ablate", "pipelines.ablation.command:ablate", text)
     ablate.add_argument("ablation", type=Path, help="description of the cells, such as params/ablation.yaml")
     ablate.add_argument(
-        "--benchmark", type=_benchmark, action="append", required=True, metavar="NAME=FOLDER",
+        "--benchmark", type=benchmark, action="append", required=True, metavar="NAME=FOLDER",
         help="photographs to compare on, which no cell is trained on; may be given several times",
     )  # fmt: skip
     ablate.add_argument("--patches", type=Path, help="folder that the patches step wrote (default: WORKSPACE/patches)")

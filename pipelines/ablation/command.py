@@ -11,36 +11,40 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from bebygan import SCALE
 from bebygan.errors import ConfigError
 from bebygan.files import sha256_of, storage_errors, whole_file
-from bebygan.imaging import Image
-from bebygan.imaging.bicubic_uint8 import resize_uint8
 from bebygan.imaging.shards import read_patches
-from bebygan.imaging.tiling import upscale_image
-from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of
-from bebygan.precision import full_precision, tf32, training_device
+from bebygan.precision import tf32, training_device
 from bebygan.settings import Optimisation
 from bebygan.training.sampling import batch
 from components.artifacts import photographs_version
 from components.checkout import PARAMS_VARIABLE
 from components.cli import end_quickly
 from components.config import Params, to_yaml
-from components.progress import progress, say
+from components.progress import say
 from components.tracking.address import VARIABLE, tracking_uri
 from components.tracking.runs import StepRun
 from components.train.step import prepared, train
 from components.training import tracked_training
 from components.warmup.step import warm_up
-from pipelines.ablation.measures import Photograph, Row, identity_of, load_networks, measure, pairs, photographs_of
+from pipelines.ablation.measures import (
+    Photograph,
+    Row,
+    Upscale,
+    bicubic,
+    generator_of,
+    identity_of,
+    load_networks,
+    measured_rows,
+    photographs_of,
+)  # fmt: skip
 from pipelines.ablation.plan import Training, read_ablation, trainings_of
 from pipelines.ablation.report import write_page
 
 WEIGHTS = "generator.safetensors"
 _TIMED = 3
 """Iterations that are timed of each cell, after one that warms up."""
-Upscale = Callable[[Image], Image]
 
 
 def _is_made(weights: Path, settings: Optimisation, patches: Path, start: Path | None = None) -> bool:
@@ -111,25 +115,10 @@ def _measured(
         if found["of"] == of:
             rows: list[Row] = found["rows"]
             return rows
-    device = training_device()
-    networks, upscale = load_networks(device), make()
-    rows = []
-    for photograph, hr, lr in progress(pairs(photographs), file.stem, "photographs", len(photographs)):
-        with full_precision(device):
-            sr = upscale(lr)
-        values = measure(sr, hr, lr, networks)
-        rows.append({"benchmark": photograph.benchmark, "photograph": photograph.path.name, **values})
+    rows = measured_rows(file.stem, make(), photographs, load_networks(training_device()))
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps({"of": of, "rows": rows}))
     return rows
-
-
-def _bicubic(lr: Image) -> Image:
-    return resize_uint8(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
-
-
-def _generator(path: Path, tile: int | None) -> Upscale:
-    return partial(upscale_image, load_generator(path).to(training_device()).eval(), tile=tile)
 
 
 def ablate(options: argparse.Namespace) -> None:
@@ -168,12 +157,12 @@ def ablate(options: argparse.Namespace) -> None:
         say(f"training {number} of {len(waiting)}: {training.name}")
         _train(training, patches, start, folder)
     upscalers: dict[str, Callable[[], Upscale]] = {
-        "bicubic": lambda: _bicubic, "start": partial(_generator, start, params.evaluate.tile),
+        "bicubic": lambda: bicubic, "start": partial(generator_of, start, params.evaluate.tile),
     }  # fmt: skip
     weights = {"bicubic": "bicubic", "start": sha256_of(start)}
     for training in trainings:
         path = folder / training.name / WEIGHTS
-        upscalers[training.name] = partial(_generator, path, params.evaluate.tile)
+        upscalers[training.name] = partial(generator_of, path, params.evaluate.tile)
         weights[training.name] = sha256_of(path)
     identity = identity_of(photographs)
     rows = {

@@ -5,8 +5,9 @@ deviation of HR's luma in 11x11 pixels is below 0.025.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,22 @@ from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
-from bebygan.imaging.bicubic_uint8 import downscale_uint8
+from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.imaging.picture_files import read_picture
 from bebygan.imaging.texture import local_deviation
+from bebygan.imaging.tiling import upscale_image
 from bebygan.metrics import dists, load_lpips, lpips, lr_psnr, psnr_y
 from bebygan.metrics.perceptual import Lpips
-from bebygan.networks import Dists, load_dists
+from bebygan.networks import Dists, load_dists, load_generator
+from bebygan.precision import full_precision, training_device
 from bebygan.pretrained import weights_file
 from bebygan.settings import RegionSettings
 from components.artifacts import PSNR_CAP
+from components.progress import progress
 
+Upscale = Callable[[Image], Image]
+Row = dict[str, Any]
+"""benchmark, photograph, and the metrics."""
 METRICS: Mapping[str, bool] = {
     "psnr_y": True, "lpips": False, "dists": False, "lr_psnr": True, "flat_lpips": False, "false_texture": False,
 }  # fmt: skip
@@ -50,8 +57,8 @@ class Photograph:
     benchmark: str
     path: Path
 
-    def read(self) -> Image:
-        """Return it as RGB, cut at the bottom and the right to sides that 4 divides.
+    def read(self) -> tuple[Image, Image]:
+        """Return HR, RGB, cut at the bottom and the right to sides that 4 divides, and LR by MATLAB's bicubic.
 
         Raises:
             DataError: it cannot be read, or has 16 bits per channel.
@@ -60,7 +67,8 @@ class Photograph:
         if image.dtype != np.uint8:
             raise DataError(f"{self.path} has 16 bits per channel, and benchmarks have 8: save it with 8 bits")
         height, width = (length - length % SCALE for length in image.shape[:2])
-        return np.ascontiguousarray(image[:height, :width])
+        hr = np.ascontiguousarray(image[:height, :width], np.uint8)
+        return hr, downscale_uint8(hr, SCALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +132,30 @@ def measure(sr: Image, hr: Image, lr: Image, networks: Networks) -> dict[str, fl
     return values
 
 
-def pairs(photographs: list[Photograph]) -> Iterator[tuple[Photograph, Image, Image]]:
-    """Yield each photograph with HR and LR."""
-    for photograph in photographs:
-        hr = photograph.read()
-        yield photograph, hr, downscale_uint8(hr, SCALE)
+def bicubic(lr: Image) -> Image:
+    """Enlarge an image as MATLAB's imresize does."""
+    return resize_uint8(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
 
 
-Row = dict[str, Any]
-"""benchmark, photograph, and the metrics."""
+def generator_of(path: Path, tile: int | None) -> Upscale:
+    """Return a function that enlarges by the generator in a file of weights, in tiles of at most this LR side."""
+    return partial(upscale_image, load_generator(path).to(training_device()).eval(), tile=tile)
+
+
+def measured_rows(name: str, upscale: Upscale, photographs: list[Photograph], networks: Networks) -> list[Row]:
+    """Return a row for each photograph, enlarged in float32 from its LR by MATLAB's bicubic.
+
+    Args:
+        name: of the candidate, for the progress line.
+        upscale: the candidate.
+        photographs: of all benchmarks.
+        networks: on the device of training.
+    """
+    rows: list[Row] = []
+    for photograph in progress(photographs, name, "photographs", len(photographs)):
+        hr, lr = photograph.read()
+        with full_precision(training_device()):
+            sr = upscale(lr)
+        values = measure(sr, hr, lr, networks)
+        rows.append({"benchmark": photograph.benchmark, "photograph": photograph.path.name, **values})
+    return rows

@@ -9,11 +9,10 @@ import numpy.typing as npt
 from tabulate import tabulate
 
 from bebygan.files import whole_file
-from bebygan.imaging import Image
 from bebygan.imaging.texture import local_deviation
 from bebygan.precision import full_precision, training_device
 from components.evaluate.pictures import most_textured, side_by_side, square_with_most
-from pipelines.ablation.measures import DEFINITIONS, METRICS, Photograph, Row, flat_regions, pairs
+from pipelines.ablation.measures import DEFINITIONS, METRICS, Photograph, Row, Upscale, flat_regions
 from pipelines.ablation.plan import Ablation, Cell, Training
 
 Rows = Mapping[str, Sequence[Row]]
@@ -147,7 +146,7 @@ def _pictures(
     ablation: Ablation,
     rows: Rows,
     photographs: Sequence[Photograph],
-    upscalers: Mapping[str, Callable[[], Callable[[Image], Image]]],
+    upscalers: Mapping[str, Callable[[], Upscale]],
     folder: Path,
 ) -> Iterator[str]:
     """Write two pictures for each benchmark, and yield the lines that show them."""
@@ -159,7 +158,7 @@ def _pictures(
         median = [each for each in photographs if each.benchmark == benchmark][
             int(np.argsort(of_start)[len(of_start) // 2])
         ]
-        [(_, hr, lr)] = pairs([median])
+        hr, lr = median.read()
         with full_precision(device):
             found = {name: upscalers[candidate]()(lr) for name, candidate in shown.items()}
         error = local_deviation(found["start"], 5) * flat_regions(hr)
@@ -178,7 +177,7 @@ def write_page(
     trainings: Sequence[Training],
     rows: Rows,
     photographs: Sequence[Photograph],
-    upscalers: Mapping[str, Callable[[], Callable[[Image], Image]]],
+    upscalers: Mapping[str, Callable[[], Upscale]],
     data_version: str,
 ) -> None:
     """Write the page, and its pictures into the folder images beside it.
