@@ -34,7 +34,7 @@ def of_sample(shape: GeneratorShape, settings: GanSettings) -> int:
 
     The weights of VGG do not matter, so none are loaded.
     """
-    taps = dict(settings.perceptual.taps)
+    taps = settings.perceptual.weights
     vgg = Vgg(settings.perceptual.network, max(taps))
     # Batch norm needs two samples.
     settings = replace(settings, batch=2, precision="fp32")

@@ -51,7 +51,7 @@ PIECE = 15_000_000
 _NOMINAL = {"H100": (989e12, 494e12, 67e12), "H200": (989e12, 494e12, 67e12), "A100": (312e12, 156e12, 19.5e12)}
 """Peak FLOP/s of bf16, TF32 and fp32 without sparsity, from the makers' data sheets (SXM)."""
 _FIRST = GanSettings(
-    perceptual=PerceptualSettings(network="vgg16", taps=(("conv3_3", 1 / 8), ("conv4_3", 1 / 4), ("conv5_3", 1 / 2))),
+    perceptual=PerceptualSettings(network="vgg16"),
     schedule=LearningRateSchedule(cycle=0, warmup=20),
     keep=Retention(newest=2, every=0, best=None), deliver=Delivery(by="last"), validate_every=0, picture_every=0,
     log_every=20, checkpoint_every=1_000_000, tf32=False,

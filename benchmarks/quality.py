@@ -5,7 +5,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,22 +13,15 @@ import numpy as np
 from tabulate import tabulate
 
 import bebygan
-from bebygan import SCALE
-from bebygan.imaging import Image
-from bebygan.imaging.bicubic_uint8 import resize_uint8
 from bebygan.imaging.tiling import upscale_image
 from bebygan.precision import full_precision, training_device
 from components.cli import report_errors
 from components.evaluate.evidence import intervals
 from components.progress import progress
-from pipelines.ablation.measures import METRICS, Photograph, load_networks, measure, pairs, photographs_of
+from pipelines.ablation.measures import METRICS, Photograph, Upscale, bicubic, load_networks, measure, photographs_of
 
 CONFIDENCE = 0.95
 _SHOWN = ("psnr_y", "lpips", "dists", "lr_psnr")
-
-
-def _bicubic(lr: Image) -> Image:
-    return resize_uint8(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
 
 
 def measured(models: Sequence[str], photographs: Sequence[Photograph]) -> np.ndarray:
@@ -40,11 +33,11 @@ def measured(models: Sequence[str], photographs: Sequence[Photograph]) -> np.nda
     """
     device = training_device()
     networks = load_networks(device)
-    upscalers: list[Callable[[Image], Image]] = [_bicubic]
+    upscalers: list[Upscale] = [bicubic]
     upscalers += [partial(upscale_image, bebygan.load(name).to(device)) for name in models]
     values = np.empty((len(upscalers), len(photographs), len(_SHOWN)))
-    each = progress(pairs(list(photographs)), "quality", "photographs", len(photographs))
-    for number, (_, hr, lr) in enumerate(each):
+    for number, photograph in enumerate(progress(photographs, "quality", "photographs", len(photographs))):
+        hr, lr = photograph.read()
         for which, upscale in enumerate(upscalers):
             with full_precision(device):
                 found = measure(upscale(lr), hr, lr, networks)

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from bebygan.files import whole_file
 from bebygan.imaging.texture import local_deviation
 from bebygan.precision import full_precision, training_device
+from components.evaluate.evidence import intervals
 from components.evaluate.pictures import most_textured, side_by_side, square_with_most
 from pipelines.ablation.measures import DEFINITIONS, METRICS, Photograph, Row, Upscale, flat_regions
 from pipelines.ablation.plan import Ablation, Cell, Training
@@ -23,8 +24,7 @@ TITLES = {
     "false_texture": "false texture ↓",
 }  # fmt: skip
 _DIGITS = {"psnr_y": 2, "lpips": 4, "dists": 4, "lr_psnr": 2, "flat_lpips": 4, "false_texture": 2}
-_FEWEST = 5
-_RESAMPLES = 10_000
+_CONFIDENCE = 0.95
 _SIDE = 128
 """Side of the crops, pixels."""
 
@@ -67,15 +67,6 @@ def means_table(ablation: Ablation, rows: Rows, benchmark: str) -> str:
     return _table(["", *TITLES.values(), "LPIPS, seeds apart"], lines)
 
 
-def _interval(column: Values) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean of differences; NaN for fewer than five."""
-    if len(column) < _FEWEST:
-        return math.nan, math.nan
-    drawn = np.random.default_rng(0).integers(len(column), size=(_RESAMPLES, len(column)))
-    low, high = np.quantile(column[drawn].mean(1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def differences(
     ablation: Ablation, rows: Rows, benchmark: str, cell: str, before: str
 ) -> dict[str, tuple[float, float, float]]:
@@ -88,7 +79,8 @@ def differences(
     for number, metric in enumerate(METRICS):
         column = (mine - theirs)[:, number]
         column = column[np.isfinite(column)]
-        low, high = _interval(column)
+        limits = intervals(column[:, None], _CONFIDENCE) if len(column) else None
+        low, high = (math.nan, math.nan) if limits is None else (float(limits[0, 0]), float(limits[1, 0]))
         found[metric] = (float(column.mean()) if len(column) else math.nan, low, high)
     return found
 
