@@ -9,11 +9,13 @@ import sqlite3
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
@@ -42,12 +44,23 @@ def _move_to(database: Path, project: Path) -> None:
 def project(new_project: Callable[[str], Path]) -> Path:
     """A project whose workspace the version before has written."""
     project = new_project("previous")
+    today = yaml.safe_load((project / "params.yaml").read_text())
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(project, filter="data")
+    # A person adds the parameters that are new.
+    before = yaml.safe_load((project / "params.yaml").read_text())
+    (project / "params.yaml").write_text(yaml.safe_dump(_merged(today, before)))
     _move_to(project / "workspace" / "mlflow.db", project)
     for described in project.rglob("MLmodel"):
         described.write_text(described.read_text().replace("/previous", str(project)))
     return project
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    return base | {
+        name: _merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
+        for name, value in over.items()
+    }
 
 
 def _entries(project: Path) -> list[Mapping[str, object]]:
@@ -58,7 +71,9 @@ def test_a_run_meets_the_old_champion_and_continues_its_ledger(project: Path) ->
     before = _entries(project)
     done = run(project, "pipelines.cli", "run")
     assert done.code == 0, done.err
-    assert "code changed since the champion, version 1" in " ".join(done.err.split())
+    told = " ".join(done.err.split())
+    assert "photographs changed, code changed, parameters changed (" in told
+    assert " since the champion, version 1" in told
     first, second = _entries(project)
     assert [first] == before
     assert (second["number"], second["version"], second["previous"]) == (2, "2", "1")
