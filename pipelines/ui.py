@@ -89,7 +89,9 @@ def ui(options: argparse.Namespace) -> None:
     # In the environment: a command line, which may hold a password, is visible to other users.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT is ignored in what a shell starts in the background.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="mlflow-ui-") as scratch:
         log = Path(scratch) / "log"
         with log.open("wb") as lines:

@@ -1,5 +1,6 @@
 """`bebygan ui` serves the store of a workspace, or names the server."""
 
+import contextlib
 import json
 import os
 import re
@@ -51,7 +52,11 @@ def test_the_pages_are_served_on_loopback_until_the_command_is_stopped(
     words = [sys.executable, "-m", "pipelines.cli", "ui", "--workspace", str(workspace)]
     environment = {name: value for name, value in os.environ.items() if name != address.VARIABLE}
     environment["PYTHONPATH"] = str(ROOT)
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as ended,
+    ):
+        ended.callback(process.terminate)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         assert re.fullmatch(
