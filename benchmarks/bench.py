@@ -15,7 +15,7 @@ from benchmarks.comparing import WrongResultError, write_sample
 from benchmarks.figures import Figure, table, write_figures
 from benchmarks.measuring import Rounds
 from components.cli import report_errors
-from components.config import PARAMS_FILE, load_params
+from components.config import load_params
 from components.progress import say
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong: list[str] = []
 
     def run() -> None:
-        params = load_params(ROOT / PARAMS_FILE)
+        params = load_params(ROOT / "params/compact.yaml")
         known = cases(params)
         options = _options(list(known), arguments)
         chosen = {name: case for name, case in known.items() if not options.only or name in options.only}

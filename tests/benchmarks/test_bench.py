@@ -18,7 +18,7 @@ from benchmarks.figures import Figure, compared, limited, no_worse, table, write
 from benchmarks.measuring import Measured, Outputs, Rounds, Work, difference, in_turn
 from components.config import load_params
 
-PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+PARAMS = load_params(Path(__file__).parents[2] / "params/compact.yaml")
 ONCE = Rounds(least=1, seconds=0)
 
 
