@@ -89,7 +89,8 @@ def test_the_log_of_the_run_has_the_same_list_from_ingest_and_from_evaluate(firs
 def test_the_report_shows_refused_files_with_their_thumbnails(first: Finished, source: Path) -> None:
     assert first.code == 0
     page = (source / "workspace" / "report" / "report.html").read_text()
-    rows = re.findall(r"<tr><td>(.+?)</td>\n<td>(.+?)</td><td>(.+?)</td>", page)
+    [table] = re.findall(r"<table[^>]*>(?:(?!</table>).)*?transparent.*?</table>", page, re.DOTALL)
+    rows = re.findall(r"<tr><td>(.+?)</td>\n<td>(.+?)</td><td>(.+?)</td>", table)
     assert [(name, reason) for _, name, reason in rows][:3] == [
         ("&lt;b&gt;.png", "transparent"), (r"a\ndata version: forged\x1b[2K.png", "grey"), ("blank.png", "flat"),
     ]  # fmt: skip

@@ -71,8 +71,8 @@ def first_on(wanted: str, folder: Path) -> Path:
 def test_the_sample_photographs_are_stored_unchanged(tmp_path: Path) -> None:
     params = replace(PARAMS, minimum_side=256, validation_share=0.08, test_share=0.25)
     report = ingest(str(SAMPLE), tmp_path / "dataset", tmp_path / "docs", params)
-    assert (sum(report.splits.values()), report.skipped, report.quarantined) == (17, 1, {})
-    assert report.splits == {"train": 11, "validation": 2, "test": 4}
+    assert (sum(report.splits.values()), report.skipped, report.quarantined) == (34, 1, {})
+    assert report.splits == {"train": 21, "validation": 2, "test": 11}
     assert report.data_version == data_version(tmp_path / "dataset")
     stored = {
         hashlib.sha256(content).hexdigest() for content in contents(tmp_path / "dataset" / "photographs").values()

@@ -292,7 +292,7 @@ def test_a_model_that_gives_other_pixels_never_becomes_champion(
     monkeypatch.setattr(step, "_FOLDER", tmp_path / "code")
     (tmp_path / "code").mkdir()
     good = (ROOT / "components" / "register" / "model_code.py").read_text()
-    (tmp_path / "code" / "model_code.py").write_text(good.replace("tile=tile)", "tile=tile) // 2"))
+    (tmp_path / "code" / "model_code.py").write_text(good.replace("return upscaled\n", "return upscaled // 2\n"))
     (tmp_path / "code" / "load_check.py").write_text((ROOT / "components" / "register" / "load_check.py").read_text())
     with pytest.raises(WeightsError, match="gives other pixels"):
         registered(generator_folder("two", 2), "promote", champion="1")
