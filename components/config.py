@@ -6,6 +6,7 @@ string (Kubeflow turns integers inside dict parameters into floats).
 """
 
 import difflib
+import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -355,6 +356,11 @@ def plain(group: object) -> dict[str, Any]:
 def to_yaml(group: object) -> str:
     """Write a group as YAML that `from_yaml` reads back to an equal one; the same text each time."""
     return yaml.safe_dump(plain(group), sort_keys=True)
+
+
+def digest(group: object) -> str:
+    """Return the hexadecimal SHA-256 of a group's YAML: the same for equal groups."""
+    return hashlib.sha256(to_yaml(group).encode()).hexdigest()
 
 
 def one_line_yaml(group: object) -> str:

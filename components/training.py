@@ -1,6 +1,5 @@
 """The common part of warm-up and GAN training around the training loop: job identity, history, progress."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +22,7 @@ from bebygan.training.state import TrainState
 from bebygan.training.validation import Distance
 from components.artifacts import photographs_version, write_history
 from components.cli import stoppable
-from components.config import flatten, plain, to_yaml
+from components.config import digest, flatten, plain
 from components.progress import progress_bar
 from components.stores.checkpoint_store import open_checkpoints
 from components.tracking.provenance import code_hash
@@ -150,7 +149,7 @@ def write_generator(folder: Path, state: TrainState, params: Optimisation, job: 
             iteration.
     """
     metadata = {name: text for name, text in job.items() if not name.startswith("params.")}
-    metadata |= {"params": hashlib.sha256(to_yaml(params).encode()).hexdigest(), "seed": str(params.seed)}
+    metadata |= {"params": digest(params), "seed": str(params.seed)}
     delivered, iteration = state.delivered()
     for name, generator, at in (
         ("generator", delivered, iteration),

@@ -16,7 +16,7 @@ from bebygan.files import sha256_of
 from bebygan.networks.weights import metadata_of
 from bebygan.registered_model import WEIGHTS
 from components.cli import end_quickly
-from components.config import Params, flatten, from_yaml, plain, to_yaml
+from components.config import Params, digest, flatten, from_yaml, plain, to_yaml
 from components.preflight.step import Check, preflight
 from components.progress import say
 from components.stores.data_version import check_bytes, fetch
@@ -34,10 +34,6 @@ _SECONDS = 3600.0
 _OF_A_RUN = ("BEBYGAN_PARENT_RUN", "KFP_RUN_ID", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 """Variables that lead into a run of another tracker."""
 _NOT_RECORDED = "the release that made this version did not record them: not verified"
-
-
-def _digest(text: str | bytes) -> str:
-    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
 
 
 def _weights(version: ModelVersion) -> str:
@@ -89,7 +85,7 @@ def stored_parameters(version: ModelVersion, run: EarlierRun) -> Params | None:
         if PARAMETERS not in {file.path for file in client.list_artifacts(run.run_id)}:
             return None
         content = Path(client.download_artifacts(run.run_id, PARAMETERS, scratch)).read_bytes()
-    if _digest(content) != version.tags.get("params_hash"):
+    if hashlib.sha256(content).hexdigest() != version.tags.get("params_hash"):
         raise DataError(
             f"{PARAMETERS} of run {run.run_id} is not what {version.uri} was registered with: restore it from a backup"
         )
@@ -104,7 +100,7 @@ def _parameters(version: ModelVersion) -> str:
     expected = {name: str(value) for name, value in flatten(plain(params))}
     if changed := differences(expected, run.params, 3):
         raise DataError(f"the parameters of run {run.run_id} were changed in MLflow: {', '.join(changed)}")
-    if version.tags.get("train.params") not in (None, _digest(to_yaml(params.train))):
+    if version.tags.get("train.params") not in (None, digest(params.train)):
         raise DataError(f"the weights of {version.uri} were trained with other parameters than run {run.run_id} names")
     return f"{len(expected)}, as registered"
 

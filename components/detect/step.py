@@ -1,12 +1,11 @@
 """Decide whether to train, and report what changed since the champion was made."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bebygan.differences import differences
 from bebygan.errors import ConfigError, ServiceError
-from components.config import flatten, plain, to_yaml
+from components.config import digest, flatten, plain
 from components.job import Job
 from components.progress import say
 from components.tracking.client import MlflowException, mlflow_client, service_errors
@@ -54,7 +53,7 @@ def _pipeline_run_of_champion(model: str) -> _Made | None:
 
 def _changed_parameters(job: Job, before: "Run") -> str | None:
     """Return which parameters differ, or None if none does."""
-    if before.data.tags.get("params_hash") == hashlib.sha256(to_yaml(job.params).encode()).hexdigest():
+    if before.data.tags.get("params_hash") == digest(job.params):
         return None
     now = {name: str(value) for name, value in flatten(plain(job.params))}
     return f"parameters changed ({', '.join(differences(before.data.params, now, _NAMED))})"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bebygan.files import checksums, json_digest
 from bebygan.metrics.protocol import PROTOCOL
-from components.config import flatten, plain, to_yaml
+from components.config import digest, flatten, plain
 
 UNKNOWN = "unknown"
 BUILD_INFO = Path("/etc/bebygan.json")
@@ -85,7 +85,7 @@ def provenance(params: object, data_version: str | None = None) -> dict[str, str
         **_git_facts(),
         "code_hash": code_hash(),
         "data_version": data_version or UNKNOWN,
-        "params_hash": hashlib.sha256(to_yaml(params).encode()).hexdigest(),
+        "params_hash": digest(params),
         "image_digest": os.environ.get("BEBYGAN_IMAGE") or UNKNOWN,
         "kfp_run_id": os.environ.get("KFP_RUN_ID") or UNKNOWN,
         "seed": _seed(params),

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 from bebygan.errors import ConfigError
@@ -21,7 +20,7 @@ from bebygan.training.sampling import batch
 from components.artifacts import photographs_version
 from components.checkout import PARAMS_VARIABLE
 from components.cli import end_quickly
-from components.config import Params, to_yaml
+from components.config import Params, digest
 from components.progress import say
 from components.tracking.address import VARIABLE, tracking_uri
 from components.tracking.runs import StepRun
@@ -52,7 +51,7 @@ def _is_made(weights: Path, settings: Optimisation, patches: Path, start: Path |
     if not weights.is_file():
         return False
     wanted = {
-        "params": sha256(to_yaml(settings).encode()).hexdigest(),
+        "params": digest(settings),
         "patches": sha256_of(patches / "patches.json"),
     }
     if start:
