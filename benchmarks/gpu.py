@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bebygan import SCALE
 from bebygan.imaging import Image
-from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
+from bebygan.imaging.bicubic_uint8 import downscale_uint8, upscale_uint8
 from bebygan.imaging.shards import PhotographPair, write_shards
 from bebygan.imaging.texture import local_deviation
 from bebygan.imaging.tiling import upscale_image
@@ -322,7 +322,7 @@ def measure(
         hr = np.ascontiguousarray(hr[top : top + (side or len(hr)), left : left + (side or hr.shape[1])])
         lr = downscale_uint8(hr, SCALE)
         with full_precision(device):
-            pictures = {"bicubic": resize_uint8(lr, *hr.shape[:2])}
+            pictures = {"bicubic": upscale_uint8(lr, SCALE)}
             pictures |= {name: upscale_image(generator, lr) for name, generator in generators.items()}
         for name, sr in pictures.items():
             rows.setdefault(name, []).append((psnr_y(sr, hr), lpips(sr, hr, network), lr_psnr(sr, lr)))

@@ -63,6 +63,11 @@ def resize_uint8(image: Image, height: int, width: int) -> Image:
     return np.ascontiguousarray(_resize_rows(columns_first, width).transpose(1, 0, 2))
 
 
+def upscale_uint8(image: Image, factor: int) -> Image:
+    """Enlarge an 8-bit image (H, W, C) by a whole factor as MATLAB's `imresize(image, factor)`."""
+    return resize_uint8(image, image.shape[0] * factor, image.shape[1] * factor)
+
+
 def downscale_uint8(image: Image, factor: int) -> Image:
     """Shrink an 8-bit image by a whole factor as MATLAB's `imresize(image, 1 / factor)`.
 

@@ -16,7 +16,7 @@ from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.imaging import Image
-from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
+from bebygan.imaging.bicubic_uint8 import downscale_uint8, upscale_uint8
 from bebygan.imaging.tiling import upscale_image
 from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
 from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
@@ -106,9 +106,7 @@ def _measure(
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Image]]]:
     """Return a row per held-out photograph and candidate, and crops by photograph and caption."""
     photographs, device = held_out(dataset), training_device()
-    upscalers: dict[Candidate, Callable[[Image], Image]] = {
-        "bicubic": lambda lr: resize_uint8(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
-    }
+    upscalers: dict[Candidate, Callable[[Image], Image]] = {"bicubic": partial(upscale_uint8, factor=SCALE)}
     for candidate, path in generators.items():
         upscalers[candidate] = partial(upscale_image, load_generator(path).to(device).eval(), tile=params.tile)
     network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(device)

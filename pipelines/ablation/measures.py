@@ -19,7 +19,7 @@ from bebygan import SCALE
 from bebygan.errors import DataError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
-from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
+from bebygan.imaging.bicubic_uint8 import downscale_uint8, upscale_uint8
 from bebygan.imaging.picture_files import read_picture
 from bebygan.imaging.texture import local_deviation
 from bebygan.imaging.tiling import upscale_image
@@ -29,7 +29,7 @@ from bebygan.networks import Dists, load_dists, load_generator
 from bebygan.precision import full_precision, training_device
 from bebygan.pretrained import weights_file
 from bebygan.settings import RegionSettings
-from components.artifacts import PSNR_CAP
+from components.artifacts import capped
 from components.progress import progress
 
 Upscale = Callable[[Image], Image]
@@ -119,10 +119,10 @@ def measure(sr: Image, hr: Image, lr: Image, networks: Networks) -> dict[str, fl
     """Return all METRICS of one photograph; those of flat regions are NaN where there are none."""
     flat = flat_regions(hr)
     values = {
-        "psnr_y": min(psnr_y(sr, hr), PSNR_CAP),
+        "psnr_y": capped("psnr_y", psnr_y(sr, hr)),
         "lpips": lpips(sr, hr, networks.lpips),
         "dists": dists(sr, hr, networks.dists),
-        "lr_psnr": min(lr_psnr(sr, lr), PSNR_CAP),
+        "lr_psnr": capped("lr_psnr", lr_psnr(sr, lr)),
         "flat_lpips": math.nan,
         "false_texture": math.nan,
     }
@@ -134,7 +134,7 @@ def measure(sr: Image, hr: Image, lr: Image, networks: Networks) -> dict[str, fl
 
 def bicubic(lr: Image) -> Image:
     """Enlarge an image as MATLAB's imresize does."""
-    return resize_uint8(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
+    return upscale_uint8(lr, SCALE)
 
 
 def generator_of(path: Path, tile: int | None) -> Upscale:
