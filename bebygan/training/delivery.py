@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from bebygan.networks.generator import Generator
 from bebygan.settings import HIGHER_IS_BETTER, Delivery, StopRule
 from bebygan.training.state import Best, TrainState
 
@@ -21,11 +22,11 @@ def score(measured: Mapping[str, float], deliver: Delivery) -> tuple[float, floa
     return (0.0 if floor is None else min(measured["validation.lr_psnr"], floor)), value
 
 
-def keep_best(state: TrainState, measured: Mapping[str, float], deliver: Delivery) -> None:
-    """Copy the result of a state to `state.best` if it is better than that one; of equal ones, the first stays."""
+def keep_best(state: TrainState, result: Generator, measured: Mapping[str, float], deliver: Delivery) -> None:
+    """Copy a result of the run to `state.best` if it is better than that one; of equal ones, the first stays."""
     found = score(measured, deliver)
     if found is not None and (state.best is None or found > state.best.score):
-        weights = {name: value.clone() for name, value in state.result().state_dict().items()}
+        weights = {name: value.clone() for name, value in result.state_dict().items()}
         state.best = Best(iteration=state.iteration, score=found, weights=weights)
 
 

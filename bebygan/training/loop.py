@@ -150,9 +150,10 @@ def _measured(
     unchanged = 0 < at <= optimisation.first_change
     if not (validation and every) or unchanged or (at % every and at < optimisation.iterations):
         return {}
-    measured = validate(state.result(), validation, optimisation, lpips)
+    result = state.result()
+    measured = validate(result, validation, optimisation, lpips)
     if at:
-        keep_best(state, measured, optimisation.deliver)
+        keep_best(state, result, measured, optimisation.deliver)
     return _finite({"iteration": at, **measured})
 
 

@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import io
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -53,8 +52,8 @@ class RequestError(Exception):
         self.status = status
 
 
-def _checked_format(content: bytes, limits: Limits) -> str:
-    """Return the format of an image, whose header alone is read."""
+def _checked(content: bytes, limits: Limits) -> tuple[str, int]:
+    """Return the format of an image and its number of pixels; its header alone is read."""
     try:
         with PillowImage.open(io.BytesIO(content), formats=UPSCALED) as image:
             pixels, kind = image.width * image.height, str(image.format)
@@ -67,7 +66,7 @@ def _checked_format(content: bytes, limits: Limits) -> str:
         raise RequestError(400, f"the image cannot be read ({' '.join(str(error).split())})") from error
     if pixels > limits.pixels:
         raise RequestError(413, f"the image has {pixels} pixels, and {limits.pixels} are allowed")
-    return kind
+    return kind, pixels
 
 
 def _upscaled(served: Served, content: bytes, ending: str) -> bytes:
@@ -189,7 +188,7 @@ class Server:
         if self.follower.current is None:
             raise RequestError(503, f"no model is ready: {self.follower.fault}")
         content = await self._body(request)
-        kind = _checked_format(content, self.limits)
+        kind, pixels = _checked(content, self.limits)
         wanted = request.query_params.get("format", _ENDINGS.get(kind, ".png")).lower()
         ending = f".{wanted.removeprefix('.')}"
         if ending not in _TYPES or ending not in WRITTEN:
@@ -199,7 +198,7 @@ class Server:
         served = self.follower.current
         loop = asyncio.get_running_loop()
         answer = await loop.run_in_executor(self._worker, _upscaled, served, content, ending)
-        self._pixels += math.prod(PillowImage.open(io.BytesIO(content)).size)
+        self._pixels += pixels
         return Response(answer, media_type=_TYPES[ending], headers={"X-Model-Version": served.version.version})
 
     async def upscale(self, request: Request) -> Response:
