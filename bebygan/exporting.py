@@ -1,15 +1,17 @@
 """Files of a generator for other programs: ONNX, and safetensors in the public namings."""
 
 import warnings
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from bebygan.errors import WeightsError
 from bebygan.files import whole_file
-from bebygan.networks.generator import Generator, ResidualDenseBlock
+from bebygan.networks.generator import Generator, ResidualDenseBlock, ResidualInResidualDenseBlock
 
 OPSET = 17
 """Version of ONNX's operators in the exported files; onnxruntime reads it from 1.12 on."""
@@ -35,18 +37,15 @@ class _Exported(nn.Module):
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
+        blocks = cast(Iterable[ResidualInResidualDenseBlock], generator.RRDB_trunk)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(map(_DenseBlock, (block.RDB1, block.RDB2, block.RDB3)))  # type: ignore[arg-type]
-            for block in generator.RRDB_trunk
+            nn.Sequential(*map(_DenseBlock, (block.RDB1, block.RDB2, block.RDB3))) for block in blocks
         )
 
     def forward(self, lr: Tensor) -> Tensor:
         first = x = self.generator.conv_first(lr)
         for dense in self.blocks:
-            inner = x
-            for block in dense:  # type: ignore[attr-defined]
-                inner = block(inner)
-            x = torch.add(x, inner, alpha=0.2)
+            x = torch.add(x, dense(x), alpha=0.2)
         return self.generator.pixels(first + self.generator.trunk_conv(x))
 
 

@@ -60,6 +60,10 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "kMGT".index(found[2])))
 
 
+def _add_workspace(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"), help=f"{what} (default: %(default)s)")
+
+
 def _add(commands: Any, name: str, function: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
     """Add a command; `function`, written module:function, runs it."""
     parser = add_command(commands, name, text, epilog)
@@ -81,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--source", default=str(in_checkout("data/sample")), help="folder or s3://bucket/prefix (default: %(default)s)"
     )
-    run.add_argument(
-        "--workspace", type=Path, default=Path("workspace"), help="folder for outputs (default: %(default)s)"
-    )
+    _add_workspace(run, "folder for outputs")
     run.add_argument(
         "--remote", help="DVC remote for data versions, folder or s3://; '' for none (default: WORKSPACE/dvc-remote)"
     )
@@ -145,9 +147,7 @@ def _add_ablate_command(commands: Any) -> None:
         help="photographs to compare on, which no cell is trained on; may be given several times",
     )  # fmt: skip
     ablate.add_argument("--patches", type=Path, help="folder that the patches step wrote (default: WORKSPACE/patches)")
-    ablate.add_argument(
-        "--workspace", type=Path, default=Path("workspace"), help="of the runs and trainings (default: %(default)s)"
-    )
+    _add_workspace(ablate, "of the runs and trainings")
     ablate.add_argument(
         "--output", type=Path, default=Path("docs/ablation.md"), help="page to write (default: %(default)s)"
     )
@@ -167,12 +167,7 @@ def _add_upscale_command(commands: Any) -> None:
         help="alias or number of a version, models:/NAME/NUMBER, a file of weights, or the name of pretrained weights, "
         "such as realsr-df2k-x4 (default: %(default)s)",
     )
-    upscale.add_argument(
-        "--workspace",
-        type=Path,
-        default=Path("workspace"),
-        help="of the runs that made it (default: %(default)s)",
-    )
+    _add_workspace(upscale, "of the runs that made it")
     upscale.add_argument(
         "--tile",
         type=_count,
@@ -191,9 +186,7 @@ def _add_serve_command(commands: Any) -> None:
     serve.add_argument(
         "--model", default="champion", help="alias, which is followed, or number of a version (default: %(default)s)"
     )
-    serve.add_argument(
-        "--workspace", type=Path, default=Path("workspace"), help="of the runs that made it (default: %(default)s)"
-    )
+    _add_workspace(serve, "of the runs that made it")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all networks (default: %(default)s)")
     serve.add_argument("--port", type=_count, default=8080, help="default: %(default)s")
     serve.add_argument("--poll", type=float, default=2.0, help="seconds between looks at the alias (default: 2)")
@@ -221,9 +214,7 @@ def _add_export_command(commands: Any) -> None:
         help="names of the weights in safetensors (default: %(default)s)",
     )
     export.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="to write")
-    export.add_argument(
-        "--workspace", type=Path, default=Path("workspace"), help="of the runs that made it (default: %(default)s)"
-    )
+    _add_workspace(export, "of the runs that made it")
     add_params_arguments(export)
 
 
@@ -245,9 +236,7 @@ def _add_model_commands(commands: Any) -> None:
             command.add_argument(
                 "--retrain", action="store_true", help="train it again on the CPU; compare the weights"
             )
-        command.add_argument(
-            "--workspace", type=Path, default=Path("workspace"), help="of the runs (default: %(default)s)"
-        )
+        _add_workspace(command, "of the runs")
         add_params_arguments(command)
 
 

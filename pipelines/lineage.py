@@ -24,7 +24,7 @@ from components.stores.dataset import shortened
 from components.tracking.history import EarlierRun, earlier_run, steps_of
 from components.tracking.ledger import ROLLBACK, Move, entries
 from components.tracking.provenance import UNKNOWN
-from components.tracking.registry import ModelVersion, aliases_of, find_version
+from components.tracking.registry import ModelVersion, aliases_of, find_version, names_of
 from components.tracking.runs import fetch_artifacts
 from pipelines.models import ledger_of, model_of
 
@@ -88,7 +88,7 @@ def why(options: argparse.Namespace) -> None:
         }
         print(json.dumps(facts, indent=2))
         return
-    named = sorted(alias for alias, number in aliases_of(version.model).items() if number == version.version)
+    named = names_of(version, aliases_of(version.model))
     print(f"{version.model} version {version.version}: verdict {tags.get('verdict', UNKNOWN)}")
     print(f"aliases: {', '.join(named) or 'none'}")
     if summary := tags.get("summary"):
@@ -129,7 +129,7 @@ def _known(tags: Mapping[str, str], *names: str) -> dict[str, str]:
 
 
 def _seed(version: ModelVersion, train: EarlierRun | None) -> dict[str, str]:
-    # Versions of 0.1.0 have the seed of evaluate, which is none.
+    # Versions of 0.1.0 have the seed of evaluate, which has no seed.
     seed = version.tags.get("train.seed") or (train.tags if train else version.tags).get("seed")
     return _known({"seed": seed or UNKNOWN}, "seed")
 

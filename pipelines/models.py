@@ -12,7 +12,7 @@ from components.progress import printable
 from components.register.promotion import promote_by_command, roll_back
 from components.tracking.address import use_registry
 from components.tracking.client import mlflow_client
-from components.tracking.registry import ModelVersion, aliases_of, all_versions, find_version
+from components.tracking.registry import ModelVersion, aliases_of, all_versions, find_version, names_of
 
 _SHOWN_OF_DATA_VERSION = 8
 
@@ -27,7 +27,7 @@ def ledger_of(options: argparse.Namespace) -> str:
     """Return the address of the ledger.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: --ledger is empty.
     """
     if options.ledger == "":
         raise ConfigError("--ledger is empty: name the ledger, which records who moved the champion and why")
@@ -38,7 +38,7 @@ def _facts(version: ModelVersion, aliases: dict[str, str]) -> dict[str, object]:
     values = {metric: version.tags.get(f"metric.{metric}") for metric in TITLES}
     return {
         "version": version.version,
-        "aliases": sorted(alias for alias, number in aliases.items() if number == version.version),
+        "aliases": names_of(version, aliases),
         "date": version.created.isoformat(timespec="minutes") if version.created else None,
         "verdict": version.tags.get("verdict"),
         "rolled_back": version.tags.get("rolled_back"),
@@ -49,11 +49,10 @@ def _facts(version: ModelVersion, aliases: dict[str, str]) -> dict[str, object]:
 
 def _row(version: ModelVersion, aliases: dict[str, str]) -> list[str]:
     tags = version.tags
-    named = sorted(alias for alias, number in aliases.items() if number == version.version)
     values = [tags.get(f"metric.{metric}") for metric in TITLES]
     return [
         version.version,
-        ", ".join(named),
+        ", ".join(names_of(version, aliases)),
         f"{version.created:%Y-%m-%d %H:%M}" if version.created else "",
         "rolled back" if "rolled_back" in tags else tags.get("verdict", ""),
         *(shown(metric, float(value)) if value else "" for metric, value in zip(TITLES, values, strict=True)),

@@ -164,6 +164,11 @@ def aliases_of(model: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in found.aliases.items()} if found else {}
 
 
+def names_of(version: ModelVersion, aliases: Mapping[str, str]) -> list[str]:
+    """Return the aliases of a version, given those of `aliases_of`."""
+    return sorted(alias for alias, number in aliases.items() if number == version.version)
+
+
 def lost_champion(model: str) -> str | None:
     """Return what shows that a model without a champion had one, or None if its versions were never promoted.
 
