@@ -31,7 +31,7 @@ class Upscaler(Generator):
                 a path or an array (H, W, 3).
 
         Raises:
-            DataError: `image` is none of these, or damaged.
+            DataError: `image` is of another kind, or damaged.
         """
         if not isinstance(image, Tensor):
             return upscale_any(image, partial(upscale_fast, self, precision=self.precision))

@@ -79,7 +79,7 @@ def upscale_any(image: Any, upscale: Upscale) -> Any:
         upscale: upscales RGB.
 
     Raises:
-        DataError: `image` is none of these, or damaged.
+        DataError: `image` is of another kind, or damaged.
     """
     if isinstance(image, PillowImage.Image):
         return _of_pillow(image, upscale)

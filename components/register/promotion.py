@@ -263,7 +263,7 @@ def _returns_to(model: str, leaves: str, ledger: str) -> ModelVersion:
     """Return the version that a rollback makes champion, whose files are those that were registered.
 
     Raises:
-        WeightsError: there is none, or it was deleted or changed since it was champion.
+        WeightsError: the champion has no predecessor, or the predecessor was deleted or changed.
     """
     moves, cure = entries(ledger, model), "name the version that is to be champion by `bebygan promote`"
     # A ledger without entries was begun after the promotions.

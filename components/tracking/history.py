@@ -39,7 +39,7 @@ def _as_earlier(run: Run) -> EarlierRun:
 
 
 def earlier_run(run_id: str | None) -> EarlierRun | None:
-    """Return the run with this id, or None if there is none.
+    """Return the run with this id, or None if MLflow does not know it.
 
     Raises:
         ServiceError: the server is unreachable or refuses.

@@ -85,7 +85,7 @@ def ablate(
         picture(seed, 82, 77).save(benchmark / f"{seed}.png")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
-    def run(*options: str, folder: str = "work") -> int:
+    def run(*options: str, folder: str = "trained") -> int:
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         places = ["--patches", str(patches), "--workspace", folder, "--output", f"{folder}/docs/ablation.md"]
         return cli.main(
@@ -114,7 +114,7 @@ def test_an_ablation_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     out, err = capfd.readouterr()
     assert "2 trainings will take 0.00 hours" in out + err
     assert "iteration 2; run again to continue" in out + err
-    kept = Path("work/ablation/l1-seed-1/generator.safetensors")
+    kept = Path("trained/ablation/l1-seed-1/generator.safetensors")
     before = kept.stat().st_mtime_ns
 
     assert ablate() == 0
@@ -123,18 +123,18 @@ def test_an_ablation_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     assert kept.stat().st_mtime_ns == before
     assert ablate(folder="whole") == 0
     for name in ("l1-seed-1", "ldl-seed-1"):
-        first, second = (load_file(f"{each}/ablation/{name}/generator.safetensors") for each in ("work", "whole"))
+        first, second = (load_file(f"{each}/ablation/{name}/generator.safetensors") for each in ("trained", "whole"))
         assert all(torch.equal(first[key], second[key]) for key in first)
 
-    page = Path("work/docs/ablation.md").read_text()
+    page = Path("trained/docs/ablation.md").read_text()
     assert page == Path("whole/docs/ablation.md").read_text()
     assert "**it helps** (ldl beside l1)" in page
     assert "## Few (2 photographs)" in page
     assert all(title in page for title in report.TITLES.values())
-    assert {path.name for path in Path("work/docs/images").iterdir()} == {
+    assert {path.name for path in Path("trained/docs/images").iterdir()} == {
         "ablation-Few-texture.png", "ablation-Few-flat.png",
     }  # fmt: skip
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///work/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///trained/mlflow.db")
     runs = mlflow_client().search_runs(["1"], "tags.ablation = 'ldl'")
     assert {run.info.run_name for run in runs} == {"ldl-seed-1"}
     assert {run.info.status for run in runs} == {"FINISHED", "KILLED"}
@@ -146,7 +146,7 @@ def test_a_dry_run_states_the_hours_and_trains_nothing(ablate: Ablate, capfd: py
     out, err = capfd.readouterr()
     hours = float((out + err).partition("2 trainings will take ")[2].partition(" hours")[0])
     assert hours > 0.5
-    assert not list(Path("work/ablation").glob("*seed*"))
+    assert not list(Path("trained/ablation").glob("*seed*"))
 
 
 def test_the_shipped_ablation_is_the_paper_step_by_step() -> None:
