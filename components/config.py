@@ -157,6 +157,10 @@ class EvaluateParams(Settings):
     confidence: Annotated[float, Constraint(at_least=0.8, at_most=0.999)]
     """Of the intervals of gains: the share of repeated comparisons whose interval contains the true gain."""
     thresholds: Thresholds
+    training_noise: dict[Metric, Positive]
+    """By how much one training is better than another that differs in the seed alone, in 97.5 % of pairs at most this
+    (for a confidence of 95 %): `bebygan calibrate` measures it. A gain over the champion that `thresholds` require must
+    exceed it, too. {} counts the uncertainty of the photographs alone."""
     health: HealthLimits
 
 

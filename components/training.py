@@ -12,6 +12,7 @@ from bebygan.imaging import Image
 from bebygan.imaging.shards import PATCH_SPLITS, read_patches
 from bebygan.metrics.perceptual import load_lpips, lpips
 from bebygan.networks.naming import save_generator
+from bebygan.networks.weights import metadata_of
 from bebygan.pretrained import weights_file
 from bebygan.settings import Optimisation
 from bebygan.training.checkpoint import RunIdentity
@@ -135,6 +136,19 @@ def train_generator(
                 validation=validation,
                 lpips=_lpips(device) if optimisation.validate_every else None,
             )
+
+
+def is_made(weights: Path, settings: Optimisation, patches: Path, start: Path | None = None) -> bool:
+    """Return whether a file of weights is the result of a step with these settings, patches and start."""
+    if not weights.is_file():
+        return False
+    wanted = {
+        "params": digest(settings),
+        "patches": sha256_of(patches / "patches.json"),
+    }
+    if start:
+        wanted["start"] = sha256_of(start)
+    return wanted.items() <= metadata_of(weights).items()
 
 
 def write_generator(folder: Path, state: TrainState, params: Optimisation, job: RunIdentity) -> None:

@@ -64,6 +64,12 @@ def _add_workspace(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--workspace", type=Path, default=Path("workspace"), help=f"{what} (default: %(default)s)")
 
 
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--source", default=str(in_checkout("data/sample")), help="folder or s3://bucket/prefix (default: %(default)s)"
+    )
+
+
 def _add(commands: Any, name: str, function: str, text: str, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
     """Add a command; `function`, written module:function, runs it."""
     parser = add_command(commands, name, text, epilog)
@@ -82,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.set_defaults(commands=commands.choices)
     run = _add(commands, "run", "pipelines.local.command:run", "run the whole pipeline on this machine")
-    run.add_argument(
-        "--source", default=str(in_checkout("data/sample")), help="folder or s3://bucket/prefix (default: %(default)s)"
-    )
+    _add_source(run)
     _add_workspace(run, "folder for outputs")
     run.add_argument(
         "--remote", help="DVC remote for data versions, folder or s3://; '' for none (default: WORKSPACE/dvc-remote)"
@@ -106,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_params_arguments(run)
     _add_upscale_command(commands)
+    _add_calibrate_command(commands)
     _add_ablate_command(commands)
     _add_serve_command(commands)
     _add_export_command(commands)
@@ -136,6 +141,15 @@ def benchmark(text: str) -> tuple[str, Path]:
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, such as Set14=photographs/Set14")
     return name, Path(folder)
+
+
+def _add_calibrate_command(commands: Any) -> None:
+    text = "measure by how much trainings with other seeds differ"
+    calibrate = _add(commands, "calibrate", "pipelines.calibration:calibrate", text)
+    _add_source(calibrate)
+    _add_workspace(calibrate, "whose subfolder calibration holds the trainings")
+    calibrate.add_argument("--seeds", type=_count, default=8, help="number of trainings (default: %(default)s)")
+    add_params_arguments(calibrate)
 
 
 def _add_ablate_command(commands: Any) -> None:

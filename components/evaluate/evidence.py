@@ -46,16 +46,26 @@ def _exact(differences: Table, tail: float) -> Table:
     return limits
 
 
+def students_quantile(tail: float, freedom: int) -> float:
+    """Return the value that Student's t exceeds with a probability of `tail`.
+
+    It is the expansion around the normal distribution (Abramowitz and Stegun 26.7.5), at 2.5 % within 0.3 % of the
+    exact value from 4 degrees of freedom on.
+    """
+    z = -NormalDist().inv_cdf(tail)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
+
+
 def expanded_tail(tail: float, count: int) -> float:
     """Return the tail whose bootstrap percentile is as far out as Student's t interval of `count` normal values.
 
     Plain percentiles are too narrow: the spread of a sample is divided by N instead of N - 1, and is not known exactly.
-    The quantile of Student's t is taken from its expansion around that of the normal distribution (from 20 values on).
     """
-    normal, freedom = NormalDist(), count - 1
-    z = -normal.inv_cdf(tail)
-    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return normal.cdf(-student * math.sqrt(count / freedom))
+    freedom = count - 1
+    return NormalDist().cdf(-students_quantile(tail, freedom) * math.sqrt(count / freedom))
 
 
 def _bootstrap(differences: Table, tail: float) -> Table:

@@ -101,10 +101,18 @@ def _metrics(network: Lpips, sr: Image, hr: Image, lr: Image) -> dict[Metric, fl
     }
 
 
-def _measure(
+def measure(
     dataset: Path, generators: Mapping[Candidate, Path], params: EvaluateParams
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Image]]]:
-    """Return a row per held-out photograph and candidate, and crops by photograph and caption."""
+    """Measure generators and bicubic on the held-out photographs.
+
+    Returns:
+        A row per photograph and candidate, and crops by photograph and caption.
+
+    Raises:
+        DataError: no photograph is held out, one is damaged, or a value is not finite.
+        WeightsError: a generator or LPIPS cannot be loaded.
+    """
     photographs, device = held_out(dataset), training_device()
     upscalers: dict[Candidate, Callable[[Image], Image]] = {"bicubic": partial(upscale_uint8, factor=SCALE)}
     for candidate, path in generators.items():
@@ -133,6 +141,12 @@ def _measure(
         if len(crops) < _PICTURES:
             crops[name] = panels | {"original": hr[rows, columns]}
     return pd.DataFrame(measured), crops
+
+
+def flat_photographs(measured: pd.DataFrame) -> list[str]:
+    """Return the photographs of `measure` that are in no mean, because bicubic restores them almost perfectly."""
+    rows = (measured["candidate"] == "bicubic") & (measured["psnr_y"] >= _FLAT_FROM)
+    return list(measured.loc[rows, "photograph"])
 
 
 def _check_trained_on(version: str, weights: Path, dataset: Path) -> None:
@@ -215,8 +229,8 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="champion-") as scratch:
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
-        measured, crops = _measure(dataset, generators, params)
-    flat = measured.loc[(measured["candidate"] == "bicubic") & (measured["psnr_y"] >= _FLAT_FROM), "photograph"]
+        measured, crops = measure(dataset, generators, params)
+    flat = flat_photographs(measured)
     summary = replace(summarise(dataset, version, challenger), flat=tuple(sorted(flat)))
     textured = measured[~measured["photograph"].isin(flat)]
     by_candidate = (measured if textured.empty else textured).groupby("candidate", sort=False)[list(METRICS)]
@@ -226,7 +240,7 @@ def evaluate(
     objective, known_from = _objective_of(generators["warmup"], means)
     number = 0 if textured.empty else len(tables["challenger"])
     known = Measured(means=means, gains=gains, photographs=number, objective=objective)
-    recommendation, reasons = judge(known, params.thresholds, params.confidence)
+    recommendation, reasons = judge(known, params.thresholds, params.confidence, params.training_noise)
     reigning = current.version if current else None
     sentence = summary_of(recommendation, reasons, gains, params.thresholds, reigning)
     with whole_folder(output) as folder:

@@ -1,6 +1,6 @@
 """Decide from measured means, gains and thresholds whether a challenger replaces the champion."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from bebygan.settings import Objective
@@ -38,7 +38,11 @@ def _relative(measured: Measured, gain: Gain, bound: float, confidence: float | 
 
 
 def _over_champion(
-    measured: Measured, gains: dict[Metric, Gain], bounds: dict[Metric, float], confidence: float
+    measured: Measured,
+    gains: dict[Metric, Gain],
+    bounds: Mapping[Metric, float],
+    confidence: float,
+    noise: Mapping[Metric, float],
 ) -> Iterator[tuple[bool, str]]:
     required = photographs_required(confidence)
     if not bounds:
@@ -49,10 +53,15 @@ def _over_champion(
         yield False, "challenger and champion measure the same on every photograph"
     else:
         for metric, bound in bounds.items():
-            yield _relative(measured, gains[metric], bound, confidence)
+            # A tolerated loss is no claim to be better.
+            least = max(bound, noise.get(metric, bound)) if bound >= 0 else bound
+            passed, text = _relative(measured, gains[metric], least, confidence)
+            yield passed, f"{text} (which another seed alone can gain)" if least > bound else text
 
 
-def _checks(measured: Measured, thresholds: Thresholds, confidence: float) -> Iterator[tuple[bool, str]]:
+def _checks(
+    measured: Measured, thresholds: Thresholds, confidence: float, noise: Mapping[Metric, float]
+) -> Iterator[tuple[bool, str]]:
     for metric, bound in thresholds.absolute.items():
         value, higher = measured.means["challenger"][metric], METRICS[metric]
         # A comparison with NaN is false, so the threshold fails.
@@ -72,23 +81,31 @@ def _checks(measured: Measured, thresholds: Thresholds, confidence: float) -> It
             for metric, bound in bounds.items():
                 yield _relative(measured, gains[opponent][metric], bound)
     if "champion" in gains:
-        yield from _over_champion(measured, gains["champion"], thresholds.champion, confidence)
+        yield from _over_champion(measured, gains["champion"], thresholds.champion, confidence, noise)
     else:
         yield True, "there is no champion to compare with"
 
 
-def judge(measured: Measured, thresholds: Thresholds, confidence: float) -> tuple[Recommendation, tuple[str, ...]]:
+def judge(
+    measured: Measured, thresholds: Thresholds, confidence: float, noise: Mapping[Metric, float]
+) -> tuple[Recommendation, tuple[str, ...]]:
     """Promote a challenger that passes every threshold; keep the champion otherwise, and if no threshold is set.
 
     Bicubic and the warm-up are floors for the means. A champion is replaced only by a challenger whose gains exceed
     their thresholds with confidence: with a threshold of 0, an equal model does not replace the champion.
+
+    Args:
+        measured: means and gains of the challenger.
+        thresholds: that it must pass.
+        confidence: of the intervals of gains over the champion.
+        noise: gain in a metric that another seed alone can bring; a required gain over the champion must exceed it.
 
     Returns:
         The recommendation, and one sentence per threshold with the prefix "passed: " or "failed: ".
     """
     if not any(astuple(thresholds)):
         return "keep", ("failed: no thresholds are set",)
-    checks = list(_checks(measured, thresholds, confidence))
+    checks = list(_checks(measured, thresholds, confidence, noise))
     reasons = tuple(f"{'passed' if passed else 'failed'}: {text}" for passed, text in checks)
     return "promote" if all(passed for passed, _ in checks) else "keep", reasons
 

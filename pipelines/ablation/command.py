@@ -13,19 +13,17 @@ from pathlib import Path
 from bebygan.errors import ConfigError
 from bebygan.files import sha256_of, storage_errors, whole_file
 from bebygan.imaging.shards import read_patches
-from bebygan.networks.weights import metadata_of
 from bebygan.precision import tf32, training_device
-from bebygan.settings import Optimisation
 from bebygan.training.sampling import batch
 from components.artifacts import photographs_version
 from components.checkout import PARAMS_VARIABLE
 from components.cli import end_quickly
-from components.config import Params, digest
+from components.config import Params
 from components.progress import say
 from components.tracking.address import VARIABLE, tracking_uri
 from components.tracking.runs import StepRun
 from components.train.step import prepared, train
-from components.training import tracked_training
+from components.training import is_made, tracked_training
 from components.warmup.step import warm_up
 from pipelines.ablation.measures import (
     Photograph,
@@ -44,19 +42,6 @@ from pipelines.ablation.report import write_page
 WEIGHTS = "generator.safetensors"
 _TIMED = 3
 """Iterations that are timed of each cell, after one that warms up."""
-
-
-def _is_made(weights: Path, settings: Optimisation, patches: Path, start: Path | None = None) -> bool:
-    """Return whether a file of weights is the result of a step with these settings, patches and start."""
-    if not weights.is_file():
-        return False
-    wanted = {
-        "params": digest(settings),
-        "patches": sha256_of(patches / "patches.json"),
-    }
-    if start:
-        wanted["start"] = sha256_of(start)
-    return wanted.items() <= metadata_of(weights).items()
 
 
 def seconds_of_an_iteration(params: Params, patches: Path, start: Path) -> float:
@@ -143,10 +128,10 @@ def ablate(options: argparse.Namespace) -> None:
     os.environ[VARIABLE] = tracking_uri(options.workspace)
     params = trainings[0].params
     start = folder / "start" / WEIGHTS
-    if not _is_made(start, params.warmup, patches):
+    if not is_made(start, params.warmup, patches):
         warm_up(patches, start.parent, folder / "checkpoints", params=params.warmup, track=lambda *_: None)
     waiting = [
-        each for each in trainings if not _is_made(folder / each.name / WEIGHTS, each.params.train, patches, start)
+        each for each in trainings if not is_made(folder / each.name / WEIGHTS, each.params.train, patches, start)
     ]
     if waiting:
         _announce_hours(waiting, patches, start)

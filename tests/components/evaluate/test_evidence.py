@@ -116,7 +116,7 @@ def promoted(differences: Array) -> bool:
     gains = gains_of(values, ["champion"], SHIPPED.confidence)
     means: Any = {name: dict(zip(METRICS, rows.mean(0), strict=True)) for name, rows in values.items()}
     known = Measured(means=means, gains=gains, photographs=len(differences), objective="psnr")
-    return judge(known, SHIPPED.thresholds, SHIPPED.confidence)[0] == "promote"
+    return judge(known, SHIPPED.thresholds, SHIPPED.confidence, {})[0] == "promote"
 
 
 @pytest.mark.parametrize("photographs", [8, 28])

@@ -65,7 +65,7 @@ def means(champion: dict[str, float] | None = CHAMPION, **changed: float) -> dic
 
 
 def verdict(rows: dict[str, Any], thresholds: Thresholds, **changed: Any) -> str:
-    return judge(compared(rows, **changed), thresholds, CONFIDENCE)[0]
+    return judge(compared(rows, **changed), thresholds, CONFIDENCE, {})[0]
 
 
 def failures(reasons: tuple[str, ...]) -> list[str]:
@@ -73,7 +73,7 @@ def failures(reasons: tuple[str, ...]) -> list[str]:
 
 
 def test_a_challenger_that_passes_every_threshold_is_promoted_with_all_reasons() -> None:
-    found, reasons = judge(compared(means(), spread=0.01), USUAL, CONFIDENCE)
+    found, reasons = judge(compared(means(), spread=0.01), USUAL, CONFIDENCE, {})
     assert found == "promote"
     assert reasons == (
         "passed: lr_psnr 47.5000, required: at least 40",
@@ -102,7 +102,7 @@ def test_a_challenger_that_passes_every_threshold_is_promoted_with_all_reasons()
     ],
 )
 def test_one_failed_threshold_keeps_the_champion(changed: dict[str, float], failure: str) -> None:
-    found, reasons = judge(compared(means(**changed)), USUAL, CONFIDENCE)
+    found, reasons = judge(compared(means(**changed)), USUAL, CONFIDENCE, {})
     assert found == "keep"
     assert f"failed: {failure}" in reasons
 
@@ -121,6 +121,24 @@ def test_an_allowed_loss_against_the_champion_must_be_sure_not_to_be_exceeded() 
     assert verdict(means(psnr_y=28.76), USUAL, spread=0.015) == "keep"
 
 
+def test_a_required_gain_must_exceed_what_another_seed_alone_can_gain() -> None:
+    measured = compared(means(), spread=0.001)
+    assert judge(measured, USUAL, CONFIDENCE, {"lpips": 0.018})[0] == "promote"
+    found, reasons = judge(measured, USUAL, CONFIDENCE, {"lpips": 0.0195})
+    assert found == "keep"
+    assert failures(reasons) == [
+        "failed: lpips 0.1000, champion 0.1200: gain +0.0200 [+0.0190, +0.0210], required: more than 0.0195 at 95% "
+        "confidence (which another seed alone can gain)"
+    ]
+
+
+def test_noise_below_the_threshold_and_noise_of_a_tolerated_loss_change_nothing() -> None:
+    measured = compared(means(), spread=0.001)
+    asked = thresholds(champion={"lpips": 0.01, "psnr_y": -0.25})
+    without = judge(measured, asked, CONFIDENCE, {})
+    assert judge(measured, asked, CONFIDENCE, {"lpips": 0.005, "psnr_y": 3.0}) == without
+
+
 def test_bicubic_and_warmup_are_compared_by_means_alone() -> None:
     assert verdict(means(champion=None), USUAL, spread=9.0) == "promote"
     assert verdict(means(champion=None), USUAL, photographs=1) == "promote"
@@ -129,7 +147,7 @@ def test_bicubic_and_warmup_are_compared_by_means_alone() -> None:
 @pytest.mark.parametrize("photographs", [0, 1, 5])
 def test_with_too_few_photographs_the_champion_stays(photographs: int) -> None:
     measured = compared(means(), photographs=photographs)
-    found, reasons = judge(measured, USUAL, CONFIDENCE)
+    found, reasons = judge(measured, USUAL, CONFIDENCE, {})
     assert found == "keep"
     assert failures(reasons) == [f"failed: too few photographs to tell ({photographs} held out, 6 are needed)"]
     said = summary_of(found, reasons, measured.gains, USUAL, "3")
@@ -138,13 +156,13 @@ def test_with_too_few_photographs_the_champion_stays(photographs: int) -> None:
 
 @pytest.mark.parametrize("bound", [0.0, -0.5])
 def test_an_equal_challenger_is_never_promoted(bound: float) -> None:
-    found, reasons = judge(compared(means(champion=CHALLENGER)), thresholds(champion={"lpips": bound}), CONFIDENCE)
+    found, reasons = judge(compared(means(champion=CHALLENGER)), thresholds(champion={"lpips": bound}), CONFIDENCE, {})
     assert found == "keep"
     assert failures(reasons) == ["failed: challenger and champion measure the same on every photograph"]
 
 
 def test_without_a_champion_only_the_other_thresholds_apply() -> None:
-    found, reasons = judge(compared(means(champion=None)), USUAL, CONFIDENCE)
+    found, reasons = judge(compared(means(champion=None)), USUAL, CONFIDENCE, {})
     assert found == "promote"
     assert "passed: there is no champion to compare with" in reasons
     assert verdict(means(champion=None, lpips=0.4), USUAL) == "keep"
@@ -152,13 +170,13 @@ def test_without_a_champion_only_the_other_thresholds_apply() -> None:
 
 def test_no_thresholds_keep_the_champion_even_if_there_is_none() -> None:
     for found in (means(), means(champion=None)):
-        assert judge(compared(found), thresholds(), CONFIDENCE) == ("keep", ("failed: no thresholds are set",))
+        assert judge(compared(found), thresholds(), CONFIDENCE, {}) == ("keep", ("failed: no thresholds are set",))
 
 
 def test_a_champion_is_never_replaced_without_a_threshold_against_it() -> None:
     asked = thresholds(bicubic={"lpips": 0})
     assert verdict(means(champion=None), asked) == "promote"
-    found, reasons = judge(compared(means()), asked, CONFIDENCE)
+    found, reasons = judge(compared(means()), asked, CONFIDENCE, {})
     assert found == "keep"
     assert failures(reasons) == ["failed: no threshold compares with the champion: set evaluate.thresholds.champion"]
 
@@ -207,23 +225,23 @@ def test_the_shipped_thresholds_admit_what_was_seen_to_be_better_on_set14(
 
 def test_the_summary_of_a_promotion_names_the_change_with_its_interval() -> None:
     measured = compared(means(), spread=0.005)
-    found, reasons = judge(measured, USUAL, CONFIDENCE)
+    found, reasons = judge(measured, USUAL, CONFIDENCE, {})
     assert summary_of(found, reasons, measured.gains, USUAL, "3") == (
         "The challenger replaces champion version 3: "
         "LPIPS -0.0200 [-0.0250, -0.0150], 12 better, 0 ties, 0 worse against champion."
     )
     first = compared(means(champion=None), spread=0.005)
-    said = summary_of(*judge(first, USUAL, CONFIDENCE), first.gains, USUAL, None)
+    said = summary_of(*judge(first, USUAL, CONFIDENCE, {}), first.gains, USUAL, None)
     assert said.startswith("The challenger becomes the first champion: LPIPS -0.2500 [")
 
 
 def test_the_summary_of_a_refusal_names_the_first_failure_and_counts_the_others() -> None:
     measured = compared(means(lpips=0.21, lr_psnr=39.0), spread=0.005)
-    assert summary_of(*judge(measured, USUAL, CONFIDENCE), measured.gains, USUAL, "3") == (
+    assert summary_of(*judge(measured, USUAL, CONFIDENCE, {}), measured.gains, USUAL, "3") == (
         "Version 3 stays champion: lr_psnr 39.0000, required: at least 40 (2 more thresholds failed)."
     )
     measured = compared(means(champion=None, lr_psnr=39.0))
-    said = summary_of(*judge(measured, USUAL, CONFIDENCE), measured.gains, USUAL, None)
+    said = summary_of(*judge(measured, USUAL, CONFIDENCE, {}), measured.gains, USUAL, None)
     assert said == "The challenger does not become champion: lr_psnr 39.0000, required: at least 40."
 
 
@@ -239,7 +257,7 @@ def test_a_challenger_with_nan_is_never_promoted(metric: str, value: float) -> N
         )
     other = means(champion=CHAMPION | {metric: value}, **{metric: value})
     assert verdict(other, asked) == "keep"
-    assert any("gain +nan" in reason for reason in judge(compared(other), asked, CONFIDENCE)[1])
+    assert any("gain +nan" in reason for reason in judge(compared(other), asked, CONFIDENCE, {})[1])
 
 
 values = st.fixed_dictionaries({metric: st.floats(0, 60) for metric in METRICS})

@@ -1,0 +1,164 @@
+"""`bebygan calibrate`: how much models differ that were trained with other seeds and nothing else.
+
+The interval of a gain says which other photographs could have been held out. It does not say that another seed would
+have given another model. The spread between seeds gives the gain that a repeated training reaches by chance.
+"""
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from bebygan.errors import ConfigError
+from bebygan.files import sha256_of, storage_errors, whole_file
+from bebygan.settings import GanSettings
+from components.cli import end_quickly, stoppable
+from components.comparison import METRICS, TITLES, shown
+from components.config import PARAMS_FILE, EvaluateParams, Params, digest
+from components.evaluate.evidence import students_quantile
+from components.evaluate.step import flat_photographs, measure
+from components.ingest.step import ingest
+from components.patches.step import make_patches
+from components.progress import progress
+from components.stores.data_version import data_version
+from components.train.step import train
+from components.training import is_made
+from components.warmup.step import warm_up
+
+FEWEST = 5
+"""Seeds below which a standard deviation says nothing."""
+RESULT = "calibration.json"
+_CHECKPOINTS = "checkpoints"
+_WEIGHTS = "generator.safetensors"
+
+
+def least_gain(means: Sequence[float], confidence: float) -> float:
+    """Return the gain over one training that another, which differs in the seed, exceeds with half of 1 - confidence.
+
+    Args:
+        means: of a metric, of trainings that differ in their seeds; they are taken to be normally distributed.
+        confidence: 0.95 gives the gain that 2.5 % of pairs exceed.
+    """
+    spread = float(np.std(means, ddof=1))
+    # The difference of two has twice the variance of one.
+    return students_quantile((1 - confidence) / 2, len(means) - 1) * math.sqrt(2) * spread
+
+
+def _rounded_up(value: float) -> str:
+    """Return a positive value with two digits, never below itself."""
+    digits = 1 - math.floor(math.log10(value)) if value > 0 else 2
+    return f"{math.ceil(value * 10**digits) / 10**digits:.{max(digits, 0)}f}"
+
+
+def prepare(source: str, folder: Path, params: Params) -> None:
+    """Make dataset, patches and warm-up generator in a folder; raises as the steps do."""
+    patches, warmup = folder / "patches", folder / "warmup"
+    ingest(source, folder / "dataset", folder / "docs", params.ingest)
+    make_patches(folder / "dataset", patches, params.patches)
+    if not is_made(warmup / _WEIGHTS, params.warmup, patches):
+        warm_up(patches, warmup, folder / _CHECKPOINTS / "warmup", params=params.warmup, track=_track_nothing)
+
+
+def _track_nothing(iteration: int, values: Mapping[str, object]) -> None:
+    del iteration, values
+
+
+def trained(folder: Path, params: GanSettings) -> Path:
+    """Return the weights of a training with these parameters in a prepared folder, trained now or before."""
+    patches, warmup = folder / "patches", folder / "warmup"
+    output = folder / f"trained-{digest(params)[:16]}"
+    if not is_made(output / _WEIGHTS, params, patches, warmup / _WEIGHTS):
+        checkpoints = folder / _CHECKPOINTS / output.name
+        train(patches, warmup, output, checkpoints, params=params, track=_track_nothing)
+        shutil.rmtree(checkpoints)
+    return output / _WEIGHTS
+
+
+def measured(folder: Path, weights: Path, params: EvaluateParams) -> pd.DataFrame:
+    """Return the metrics of a generator by photograph, of those held out that are not flat, measured now or before."""
+    dataset, file = folder / "dataset", weights.parent / "per_photograph.json"
+    of = {"weights": sha256_of(weights), "dataset": data_version(dataset), "params": digest(params)}
+    if file.is_file() and (found := json.loads(file.read_text()))["of"] == of:
+        return pd.DataFrame(found["rows"]).set_index("photograph")
+    rows, _ = measure(dataset, {"challenger": weights}, params)
+    kept = (rows["candidate"] == "challenger") & ~rows["photograph"].isin(flat_photographs(rows))
+    rows = rows.loc[kept, ["photograph", *METRICS]]
+    with whole_file(file) as temporary:
+        temporary.write_text(json.dumps({"of": of, "rows": rows.to_dict("list")}))
+    return rows.set_index("photograph")
+
+
+def seeded(params: Params, seeds: Iterable[int]) -> list[Params]:
+    """Return the parameters once for each seed of the training."""
+    return [replace(params, train=replace(params.train, seed=seed)) for seed in seeds]
+
+
+def measured_seeds(source: str, folder: Path, trainings: Sequence[Params]) -> list[pd.DataFrame]:
+    """Return the metrics of each training by photograph; trainings of an interrupted call are resumed.
+
+    Args:
+        source: folder or s3://bucket/prefix with the photographs.
+        folder: for everything that is made.
+        trainings: which differ in `train` alone.
+
+    Raises:
+        BebyganError: a step failed, a generator cannot be measured, or the folder cannot be written.
+        Preempted: SIGTERM came; the state of the training is saved.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    prepare(source, folder, trainings[0])
+    tables = []
+    for each in progress(trainings, "calibrate", "trainings", len(trainings)):
+        tables.append(measured(folder, trained(folder, each.train), each.evaluate))
+    return tables
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Run `bebygan calibrate`.
+
+    Raises:
+        ConfigError: there are too few seeds.
+        BebyganError: see `measured_seeds`.
+    """
+    if options.seeds < FEWEST:
+        raise ConfigError(f"--seeds must be at least {FEWEST}, got {options.seeds}: fewer say nothing about the spread")
+    params: Params = options.params
+    folder, confidence = options.workspace / "calibration", params.evaluate.confidence
+    trainings = seeded(params, range(1, options.seeds + 1))
+    with stoppable("stopped on request; calibrate again to continue"):
+        means = pd.DataFrame([table.mean() for table in measured_seeds(options.source, folder, trainings)])
+    gains = {metric: least_gain(means[metric].tolist(), confidence) for metric in METRICS}
+    result = {
+        "seeds": options.seeds,
+        "confidence": confidence,
+        "data_version": data_version(folder / "dataset"),
+        "train": digest(replace(params.train, seed=0)),
+        "means": means.to_dict("list"),
+        "spread": means.std().to_dict(),
+        "training_noise": gains,
+    }
+    with whole_file(folder / RESULT) as file:
+        file.write_text(json.dumps(result, indent=2) + "\n")
+    rows = [
+        [TITLES[metric], *(shown(metric, value) for value in (means[metric].mean(), means[metric].std(), gain))]
+        for metric, gain in gains.items()
+    ]
+    headings = ["", "mean", "standard deviation", "gain by chance"]
+    print(tabulate(rows, headings, tablefmt="plain", disable_numparse=True))
+    noise = ", ".join(f"{metric}: {_rounded_up(gain)}" for metric, gain in gains.items())
+    print(
+        f"\nof two trainings with other seeds, one is better than the other by more than the gain by chance in "
+        f"{(1 - confidence) / 2:.1%} of cases ({options.seeds} seeds). To let only larger gains replace the champion, "
+        f"write in {PARAMS_FILE}, and calibrate again when parameters of train or the number of photographs change:\n\n"
+        f"evaluate:\n  training_noise: {{{noise}}}\n"
+    )
+    print(f"figures: {folder / RESULT}")
+    end_quickly()
