@@ -1,7 +1,7 @@
-"""Files of a generator for other programs: ONNX, and safetensors in the public namings."""
+"""Files of a generator for other programs: ONNX, ncnn, and safetensors in the public namings."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bebygan.errors import WeightsError
+from bebygan.exporting_ncnn import export_ncnn
 from bebygan.files import whole_file
 from bebygan.networks.generator import Generator, ResidualDenseBlock, ResidualInResidualDenseBlock
+from bebygan.networks.naming import Naming, save_generator
+from bebygan.settings import ExportKind
 
 OPSET = 17
 """Version of ONNX's operators in the exported files; onnxruntime reads it from 1.12 on."""
@@ -78,3 +81,32 @@ def export_onnx(generator: Generator, path: Path) -> None:
             output_names=["sr"],
             dynamic_axes={"lr": sizes, "sr": {axis: f"sr_{name}" if axis else name for axis, name in sizes.items()}},
         )
+
+
+def export(
+    generator: Generator,
+    kind: ExportKind,
+    path: Path,
+    naming: Naming = "basicsr",
+    metadata: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Write a generator as a file for other programs, and return the files: two for ncnn.
+
+    Args:
+        generator: on the CPU.
+        kind: of the file.
+        path: of the file; of ncnn's graph.
+        naming: of the weights in safetensors.
+        metadata: text kept in the header of safetensors.
+
+    Raises:
+        WeightsError: the package onnx is not installed, or the weights do not fit the format.
+        StorageError: the file cannot be written.
+    """
+    if kind == "ncnn":
+        return list(export_ncnn(generator, path))
+    if kind == "onnx":
+        export_onnx(generator, path)
+    else:
+        save_generator(generator, path, naming, metadata)
+    return [path]

@@ -13,6 +13,7 @@ Pyramid = Literal["matlab", "official"]
 Objective = Literal["psnr", "perceptual"]
 """What a generator was trained for: small differences of pixels, or pictures that look real."""
 MaskSource = Literal["hr", "lr"]
+ExportKind = Literal["onnx", "ncnn", "safetensors"]
 ValidationMetric = Literal["validation.psnr_y", "validation.l1", "validation.lpips", "validation.lr_psnr"]
 HIGHER_IS_BETTER: frozenset[ValidationMetric] = frozenset({"validation.psnr_y", "validation.lr_psnr"})
 """Of the other metrics of validation, lower values are better."""

@@ -23,6 +23,7 @@ from bebygan.networks.architecture import ALEXNET_SMALLEST
 from bebygan.settings import (
     Constraint,
     Count,
+    ExportKind,
     GanSettings,
     GeneratorShape,
     Objective,
@@ -170,6 +171,8 @@ class RegisterParams(Settings):
 
     promotion: Literal["automatic", "manual"]
     """Whether a challenger that passed becomes champion by itself, or stays challenger until a person promotes it."""
+    exports: tuple[ExportKind, ...]
+    """Files for other programs that are made of each version, compared with torch, and stored with the run."""
 
 
 PARAMS_FILE = Path("params.yaml")

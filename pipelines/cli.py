@@ -219,7 +219,10 @@ def _add_export_command(commands: Any) -> None:
     export = _add(commands, "export", "pipelines.export:export", "write a model as a file for other programs")
     export.add_argument("model", metavar="MODEL", help="as --model of `bebygan upscale`")
     export.add_argument(
-        "--to", choices=("onnx", "safetensors"), required=True, help="onnx: opset 17, images of any size"
+        "--to",
+        choices=("onnx", "ncnn", "safetensors"),
+        required=True,
+        help="onnx: opset 17, images of any size; ncnn: a graph, .param, and weights, .bin",
     )
     export.add_argument(
         "--naming",

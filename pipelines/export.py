@@ -2,8 +2,8 @@
 
 import argparse
 
-from bebygan.exporting import OPSET, export_onnx
-from bebygan.networks import save_generator
+from bebygan.exporting import OPSET
+from bebygan.exporting import export as export_as
 from components.progress import printable
 from pipelines.upscale import find_generator
 
@@ -16,10 +16,7 @@ def export(options: argparse.Namespace) -> None:
         StorageError: the file cannot be written.
     """
     generator, what = find_generator(options.model, options.params.evaluate.model_name, options.workspace)
-    if options.to == "onnx":
-        export_onnx(generator, options.output)
-        kind = f"ONNX, opset {OPSET}, of any size"
-    else:
-        save_generator(generator, options.output, options.naming, {"model": what})
-        kind = f"safetensors, names of {options.naming}"
-    print(printable(f"{what} written to {options.output} ({kind})"))
+    files = export_as(generator, options.to, options.output, options.naming, {"model": what})
+    names = f"names of {options.naming}"
+    kind = {"onnx": f"ONNX, opset {OPSET}, of any size", "ncnn": "ncnn", "safetensors": f"safetensors, {names}"}
+    print(printable(f"{what} written to {' and '.join(map(str, files))} ({kind[options.to]})"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from bebygan.errors import WeightsError
 
 Shapes = dict[str, tuple[int, ...]]
-_NCNN_HALF_PRECISION = 0x01306B47
+NCNN_HALF_PRECISION = 0x01306B47
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -94,7 +94,7 @@ def read_ncnn(path: Path, shapes: Shapes) -> dict[str, Tensor]:
     position = 0
     for name, size in sizes.items():
         if name.endswith("weight"):
-            if int.from_bytes(content[position : position + 4], "little") != _NCNN_HALF_PRECISION:
+            if int.from_bytes(content[position : position + 4], "little") != NCNN_HALF_PRECISION:
                 raise WeightsError(f"the ncnn file does not hold half-precision weights where {name} should be")
             values = np.frombuffer(content, "<f2", size, position + 4)
             position += 4 + _padded(2 * size)

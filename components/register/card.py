@@ -8,6 +8,7 @@ from bebygan import SCALE
 from components.artifacts import Candidate, Means, Verdict, read_summary
 from components.comparison import gain_lines
 from components.config import Metric
+from components.register.exports import TAG
 from components.stores.dataset import headline
 from components.tracking.registry import ModelVersion
 
@@ -39,6 +40,12 @@ def _data(evaluation: Path, data_version: str) -> str:
     if not (evaluation / "data.json").exists():
         return f"data version `{data_version}`"
     return f"{headline(read_summary(evaluation))}; data version `{data_version}`"
+
+
+def _exports(version: ModelVersion) -> str:
+    found = {tag.removeprefix(TAG): told for tag, told in version.tags.items() if tag.startswith(TAG)}
+    lines = [f"- {kind}: {told}" for kind, told in sorted(found.items())]
+    return "\n".join(["## Exports", "", *lines, "", ""]) if lines else ""
 
 
 def model_card(version: ModelVersion, evaluation: Path, verdict: Verdict, means: Means) -> str:
@@ -88,7 +95,7 @@ large = model.predict(image[None])[0]  # (H, W, 3) uint8 RGB
 
 `bebygan why {version.version}` and `bebygan lineage {version.version}` show how it was judged and made.
 
-## Limits
+{_exports(version)}## Limits
 
 - It was trained on photographs that were reduced by a bicubic filter. It does not remove noise, blur or JPEG artefacts,
   and may enlarge them.

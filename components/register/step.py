@@ -2,12 +2,10 @@
 
 import importlib.metadata
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,8 @@ from components.comparison import change, main_gains
 from components.config import Metric, RegisterParams
 from components.progress import say
 from components.register.card import model_card
+from components.register.clean_process import fault_of
+from components.register.exports import store_exports
 from components.register.promotion import may_promote, promote, settle
 from components.tracking.client import mlflow, service_errors, uploading
 from components.tracking.history import earlier_run
@@ -159,13 +159,10 @@ def check_loads(version: ModelVersion, weights: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="load-check-") as scratch:
         asked, answered = Path(scratch) / "images.npy", Path(scratch) / "result.npz"
         np.save(asked, images)
-        # -I ignores PYTHONPATH and the working folder, which hold this copy. Results of a GPU differ in the last bits.
-        command = [sys.executable, "-I", str(_FOLDER / "load_check.py"), version.uri, str(asked), str(answered)]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch, env=environment)
-        if result.returncode:
-            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise WeightsError(f"{version.uri} does not load in a clean process ({last}): the champion stays as it was")
+        if fault := fault_of(_FOLDER / "load_check.py", version.uri, asked, answered, folder=Path(scratch)):
+            raise WeightsError(
+                f"{version.uri} does not load in a clean process ({fault}): the champion stays as it was"
+            )
         with np.load(answered) as arrays:
             pixels, origin = arrays["pixels"], Path(str(arrays["origin"]))
     if origin.resolve() == Path(bebygan.__file__).resolve():
@@ -204,6 +201,8 @@ def register(
         means = read_means(evaluation)
         version = _registered_before(model, lineage)
         version = version or _new_version(model, challenger / WEIGHTS, lineage, run, means["challenger"])
+        exported = store_exports(version, challenger / WEIGHTS, params.exports, evaluation, run)
+        version = replace(version, tags={**version.tags, **exported})
         if not version.description and version.tags.get("verdict_sha256") == lineage["verdict_sha256"]:
             run.client.update_model_version(model, version.version, model_card(version, evaluation, verdict, means))
         newest = version_with_alias(model, "challenger")

@@ -7,9 +7,11 @@ import torch
 
 from bebygan.errors import WeightsError
 from bebygan.exporting import OPSET, export_onnx
+from bebygan.exporting_ncnn import export_ncnn
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator, save_generator
 from bebygan.networks.weights import read_state
+from bebygan.pretrained.readers import read_ncnn
 from bebygan.settings import GeneratorShape
 from pipelines import cli
 
@@ -55,6 +57,44 @@ def test_onnx_computes_what_torch_computes_at_any_size(tmp_path: Path) -> None:
             wanted = generator(torch.from_numpy(lr)).numpy()
         assert found.shape == wanted.shape
         assert np.abs(found - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 13), (33, 18)])
+def test_ncnn_computes_what_torch_computes_at_any_size(size: tuple[int, int], tmp_path: Path) -> None:
+    import ncnn
+
+    options = ["--to", "ncnn", "-o", str(tmp_path / "a.param"), "--params", str(ROOT / "params.yaml")]
+    assert cli.main(["export", str(LAPTOP), *options]) == 0
+    network = ncnn.Net()
+    network.opt.num_threads = 1
+    assert network.load_param(str(tmp_path / "a.param")) == network.load_model(str(tmp_path / "a.bin")) == 0
+    lr = np.random.default_rng(0).random((3, *size), np.float32)
+    extractor = network.create_extractor()
+    extractor.input("data", ncnn.Mat(lr))
+    failed, found = extractor.extract("output")
+    assert not failed
+    with torch.inference_mode():
+        wanted = load_generator(LAPTOP).eval()(torch.from_numpy(lr)[None])[0].numpy()
+    assert np.array(found).shape == wanted.shape
+    # Weights in half precision.
+    assert np.abs(np.array(found) - wanted).max() < 2e-3
+
+
+def test_the_weights_for_ncnn_are_those_of_the_generator_in_half_precision(tmp_path: Path) -> None:
+    generator = load_generator(LAPTOP)
+    graph, weights = export_ncnn(generator, tmp_path / "a.param")
+    state = generator.state_dict()
+    found = read_ncnn(weights, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    assert all(
+        torch.equal(found[name], state[name].half().float() if name.endswith("weight") else state[name])
+        for name in state
+    )
+    magic, counts, *layers = graph.read_text().splitlines()
+    assert (magic, len(layers)) == ("7767517", int(counts.split()[0]))
+    generator.conv_first.weight.data[0] = 1e5
+    with pytest.raises(WeightsError, match=r"conv_first\.weight holds numbers above 65504"):
+        export_ncnn(generator, tmp_path / "b.param")
+    assert not (tmp_path / "b.param").exists()
 
 
 def test_an_unknown_model_or_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

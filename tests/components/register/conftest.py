@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bebygan.files import sha256_of
+from bebygan.settings import ExportKind
 from components.artifacts import Registration
 from components.config import RegisterParams, load_params
 from components.register import step
@@ -72,10 +73,12 @@ def registered(
         verdict: str,
         champion: str | None = None,
         promotion: Any = "automatic",
+        *,
+        exports: tuple[ExportKind, ...] = (),
         ledger: str = "",
         **changed: Any,
     ) -> Registration:
-        params = RegisterParams(promotion=promotion)
+        params = RegisterParams(promotion=promotion, exports=exports)
         folder = evaluated(challenger, verdict, champion, **changed)
         with step_run("register", params) as run:
             return register(challenger, folder, tmp_path / "out", params=params, run=run, ledger=ledger)

@@ -20,7 +20,7 @@ from components.tracking.registry import champion
 from components.tracking.runs import step_run
 from tests.components.registered import aliases, versions
 
-AUTOMATIC = RegisterParams(promotion="automatic")
+AUTOMATIC = RegisterParams(promotion="automatic", exports=())
 
 
 def test_repeating_an_old_promotion_does_not_restore_the_old_champion(

@@ -28,7 +28,7 @@ from components.tracking.runs import step_run
 from tests.components.registered import aliases, versions
 
 ROOT = Path(__file__).parents[3]
-AUTOMATIC = RegisterParams(promotion="automatic")
+AUTOMATIC = RegisterParams(promotion="automatic", exports=())
 
 
 def test_a_promoted_challenger_becomes_champion_and_the_old_one_previous(
