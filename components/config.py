@@ -28,6 +28,7 @@ from bebygan.settings import (
     GeneratorShape,
     Objective,
     Optimisation,
+    Precision,
     Settings,
     Share,
     require,
@@ -154,7 +155,9 @@ class EvaluateParams(Settings):
     crop: Annotated[int, Constraint(multiple_of=4, at_least=64)] | None
     """Side of the central square of each photograph that is measured, pixels; none measures whole photographs."""
     tile: Annotated[int, Constraint(at_least=32)] | None
-    """Largest side of the tiles that generators process, LR pixels, to bound memory; none processes whole images."""
+    """Largest side of the tiles that generators process, LR pixels, to bound memory; none is what `upscale` takes."""
+    precision: Precision
+    """What generators compute in; auto is what `upscale` takes: bfloat16 where the processor computes it."""
     confidence: Annotated[float, Constraint(at_least=0.8, at_most=0.999)]
     """Of the intervals of gains: the share of repeated comparisons whose interval contains the true gain."""
     thresholds: Thresholds

@@ -36,7 +36,7 @@ FEWEST = 5
 """Seeds below which a standard deviation says nothing."""
 RESULT = "calibration.json"
 _CHECKPOINTS = "checkpoints"
-_WEIGHTS = "generator.safetensors"
+WEIGHTS = "generator.safetensors"
 
 
 def least_gain(means: Sequence[float], confidence: float) -> float:
@@ -62,7 +62,7 @@ def prepare(source: str, folder: Path, params: Params) -> None:
     patches, warmup = folder / "patches", folder / "warmup"
     ingest(source, folder / "dataset", folder / "docs", params.ingest)
     make_patches(folder / "dataset", patches, params.patches)
-    if not is_made(warmup / _WEIGHTS, params.warmup, patches):
+    if not is_made(warmup / WEIGHTS, params.warmup, patches):
         warm_up(patches, warmup, folder / _CHECKPOINTS / "warmup", params=params.warmup, track=_track_nothing)
 
 
@@ -74,11 +74,11 @@ def trained(folder: Path, params: GanSettings) -> Path:
     """Return the weights of a training with these parameters in a prepared folder, trained now or before."""
     patches, warmup = folder / "patches", folder / "warmup"
     output = folder / f"trained-{digest(params)[:16]}"
-    if not is_made(output / _WEIGHTS, params, patches, warmup / _WEIGHTS):
+    if not is_made(output / WEIGHTS, params, patches, warmup / WEIGHTS):
         checkpoints = folder / _CHECKPOINTS / output.name
         train(patches, warmup, output, checkpoints, params=params, track=_track_nothing)
         shutil.rmtree(checkpoints)
-    return output / _WEIGHTS
+    return output / WEIGHTS
 
 
 def measured(folder: Path, weights: Path, params: EvaluateParams) -> pd.DataFrame:

@@ -17,15 +17,16 @@ from bebygan.errors import DataError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, upscale_uint8
-from bebygan.imaging.tiling import upscale_image
+from bebygan.imaging.tiling import TILE, upscale_fast
 from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
 from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
 from bebygan.metrics.protocol import PROTOCOL
 from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of, read_state
-from bebygan.precision import full_precision, training_device
+from bebygan.precision import resolve, training_device
 from bebygan.pretrained import weights_file
 from bebygan.settings import Objective
+from bebygan.training.state import place
 from components.artifacts import (
     PSNR_CAP,
     Candidate,
@@ -116,7 +117,8 @@ def measure(
     photographs, device = held_out(dataset), training_device()
     upscalers: dict[Candidate, Callable[[Image], Image]] = {"bicubic": partial(upscale_uint8, factor=SCALE)}
     for candidate, path in generators.items():
-        upscalers[candidate] = partial(upscale_image, load_generator(path).to(device).eval(), tile=params.tile)
+        generator = place(load_generator(path), device, channels_last=True).eval()
+        upscalers[candidate] = partial(upscale_fast, generator, precision=params.precision, tile=params.tile)
     network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(device)
     measured: list[dict[str, Any]] = []
     crops: dict[str, dict[str, Image]] = {}
@@ -127,8 +129,7 @@ def measure(
         rows, columns = most_textured(hr, SIDE)
         panels: dict[str, Image] = {}
         for candidate, upscale in upscalers.items():
-            with full_precision(device):
-                sr = upscale(lr)
+            sr = upscale(lr)
             values = _metrics(network, sr, hr, lr)
             for metric, value in values.items():
                 if not math.isfinite(value):
@@ -161,7 +162,7 @@ def _check_trained_on(version: str, weights: Path, dataset: Path) -> None:
         )
 
 
-def _objective_of(warmup: Path, means: Means) -> tuple[Objective, str]:
+def objective_of(warmup: Path, means: Means) -> tuple[Objective, str]:
     """Return what the warm-up was trained for, and how that is known."""
     said = metadata_of(warmup).get("objective")
     for objective in get_args(Objective):
@@ -176,11 +177,12 @@ def _objective_of(warmup: Path, means: Means) -> tuple[Objective, str]:
 
 def _protocol(params: EvaluateParams) -> dict[str, str]:
     square = f"the central {params.crop} pixels of each" if params.crop else "whole"
-    tiles = f"in tiles of {params.tile} pixels" if params.tile else "whole"
+    tiles = f"in tiles of {params.tile or TILE} pixels"
     return {
         **{name: PROTOCOL[name] for name in METRICS},
         "photographs": f"those that ingest held out, {square}; sides cut to multiples of {SCALE}",
-        "lr": f"8-bit, MATLAB's antialiased bicubic by {SCALE}; generators process it {tiles}, in float32",
+        "lr": f"8-bit, MATLAB's antialiased bicubic by {SCALE}; generators process it {tiles}, in "
+        f"{resolve(params.precision, training_device())}",
         "flat": f"photographs that bicubic restores with {_FLAT_FROM:g} dB PSNR-Y or more are in no mean and no gain",
         "interval": f"{params.confidence:.0%}, two-sided, of the mean of paired differences: exact sign-flip test for "
         f"fewer than {EXACT_BELOW} photographs, else percentiles of {RESAMPLES:,} bootstrap resamples",
@@ -237,7 +239,7 @@ def evaluate(
     means: Means = by_candidate.mean().to_dict("index")  # type: ignore[assignment]
     tables: dict[Candidate, Table] = {name: rows.to_numpy() for name, rows in by_candidate}  # type: ignore[misc]
     gains = gains_of(tables, [name for name in tables if name != "challenger"], params.confidence)
-    objective, known_from = _objective_of(generators["warmup"], means)
+    objective, known_from = objective_of(generators["warmup"], means)
     number = 0 if textured.empty else len(tables["challenger"])
     known = Measured(means=means, gains=gains, photographs=number, objective=objective)
     recommendation, reasons = judge(known, params.thresholds, params.confidence, params.training_noise)

@@ -56,6 +56,8 @@ def params(**changed: Any) -> EvaluateParams:
         "model_name": "tests",
         "crop": 64,
         "tile": None,
+        "precision": "fp32",
+        "training_noise": {},
         "confidence": 0.95,
         "thresholds": NOTHING,
         "health": HEALTH,
@@ -351,6 +353,17 @@ def test_tiles_change_the_values_only_slightly(compared: Callable[..., str], tmp
     # The generator has one block, and its receptive field is smaller than the overlap.
     compared(crop=None, tile=32)
     assert read_means(tmp_path / "out")["challenger"] == pytest.approx(whole["challenger"])
+
+
+def test_models_are_judged_as_upscale_computes_them(compared: Callable[..., str], tmp_path: Path) -> None:
+    compared(crop=None)
+    exact = read_means(tmp_path / "out")
+    compared(crop=None, precision="bf16")
+    found = read_means(tmp_path / "out")
+    assert found["bicubic"] == exact["bicubic"]
+    assert found["challenger"] != exact["challenger"]
+    assert found["challenger"] == pytest.approx(exact["challenger"], rel=0.02)
+    assert "bf16" in read_verdict(tmp_path / "out").protocol["lr"]
 
 
 def test_every_file_caps_the_psnr_of_equal_images(compared: Callable[..., str], dataset: Path, tmp_path: Path) -> None:
