@@ -25,6 +25,7 @@ from components.stores import check_writable, open_store
 from components.stores.source import open_source
 from components.tracking.registry import champion, check_ledger, check_rights, verify
 from components.tracking.runs import check_tracker
+from components.tracking.signatures import SIGNING_KEY, VERIFYING_KEY, check_keys, configured
 
 _SECONDS_FOR_A_SERVICE = 40.0
 _SECONDS_FOR_WEIGHTS = 600.0
@@ -175,6 +176,8 @@ def checks(places: Places, params: Params, gpus: int, look: Look = "verified") -
         found.append(Check(f"weights {name}", partial(_weights, name, look), _SECONDS_FOR_WEIGHTS))
     if start := params.warmup.weights:
         found.append(Check(f"weights {start}", partial(_start, start, look), _SECONDS_FOR_WEIGHTS))
+    if configured(SIGNING_KEY) or configured(VERIFYING_KEY):
+        found.append(Check("keys", check_keys, service))
     if gpus:
         found.append(Check("GPUs", partial(_gpus, gpus), service))
     return found

@@ -40,6 +40,7 @@ from components.tracking.registry import (
     version_with_alias,
 )
 from components.tracking.runs import StepRun
+from components.tracking.signatures import SIGNING_KEY, configured, sign
 
 _log = logging.getLogger(__name__)
 WEIGHTS = "generator.safetensors"
@@ -123,6 +124,14 @@ def _model_folder(folder: Path, weights: Path) -> Path:
     return folder
 
 
+def _sign(logged: mlflow.models.model.ModelInfo, folder: Path, run: StepRun) -> None:
+    """Sign all files of a logged model, if a key is configured."""
+    if not configured(SIGNING_KEY):
+        return
+    model = Path(mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(folder)))
+    run.client.log_model_artifact(logged.model_id, str(sign(model)))
+
+
 def _new_version(
     name: str, weights: Path, lineage: Mapping[str, str], run: StepRun, metrics: Mapping[Metric, float]
 ) -> ModelVersion:
@@ -144,6 +153,7 @@ def _new_version(
             code_paths=[str(model / "code" / "bebygan")],
         )
         mlflow.log_metrics({str(name): value for name, value in metrics.items()}, model_id=logged.model_id)
+        _sign(logged, Path(scratch) / "signed", run)
         return as_version(mlflow.register_model(logged.model_uri, name, tags={**lineage, **expected}))
 
 

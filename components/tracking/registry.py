@@ -20,6 +20,7 @@ from bebygan.files import sha256_of
 from bebygan.registered_model import WEIGHTS, check_unchanged, damaged
 from components.tracking.client import MlflowClient, tracker
 from components.tracking.ledger import HEAD, check_complete
+from components.tracking.signatures import VERIFYING_KEY, check_signature, configured
 
 Alias = Literal["champion", "challenger", "previous"]
 
@@ -212,8 +213,11 @@ def download_generator(version: ModelVersion, folder: Path) -> Path:
 
     Raises:
         ServiceError: the registry or its artifact store is unreachable, refuses, or has lost the file.
-        WeightsError: the file is not the one that was registered.
+        WeightsError: the file is not the one that was registered, or a signature is required and does not verify.
+        ConfigError: see `components.tracking.signatures.check_keys`.
     """
+    if configured(VERIFYING_KEY):
+        return _fetch(version, folder) / WEIGHTS
     with tracker(f"fetching the weights of {version.uri}"):
         found = Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{WEIGHTS}", dst_path=str(folder)))
     if version.tags.get("weights_sha256", (digest := sha256_of(found))) != digest:
@@ -221,19 +225,24 @@ def download_generator(version: ModelVersion, folder: Path) -> Path:
     return found
 
 
+def _fetch(version: ModelVersion, folder: Path) -> Path:
+    with tracker(f"fetching {version.uri}"):
+        model = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=str(folder)))
+    check_unchanged(model, version.tags, version.uri)
+    check_signature(model, version.uri)
+    return model
+
+
 @contextmanager
 def fetched(version: ModelVersion) -> Iterator[Path]:
     """Yield a folder with a version's files, whose weights and code have the digests in its tags.
 
     Raises:
-        ServiceError: as `download_generator`.
-        WeightsError: a file is missing, or is not the one that was registered.
+        ServiceError, ConfigError: as `download_generator`.
+        WeightsError: a file is missing, is not the one that was registered, or a required signature does not verify.
     """
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        with tracker(f"fetching {version.uri}"):
-            model = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch))
-            check_unchanged(model, version.tags, version.uri)
-        yield model
+        yield _fetch(version, Path(scratch))
 
 
 def verify(version: ModelVersion) -> None:
