@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import bebygan
-from bebygan.errors import BebyganError, WeightsError
+from bebygan.errors import BebyganError, ServiceError, StorageError, WeightsError
 from bebygan.imaging.tiling import upscale_fast
 from bebygan.loading import Upscaler
 from bebygan.precision import training_device
@@ -71,12 +71,7 @@ class Follower:
                 return
             if self._broken and self._broken[0] == version.uri and time.monotonic() < self._broken[1]:
                 return
-            try:
-                served = self._loaded(version)
-            except WeightsError:
-                self._broken = version.uri, time.monotonic() + _SECONDS_UNTIL_RETRY
-                self.refused += 1
-                raise
+            served = self._loaded(version)
         except BebyganError as error:
             if self.fault != str(error):
                 kept = f"{self.current.version.uri} is served on" if self.current else "nothing is served"
@@ -88,8 +83,26 @@ class Follower:
         _log.info("serving %s", version.uri)
 
     def _loaded(self, version: ModelVersion) -> Served:
-        with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-            upscaler = bebygan.load(download_generator(version, Path(scratch)), precision=self._precision)
-        upscaler.to(training_device())
-        _try(upscaler, version.uri)
+        """Fetch, check, load and try a version.
+
+        Raises:
+            BebyganError: see `download_generator`; or the version is unfit, and is not tried again for a while.
+        """
+        try:
+            with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+                upscaler = bebygan.load(download_generator(version, Path(scratch)), precision=self._precision)
+            upscaler.to(training_device())
+            _try(upscaler, version.uri)
+        except (ServiceError, StorageError):
+            raise
+        except Exception as error:
+            self._broken = version.uri, time.monotonic() + _SECONDS_UNTIL_RETRY
+            self.refused += 1
+            if isinstance(error, BebyganError):
+                raise
+            # Out of memory with two models, or whatever a network of another kind raises.
+            what = " ".join(str(error).split()) or type(error).__name__
+            raise WeightsError(
+                f"{version.uri} cannot be used here ({what}): give the alias to another version"
+            ) from error
         return Served(version, upscaler)

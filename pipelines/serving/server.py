@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from bebygan.errors import DataError
 from bebygan.imaging.picture_files import UPSCALED, WRITTEN, encoded, enlarged, read_picture
 from bebygan.imaging.tiling import out_of_memory, upscale_fast
 from components.tracking.address import use_registry
+from pipelines.serving import connections
+from pipelines.serving.connections import Worker
 from pipelines.serving.following import Follower, Served
 
 _PAGE = (Path(__file__).parent / "page.html").read_text()
@@ -32,6 +33,11 @@ _ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF
 """What each format is answered with; all others with PNG."""
 _TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff", ".avif": "image/avif"}
 _SECONDS_TO_END = 30
+_SECONDS_BETWEEN_REQUESTS = 75
+"""A connection stays open for longer than proxies keep theirs, which would else send a request into a closed one."""
+_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper limits of the histogram of seconds."""
+_CLIENT_LEFT = 499
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Limits:
     bytes: int
     pixels: int
     waiting: int
-    """Requests that wait or are computed at the same time."""
+    """Images that wait or are computed at the same time. As many bodies of the largest size may be in memory."""
 
 
 class RequestError(Exception):
@@ -82,16 +88,25 @@ def _upscaled(served: Served, content: bytes, ending: str) -> bytes:
         raise
 
 
+def _refusal(status: int, message: str) -> Response:
+    headers = {"Retry-After": "2"} if status in (429, 503) else {}
+    if status == 408:
+        headers = {"Connection": "close"}
+    return PlainTextResponse(f"{message}\n", status, headers)
+
+
 class Server:
     """Answers requests with the model that a follower keeps."""
 
     def __init__(self, follower: Follower, limits: Limits, poll: float) -> None:
         self.follower, self.limits, self.poll = follower, limits, poll
-        self._waiting = 0
+        self._waiting = self._held = 0
         self._codes: Counter[int] = Counter()
-        self._seconds = self._pixels = 0.0
-        # torch computes one image with all cores.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="upscale")
+        self._seconds = 0.0
+        self._within: Counter[float] = Counter()
+        self._pixels = 0
+        # torch computes one image with all cores. A batch of images of one size takes longer than one after another.
+        self._turn, self._worker = asyncio.Lock(), Worker("upscale")
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
@@ -111,12 +126,12 @@ class Server:
         following = asyncio.create_task(self._follow())
         yield
         following.cancel()
-        self._worker.shutdown()
 
     async def _follow(self) -> None:
+        worker = Worker("follow")
         while True:
             try:
-                await asyncio.to_thread(self.follower.refresh)
+                await worker.call(self.follower.refresh)
             except Exception:  # noqa: BLE001 - the server outlives whatever happens to the next version
                 _log.exception("the registry could not be followed")
             await asyncio.sleep(self.poll)
@@ -144,9 +159,13 @@ class Server:
         served = self.follower.current
         lines = ["# TYPE bebygan_requests_total counter"]
         lines += [f'bebygan_requests_total{{code="{code}"}} {count}' for code, count in sorted(self._codes.items())]
+        lines += ["# TYPE bebygan_request_seconds histogram"]
+        lines += [f'bebygan_request_seconds_bucket{{le="{most}"}} {self._within[most]}' for most in _BUCKETS]
+        count = self._codes.total()
+        lines += [f'bebygan_request_seconds_bucket{{le="+Inf"}} {count}', f"bebygan_request_seconds_count {count}"]
+        lines += [f"bebygan_request_seconds_sum {self._seconds:.6f}"]
         for name, kind, value in (
-            ("request_seconds_total", "counter", round(self._seconds, 6)),
-            ("pixels_total", "counter", int(self._pixels)),
+            ("pixels_total", "counter", self._pixels),
             ("waiting_requests", "gauge", self._waiting),
             ("model_switches_total", "counter", self.follower.switches),
             ("model_refused_total", "counter", self.follower.refused),
@@ -158,46 +177,74 @@ class Server:
             lines += [f'bebygan_model_info{{model="{served.version.model}",version="{served.version.version}"}} 1']
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
+    def _refuse_if_full(self) -> None:
+        if self._waiting >= self.limits.waiting:
+            raise RequestError(429, f"{self._waiting} images are waiting: try again later")
+
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
-        """Take a place among the waiting requests."""
-        if self._waiting >= self.limits.waiting:
-            raise RequestError(429, f"{self._waiting} requests are waiting: try again later")
+        """Take a place among the waiting images."""
+        self._refuse_if_full()
         self._waiting += 1
         try:
             yield
         finally:
             self._waiting -= 1
 
-    async def _body(self, request: Request) -> bytes:
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """Receive the body. It takes no place meanwhile, so that slow clients do not keep others waiting."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind and not kind.startswith("image/") and kind != "application/octet-stream":
             raise RequestError(415, f"send the bytes of an image as image/* or application/octet-stream, not {kind}")
         told = request.headers.get("content-length", "0")
-        content = bytearray()
-        if not told.isdecimal() or int(told) <= self.limits.bytes:
-            async for part in request.stream():
-                content += part
-                if len(content) > self.limits.bytes:
-                    break
-            else:
-                return bytes(content)
-        raise RequestError(413, f"the body has more than the {self.limits.bytes} bytes that are allowed")
+        too_large = RequestError(413, f"the body has more than the {self.limits.bytes} bytes that are allowed")
+        if told.isdecimal() and int(told) > self.limits.bytes:
+            raise too_large
+        size = 0
+        try:
+            parts = []
+            try:
+                async with asyncio.timeout(connections.SECONDS_TO_SEND):
+                    async for part in request.stream():
+                        parts.append(part)
+                        size += len(part)
+                        self._held += len(part)
+                        if size > self.limits.bytes:
+                            raise too_large
+                        if self._held > self.limits.waiting * self.limits.bytes:
+                            raise RequestError(429, "other requests take all memory: try again later")
+            except TimeoutError as error:
+                raise RequestError(408, f"the body took longer than {connections.SECONDS_TO_SEND:.0f} s") from error
+            content = b"".join(parts)
+            del parts
+            yield content
+        finally:
+            self._held -= size
 
-    async def _answer(self, request: Request) -> Response:
-        if self.follower.current is None:
-            raise RequestError(503, f"no model is ready: {self.follower.fault}")
-        content = await self._body(request)
-        kind, pixels = _checked(content, self.limits)
+    def _ending(self, request: Request, kind: str) -> str:
+        """Return the suffix of the format of the answer."""
         wanted = request.query_params.get("format", _ENDINGS.get(kind, ".png")).lower()
         ending = f".{wanted.removeprefix('.')}"
         if ending not in _TYPES or ending not in WRITTEN:
             known = ", ".join(each[1:] for each in _TYPES if each in WRITTEN)
             raise RequestError(400, f"format must be one of {known}")
-        # The newest version now: the alias may have moved while the body arrived.
-        served = self.follower.current
-        loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._worker, _upscaled, served, content, ending)
+        return ending
+
+    async def _answer(self, request: Request) -> Response:
+        if self.follower.current is None:
+            raise RequestError(503, f"no model is ready: {self.follower.fault}")
+        self._refuse_if_full()
+        async with self._body(request) as content:
+            kind, pixels = _checked(content, self.limits)
+            ending = self._ending(request, kind)
+            with self._place():
+                async with self._turn:
+                    if await request.is_disconnected():
+                        raise ClientDisconnect
+                    # The newest version now: the alias may have moved meanwhile.
+                    served = self.follower.current
+                    answer = await self._worker.call(_upscaled, served, content, ending)
         self._pixels += pixels
         return Response(answer, media_type=_TYPES[ending], headers={"X-Model-Version": served.version.version})
 
@@ -205,19 +252,37 @@ class Server:
         """Answer an image with itself, four times as large, in its own format or that of the query's `format`."""
         started = time.monotonic()
         try:
-            with self._place():
-                response = await self._answer(request)
+            response = await self._answer(request)
         except RequestError as error:
-            headers = {"Retry-After": "2"} if error.status in (429, 503) else {}
-            response = PlainTextResponse(f"{error}\n", error.status, headers)
+            response = _refusal(error.status, str(error))
         except ClientDisconnect:
-            return Response(status_code=499)
+            response = Response(status_code=_CLIENT_LEFT)
+        except asyncio.CancelledError:
+            # Uvicorn cancels the requests that are left when the time to end is over, and sends their answers.
+            response = _refusal(503, f"the server ended before it came to this image, after {_SECONDS_TO_END} s")
         except Exception:  # noqa: BLE001 - the server outlives any request
             _log.exception("a request failed")
-            response = PlainTextResponse("the image could not be upscaled\n", 500)
+            response = _refusal(500, "the image could not be upscaled")
+        seconds = time.monotonic() - started
         self._codes[response.status_code] += 1
-        self._seconds += time.monotonic() - started
+        self._seconds += seconds
+        for most in _BUCKETS:
+            self._within[most] += seconds <= most
         return response
+
+
+def configured(server: Server, host: str, port: int) -> uvicorn.Config:
+    """Return how uvicorn runs a server."""
+    return uvicorn.Config(
+        server.app(),
+        host=host,
+        port=port,
+        http=connections.Protocol,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_SECONDS_TO_END,
+        timeout_keep_alive=_SECONDS_BETWEEN_REQUESTS,
+    )
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -231,11 +296,4 @@ def serve(options: argparse.Namespace) -> None:
     limits = Limits(options.max_bytes, int(options.max_pixels * 1_000_000), options.queue)
     server = Server(follower, limits, options.poll)
     _log.info("http://%s:%d answers POST with the image upscaled; a browser shows a page", options.host, options.port)
-    uvicorn.run(
-        server.app(),
-        host=options.host,
-        port=options.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_SECONDS_TO_END,
-    )
+    uvicorn.Server(configured(server, options.host, options.port)).run()
