@@ -8,6 +8,8 @@ from bebygan.files import checksums, files_in, json_digest, sha256_of
 
 WEIGHTS = "artifacts/generator.safetensors"
 """Path of the generator in the folder."""
+DISCRIMINATOR = "artifacts/discriminator.safetensors"
+"""Path of the discriminator, with which a training may continue; not every model has one."""
 MODEL_CODE = "model_code.py"
 """Path of the file that MLflow executes."""
 
@@ -19,6 +21,7 @@ def _code_digest(model: Path) -> str:
 
 _DIGESTS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "weights_sha256": ("weights", lambda model: sha256_of(model / WEIGHTS)),
+    "discriminator_sha256": ("discriminator's weights", lambda model: sha256_of(model / DISCRIMINATOR)),
     "code_sha256": ("files of code", _code_digest),
 }
 """What each digest is about, and its function of the model's folder."""
@@ -26,7 +29,8 @@ _DIGESTS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
 
 def digests(model: Path) -> dict[str, str]:
     """Return the SHA-256 of the weights, and of everything that is executed when the model is loaded."""
-    return {name: digest(model) for name, (_, digest) in _DIGESTS.items()}
+    without = () if (model / DISCRIMINATOR).is_file() else ("discriminator_sha256",)
+    return {name: digest(model) for name, (_, digest) in _DIGESTS.items() if name not in without}
 
 
 def damaged(name: str, what: str) -> WeightsError:

@@ -367,6 +367,8 @@ class GanSettings(Optimisation):
         discriminator_rate: learning rate of the discriminator as a multiple of the generator's.
         relativistic_mean: logits that each logit is compared with. global: those of all processes, so that the loss
             does not depend on their number. local: those of its own process, as in the official code.
+        start: what training starts from: `warmup`, `champion` (its generator and discriminator; the warm-up while there
+            is no champion), a version models:/NAME/VERSION, a file of weights, or a name of known weights.
     """
 
     losses: LossWeights = LossWeights()
@@ -380,6 +382,7 @@ class GanSettings(Optimisation):
     discriminator_first: NotNegative = 0
     discriminator_rate: Annotated[float, Constraint(above=0)] = 1.0
     relativistic_mean: Literal["global", "local"] = "global"
+    start: Annotated[str, Constraint(pattern=".+")] = "warmup"
 
     def __post_init__(self) -> None:
         super().__post_init__()

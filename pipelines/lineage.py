@@ -150,7 +150,7 @@ def lineage_of(version: ModelVersion) -> dict[str, Any]:
     return {
         "model": version.model,
         "version": version.version,
-        "weights": _known(tags, "weights_sha256", "code_sha256", "train.start"),
+        "weights": _known(tags, "weights_sha256", "code_sha256", "train.start", "continued_from"),
         "run": run | _known(facts, "kfp_run_id", "reason") | {"steps": {step.step: step.run_id for step in steps}},
         "code": code,
         "parameters": {

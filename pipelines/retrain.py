@@ -125,7 +125,7 @@ def retrain_here(job: Job, *, remote: str, checkpoints: str, ledger: str) -> Any
             remote=remote,
             checkpoints=checkpoints,
             ledger=ledger,
-            params=groups_of(job.params),
+            params=groups_of(job.params_of_steps),
         )
         return Outputs(
             dataset=tasks["ingest"].outputs["dataset"],

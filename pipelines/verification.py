@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
+
 from bebygan.differences import differences
 from bebygan.errors import ConfigError, DataError, WeightsError, error_of
 from bebygan.files import sha256_of
 from bebygan.networks.weights import metadata_of
 from bebygan.registered_model import WEIGHTS
 from components.cli import end_quickly
-from components.config import Params, digest, flatten, from_yaml, plain, to_yaml
+from components.config import digest, flatten
 from components.preflight.step import Check, preflight
 from components.progress import say
 from components.stores.data_version import check_bytes, fetch
@@ -25,7 +27,7 @@ from components.tracking.client import tracker
 from components.tracking.history import EarlierRun, earlier_run
 from components.tracking.ledger import entries
 from components.tracking.provenance import provenance
-from components.tracking.registry import ModelVersion, check_ledger, fetched, find_version
+from components.tracking.registry import ModelVersion, check_ledger, fetched, find_version, write_start
 from components.tracking.runs import PARAMETERS, UNSENT
 from pipelines.lineage import evidence, remote_of
 from pipelines.models import ledger_of, model_of
@@ -71,8 +73,8 @@ def _verdict(version: ModelVersion) -> str:
     return f"as registered: {verdict.verdict}"
 
 
-def stored_parameters(version: ModelVersion, run: EarlierRun) -> Params | None:
-    """Return the parameters that the pipeline's run stored as a file, or None if the release that ran it did not.
+def stored_parameters(version: ModelVersion, run: EarlierRun) -> str | None:
+    """Return the parameters that the pipeline's run stored, in YAML, or None if the release that ran it did not.
 
     Raises:
         DataError: they are not those that the version was registered with.
@@ -89,18 +91,20 @@ def stored_parameters(version: ModelVersion, run: EarlierRun) -> Params | None:
         raise DataError(
             f"{PARAMETERS} of run {run.run_id} is not what {version.uri} was registered with: restore it from a backup"
         )
-    return from_yaml(Params, content.decode())
+    return content.decode()
 
 
 def _parameters(version: ModelVersion) -> str:
     """Check the stored parameters, those that MLflow shows, and the hash in the weights."""
     run = earlier_run(version.tags.get("parent_run"))
-    if run is None or (params := stored_parameters(version, run)) is None:
+    if run is None or (stored := stored_parameters(version, run)) is None:
         return _NOT_RECORDED
-    expected = {name: str(value) for name, value in flatten(plain(params))}
+    # Not read as `Params`: other releases have other parameters.
+    params = yaml.safe_load(stored)
+    expected = {name: str(value) for name, value in flatten(params)}
     if changed := differences(expected, run.params, 3):
         raise DataError(f"the parameters of run {run.run_id} were changed in MLflow: {', '.join(changed)}")
-    if version.tags.get("train.params") not in (None, digest(params.train)):
+    if version.tags.get("train.params") not in (None, digest(params["train"])):
         raise DataError(f"the weights of {version.uri} were trained with other parameters than run {run.run_id} names")
     return f"{len(expected)}, as registered"
 
@@ -122,6 +126,16 @@ def _step(folder: Path, step: str, *arguments: str) -> None:
         raise error_of(ended.returncode, f"{step} failed; the lines above say why")
 
 
+def _fetch_start(start: ModelVersion, version: ModelVersion, folder: Path) -> None:
+    """Fetch the version that a version continued; both digests of its weights are in the tags of the latter."""
+    folder.mkdir()
+    write_start(start, folder)
+    for file in folder.iterdir():
+        name = {"generator": "train.start", "discriminator": "train.start_discriminator"}[file.stem]
+        if version.tags.get(name, found := sha256_of(file)) != found:
+            raise WeightsError(f"{version.uri} continued other weights than {start.uri} has in {file.name}")
+
+
 def retrain(version: ModelVersion, remote: str) -> str:
     """Train a version again from the photographs in the remote and its parameters, on the CPU, and compare the weights.
 
@@ -138,10 +152,10 @@ def retrain(version: ModelVersion, remote: str) -> str:
         BebyganError: a step failed, or the remote lacks the data version.
     """
     run = earlier_run(version.tags.get("parent_run"))
-    params = stored_parameters(version, run) if run else None
-    if params is None:
+    stored = stored_parameters(version, run) if run else None
+    if stored is None:
         raise ConfigError(f"{version.uri} cannot be trained again: the release that made it stored no {PARAMETERS}")
-    here = provenance(params)
+    here = provenance(yaml.safe_load(stored))
     for name in ("code_hash", "torch_version"):
         if here[name] != version.tags.get(name):
             raise ConfigError(
@@ -150,12 +164,15 @@ def retrain(version: ModelVersion, remote: str) -> str:
             )
     with TemporaryDirectory(prefix="retrain-") as scratch:
         folder = Path(scratch)
-        (folder / PARAMETERS).write_text(to_yaml(params), encoding="utf-8")
+        (folder / PARAMETERS).write_text(stored, encoding="utf-8")
         fetch(version.tags["data_version"], remote, folder / "dataset")
         places = {name: str(folder / name) for name in ("dataset", "patches", "warmup", "challenger", "checkpoints")}
         _step(folder, "patches", "--dataset", places["dataset"], "--output", places["patches"])
         common = ("--patches", places["patches"], "--checkpoints", places["checkpoints"])
-        _step(folder, "warmup", *common, "--output", places["warmup"])
+        if continued := version.tags.get("continued_from"):
+            _fetch_start(find_version(continued, version.model), version, folder / "warmup")
+        else:
+            _step(folder, "warmup", *common, "--output", places["warmup"])
         _step(folder, "train", *common, "--warmup", places["warmup"], "--output", places["challenger"])
         found = sha256_of(folder / "challenger" / "generator.safetensors")
     if found != version.tags["weights_sha256"]:

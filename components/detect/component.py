@@ -38,8 +38,9 @@ def decide(source: str, source_version: str, code_version: str, force: str, reas
     with task("decide"):
         from components.config import Params, from_yaml
         from components.detect.step import begin
-        from components.job import Job, groups_of
+        from components.job import Job, groups_of, start_of
 
-        job = Job(from_yaml(Params, params), source, source_version, code_version)
+        parsed = from_yaml(Params, params)
+        job = Job(parsed, source, source_version, code_version, start_of(parsed))
         action = begin(job, force=force, asked_because=reason)
-        return action, *groups_of(job.params).values()
+        return action, *groups_of(job.params_of_steps).values()

@@ -110,6 +110,13 @@ def decide(job: Job, *, force: bool = False, tries: int | None = None) -> Decisi
     made = _pipeline_run_of_champion(model)
     # Kubeflow's MLflow plugin may track this run in another experiment than the runs before.
     also_in = [made[1].info.experiment_id] if made and made[1] else []
+    if made and made[1] and job.start:
+        tags = made[1].data.tags
+        # Otherwise each run that starts from the champion would call for the next one.
+        if tags.get("recipe", tags.get("fingerprint")) == job.recipe:
+            verify(made[0])
+            reason = f"the champion, version {made[0].version}, was made of these photographs, parameters and code"
+            return Decision("skip", reason, tags.get("data_version", ""))
     same = {"fingerprint": job.fingerprint}
     if earlier := ended_runs(same, "FINISHED", also_in):
         if made is None and (lost := lost_champion(model)):

@@ -57,7 +57,7 @@ from components.stores.dataset import (
     summarise,
 )
 from components.tracking.provenance import provenance
-from components.tracking.registry import champion, download_generator
+from components.tracking.registry import all_versions, champion, download_generator
 from components.tracking.runs import StepRun
 
 CHECKS = "checks.html"
@@ -116,8 +116,11 @@ def measure(
     """
     photographs, device = held_out(dataset), training_device()
     upscalers: dict[Candidate, Callable[[Image], Image]] = {"bicubic": partial(upscale_uint8, factor=SCALE)}
-    for candidate, path in generators.items():
-        generator = place(load_generator(path), device, channels_last=True).eval()
+    same: dict[str, Candidate] = {}
+    # A training that continues the champion starts from its weights: they are measured once.
+    twins = {candidate: same.setdefault(sha256_of(path), candidate) for candidate, path in generators.items()}
+    for candidate in same.values():
+        generator = place(load_generator(generators[candidate]), device, channels_last=True).eval()
         upscalers[candidate] = partial(upscale_fast, generator, precision=params.precision, tile=params.tile)
     network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(device)
     measured: list[dict[str, Any]] = []
@@ -128,17 +131,21 @@ def measure(
         lr = downscale_uint8(hr, SCALE)
         rows, columns = most_textured(hr, SIDE)
         panels: dict[str, Image] = {}
+        found: dict[Candidate, dict[Metric, float]] = {}
         for candidate, upscale in upscalers.items():
             sr = upscale(lr)
-            values = _metrics(network, sr, hr, lr)
-            for metric, value in values.items():
+            found[candidate] = _metrics(network, sr, hr, lr)
+            for metric, value in found[candidate].items():
                 if not math.isfinite(value):
                     raise DataError(
                         f"{metric} of {candidate} is {value} for {name}: leave the photograph out, or train again"
                     )
-            row = {"photograph": name, "sha256": photograph["sha256"], "candidate": candidate}
-            measured.append(row | values)
             panels[NAMES[candidate]] = sr[rows, columns]
+        for candidate in ("bicubic", *generators):
+            twin = twins.get(candidate, candidate)
+            row = {"photograph": name, "sha256": photograph["sha256"], "candidate": candidate}
+            measured.append(row | found[twin])
+            panels.setdefault(NAMES[candidate], panels[NAMES[twin]])
         if len(crops) < _PICTURES:
             crops[name] = panels | {"original": hr[rows, columns]}
     return pd.DataFrame(measured), crops
@@ -164,7 +171,8 @@ def _check_trained_on(version: str, weights: Path, dataset: Path) -> None:
 
 def objective_of(warmup: Path, means: Means) -> tuple[Objective, str]:
     """Return what the warm-up was trained for, and how that is known."""
-    said = metadata_of(warmup).get("objective")
+    metadata = metadata_of(warmup)
+    said = metadata.get("objective", "perceptual" if metadata.get("step") == "train" else None)
     for objective in get_args(Objective):
         if objective == said:
             return objective, "its file says so"
@@ -239,6 +247,8 @@ def evaluate(
     means: Means = by_candidate.mean().to_dict("index")  # type: ignore[assignment]
     tables: dict[Candidate, Table] = {name: rows.to_numpy() for name, rows in by_candidate}  # type: ignore[misc]
     gains = gains_of(tables, [name for name in tables if name != "challenger"], params.confidence)
+    started = all_versions(params.model_name, weights_sha256=sha256_of(generators["warmup"])) if current else []
+    start = f"version {started[0].version}, which training continued" if started else "the warm-up generator"
     objective, known_from = objective_of(generators["warmup"], means)
     number = 0 if textured.empty else len(tables["challenger"])
     known = Measured(means=means, gains=gains, photographs=number, objective=objective)
@@ -259,7 +269,7 @@ def evaluate(
             champion=reigning,
             challenger_sha256=sha256_of(generators["challenger"]),
             measured_sha256={name: sha256_of(folder / name) for name in ("metrics.json", "per_photograph.csv")},
-            protocol=_protocol(params) | {"warmup": f"{objective}-oriented: {known_from}"},
+            protocol=_protocol(params) | {"start": start, "warmup": f"{objective}-oriented: {known_from}"},
             health=tuple(examine(history, params.health)),
             provenance=provenance(params, version),
         )

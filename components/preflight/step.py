@@ -23,7 +23,7 @@ from components.config import Params
 from components.progress import say
 from components.stores import check_writable, open_store
 from components.stores.source import open_source
-from components.tracking.registry import champion, check_ledger, check_rights, verify
+from components.tracking.registry import champion, check_ledger, check_rights, find_version, verify
 from components.tracking.runs import check_tracker
 from components.tracking.signatures import SIGNING_KEY, VERIFYING_KEY, check_keys, configured
 
@@ -122,6 +122,9 @@ def _weights(name: str, look: Look) -> str:
 def _start(weights: str, look: Look) -> str:
     if weights in GENERATORS:
         return _weights(weights, look)
+    if weights.startswith("models:/"):
+        verify(find_version(weights.partition("#")[0], ""))
+        return "are those that were registered"
     if not start_weights_file(weights).is_file():
         raise WeightsError(
             f"the file {weights} of warmup.weights does not exist: put it into the image or onto the volume, or "

@@ -48,6 +48,11 @@ def _exports(version: ModelVersion) -> str:
     return "\n".join(["## Exports", "", *lines, "", ""]) if lines else ""
 
 
+def _continued(version: ModelVersion) -> str:
+    start = version.tags.get("continued_from")
+    return f"; training continued from version {start}" if start else ""
+
+
 def model_card(version: ModelVersion, evaluation: Path, verdict: Verdict, means: Means) -> str:
     """Return the card of a version.
 
@@ -70,7 +75,7 @@ Beby-GAN super-resolution: makes photographs {SCALE} times as large.
 
 ## Trained on
 
-{_data(evaluation, verdict.data_version)}
+{_data(evaluation, verdict.data_version)}{_continued(version)}
 
 ## Figures
 

@@ -16,7 +16,7 @@ from bebygan.files import sha256_of, whole_folder
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of
-from bebygan.registered_model import MODEL_CODE, digests
+from bebygan.registered_model import DISCRIMINATOR, MODEL_CODE, digests
 from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
 from components.artifacts import Registration, Verdict, read_means, read_verdict, write_registration
 from components.comparison import change, main_gains
@@ -68,11 +68,13 @@ def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun)
     params_hash = pipeline.tags.get("params_hash") if pipeline else None
     of_the_run = {"parent_run": run.pipeline_run, "params_hash": params_hash, "seed": metadata.get("seed")}
     facts = verdict.provenance.items()
+    continued = all_versions(verdict.model, weights_sha256=metadata["start"]) if "start" in metadata else []
     return {
         **{name: fact for name, fact in facts if fact != UNKNOWN and name not in _OF_EVALUATE},
         **{name: fact for name, fact in of_the_run.items() if fact},
         **{f"train.{name}": text for name, text in metadata.items() if name not in _TWICE},
         **{f"metric.{name}": f"{value:.6g}" for name, value in read_means(evaluation)["challenger"].items()},
+        **({"continued_from": continued[0].version} if continued else {}),
         "verdict": verdict.verdict,
         "reasons": "; ".join(verdict.reasons),
         "summary": verdict.summary,
@@ -121,6 +123,8 @@ def _model_folder(folder: Path, weights: Path) -> Path:
     shutil.copyfile(_FOLDER / MODEL_CODE, folder / MODEL_CODE)
     (folder / WEIGHTS_IN_MODEL).parent.mkdir()
     shutil.copyfile(weights, folder / WEIGHTS_IN_MODEL)
+    if (discriminator := weights.with_name(Path(DISCRIMINATOR).name)).is_file():
+        shutil.copyfile(discriminator, folder / DISCRIMINATOR)
     return folder
 
 
@@ -144,7 +148,7 @@ def _new_version(
             name="generator",
             python_model=str(model / MODEL_CODE),
             # MLflow decodes %XX also in a plain path.
-            artifacts={"generator": (model / WEIGHTS_IN_MODEL).as_uri()},
+            artifacts={path.stem: path.as_uri() for path in (model / WEIGHTS_IN_MODEL).parent.iterdir()},
             model_config=expected,
             # A schema of the input would refuse all but one kind of image.
             signature=mlflow.models.ModelSignature(params=_OPTIONS),
@@ -189,7 +193,7 @@ def register(
     A repeated call changes nothing, or completes an interrupted registration.
 
     Args:
-        challenger: folder with generator.safetensors.
+        challenger: folder with generator.safetensors, and optionally discriminator.safetensors.
         evaluation: folder that the evaluate step wrote for this challenger.
         output: folder for registration.json, replaced as a whole.
         params: of the step.

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from bebygan.errors import WeightsError
 from bebygan.files import sha256_of
-from bebygan.registered_model import WEIGHTS, check_unchanged, damaged
+from bebygan.registered_model import DISCRIMINATOR, WEIGHTS, check_unchanged, damaged
 from components.tracking.client import MlflowClient, tracker
 from components.tracking.ledger import HEAD, check_complete
 from components.tracking.signatures import VERIFYING_KEY, check_signature, configured
@@ -243,6 +244,18 @@ def fetched(version: ModelVersion) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         yield _fetch(version, Path(scratch))
+
+
+def write_start(version: ModelVersion, folder: Path) -> None:
+    """Copy the weights from which a training continues into a folder: generator, and discriminator if there is one.
+
+    Raises:
+        ServiceError, WeightsError: as `fetched`.
+    """
+    with fetched(version) as model:
+        for name in (WEIGHTS, DISCRIMINATOR):
+            if (model / name).is_file():
+                shutil.copyfile(model / name, folder / Path(name).name)
 
 
 def verify(version: ModelVersion) -> None:

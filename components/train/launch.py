@@ -114,7 +114,8 @@ def launch(
             f"checkpoints {checkpoints} would be lost with the pod: they must be below {volume}, or in s3://"
         )
     digest = sha256_of(about)
-    name = trainjob_name("train", to_yaml(params), digest, sha256_of(start), settings.image)
+    beside = [sha256_of(path) for path in [warmup / "discriminator.safetensors"] if path.is_file()]
+    name = trainjob_name("train", to_yaml(params), digest, sha256_of(start), settings.image, *beside)
     shards, home = volume / "shards" / digest[:16], volume / "trainjobs" / name
     challenger = home / "challenger"
     if challenger.is_dir():

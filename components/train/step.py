@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 
 from bebygan.distributed import rank
+from bebygan.errors import WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.losses.objective import Perceptual
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.dists import Dists, load_dists
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import load_vgg
-from bebygan.networks.weights import safetensors_bytes
+from bebygan.networks.weights import load_exactly, read_state, safetensors_bytes
 from bebygan.precision import resolve, training_device
 from bebygan.pretrained import weights_file
 from bebygan.settings import GanSettings
@@ -21,6 +22,8 @@ from bebygan.training.step import gan_step
 from components.artifacts import read_patchless, write_patchless
 from components.progress import say
 from components.training import Track, job_of, train_generator, write_generator
+
+DISCRIMINATOR = "discriminator.safetensors"
 
 
 def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:
@@ -43,16 +46,25 @@ def prepared(start: Path, params: GanSettings) -> tuple[TrainState, TrainStep]:
     """Return the state before the first iteration, on the device of training, and the iteration.
 
     Args:
-        start: file of the generator's weights.
+        start: file of the generator's weights. A discriminator beside it is continued with.
         params: of the step.
 
     Raises:
-        WeightsError: the generator, or a network that a loss needs, is unavailable.
+        WeightsError: the generator, or a network that a loss needs, is unavailable, or the discriminator
+            has another shape.
     """
     device = training_device()
     generator = load_generator(start)
     torch.manual_seed(params.seed)
     discriminator = Discriminator(params.crop, params.discriminator_width) if params.losses.adversarial else None
+    if discriminator is not None and (beside := start.with_name(DISCRIMINATOR)).is_file():
+        try:
+            load_exactly(discriminator, read_state(beside), beside)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{error}; to continue with it, set train.crop and train.discriminator_width to those that it was "
+                "trained with, or set train.start to warmup"
+            ) from error
     state = new_state(generator, discriminator, params, device)
     return state, gan_step(params, _perceptual(params, device), _dists(params, device))
 
@@ -73,7 +85,7 @@ def train(
         track: receives the logged values.
 
     Raises:
-        WeightsError: the warm-up generator, or a network that a loss needs, is unavailable.
+        WeightsError: see `prepared`.
         ConfigError: the checkpoints belong to another run.
         Preempted, DataError: see `bebygan.training.loop.fit`.
         StorageError: the output cannot be written.
@@ -86,7 +98,10 @@ def train(
         )
     start = warmup / "generator.safetensors"
     state, step = prepared(start, params)
-    job = job_of("train", params, patches, {"start": sha256_of(start)})
+    digests = {"start": sha256_of(start)}
+    if state.discriminator is not None and (beside := start.with_name(DISCRIMINATOR)).is_file():
+        digests["start_discriminator"] = sha256_of(beside)
+    job = job_of("train", params, patches, digests)
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     if rank():
         return
@@ -94,7 +109,7 @@ def train(
         write_generator(folder, state, params, job)
         if state.discriminator is not None:
             weights = {key: value.cpu().contiguous() for key, value in state.discriminator.state_dict().items()}
-            (folder / "discriminator.safetensors").write_bytes(safetensors_bytes(weights, {}))
+            (folder / DISCRIMINATOR).write_bytes(safetensors_bytes(weights, {}))
         # Evaluate, which does not receive the patches, reports these photographs.
         if patchless := read_patchless(patches):
             write_patchless(folder, patchless)

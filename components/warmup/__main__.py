@@ -6,13 +6,15 @@ import sys
 from components.artifacts import photographs_version
 from components.cli import add_training_arguments, run_step, step_parser
 from components.config import Params
+from components.job import start_of, with_start
 from components.training import tracked_training
 from components.warmup.step import warm_up
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
-    with tracked_training("warmup", params.warmup, photographs_version(options.patches)) as track:
-        warm_up(options.patches, options.output, options.checkpoints, params=params.warmup, track=track)
+    group = with_start(params, start_of(params)).warmup
+    with tracked_training("warmup", group, photographs_version(options.patches)) as track:
+        warm_up(options.patches, options.output, options.checkpoints, params=group, track=track)
     print(f"{options.output}: warm-up generator")
 
 

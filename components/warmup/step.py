@@ -15,8 +15,10 @@ from bebygan.pretrained import GENERATORS, KNOWN, weights_file
 from bebygan.settings import GeneratorShape
 from bebygan.training.state import new_state
 from bebygan.training.step import warmup_step
+from components.artifacts import write_history
 from components.checkout import start_weights_file
 from components.config import WarmupParams
+from components.tracking.registry import find_version, write_start
 from components.training import Track, job_of, train_generator, write_generator
 
 
@@ -36,22 +38,48 @@ def _first_difference(generator: Generator, shape: GeneratorShape) -> str:
     return f"{key} is {found.get(key, 'missing')} in the file and {wanted.get(key, 'missing')} in the generator"
 
 
+def _check_shape(generator: Generator, where: str | Path, asked: GeneratorShape) -> None:
+    if generator.shape != asked:
+        raise WeightsError(
+            f"{where} holds {generator.shape}, but warmup.generator asks for {asked}: "
+            f"{_first_difference(generator, asked)}"
+        )
+
+
+def _continue(reference: str, output: Path, asked: GeneratorShape) -> None:
+    """Write the weights of a registered version unchanged, so that their digest shows where they come from."""
+    uri, _, expected = reference.partition("#")
+    version = find_version(uri, "")
+    if expected != version.tags.get("weights_sha256", ""):
+        raise WeightsError(f"{uri} has other weights than when this run was decided: run again")
+    with whole_folder(output) as folder:
+        write_start(version, folder)
+        _check_shape(load_generator(folder / "generator.safetensors"), uri, asked)
+        write_history(folder, [])
+
+
 def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: WarmupParams, track: Track) -> None:
-    """Train or import the warm-up generator.
+    """Train or import the warm-up generator, or fetch the weights of a registered version to continue with.
 
     Args:
         patches: folder that the patches step wrote.
         output: folder, replaced as a whole: generator.safetensors, generator_raw.safetensors, history.jsonl. The
-            metadata of the weights say what they were trained for, under `objective`, if that is known.
+            metadata of the weights say what they were trained for, under `objective`, if that is known. Of a version:
+            its generator.safetensors, and discriminator.safetensors if it has one.
         checkpoints: folder or s3:// prefix for the checkpoints of this and other runs.
         params: of the step.
         track: gets the logged values.
 
     Raises:
         WeightsError: the given weights are missing, damaged, or of another architecture.
+        ServiceError: the registry is unreachable or refuses.
         Preempted, DataError, ConfigError: see `bebygan.training.loop.fit`.
         StorageError: the output cannot be written.
     """
+    if (params.weights or "").startswith("models:/"):
+        if not rank():
+            _continue(str(params.weights), output, params.generator)
+        return
     start, objective = "scratch", "psnr"
     torch.manual_seed(params.seed)
     if params.weights is None:
@@ -63,11 +91,7 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
         start = sha256_of(path)
         if not params.iterations:
             objective = (KNOWN[params.weights].objective or "") if known else _objective_of(path)
-        if generator.shape != params.generator:
-            raise WeightsError(
-                f"{path} holds {generator.shape}, but warmup.generator asks for {params.generator}: "
-                f"{_first_difference(generator, params.generator)}"
-            )
+        _check_shape(generator, path, params.generator)
     state = new_state(generator, None, params, training_device())
     job = job_of("warmup", params, patches, {"start": start})
     if params.iterations:

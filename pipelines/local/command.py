@@ -67,7 +67,8 @@ def _report(job: Job, workspace: Path) -> str:
     page = workspace / "report" / "report.html"
     if page.is_file():
         return str(page)
-    for finished in ended_runs({"fingerprint": job.fingerprint}, "FINISHED"):
+    known = ({"fingerprint": job.fingerprint}, {"recipe": job.recipe}, {"fingerprint": job.recipe})
+    for finished in (run for same in known for run in ended_runs(same, "FINISHED")):
         with tempfile.TemporaryDirectory() as scratch:
             if found := fetch_artifacts(finished, "evaluate", "evaluation", Path(scratch)):
                 # KFP, which this module imports, takes seconds to import.
@@ -102,6 +103,8 @@ def _print_plan(job: Job, decision: Decision, places: Places) -> None:
     for name in ("source", "workspace", "remote", "ledger"):
         print(f"{f'{name}:':<11}{absolute(getattr(places, name)) or 'none'}")
     print(f"runs:      {where_shown(Path(places.workspace), job.params.evaluate.model_name)}")
+    if job.start:
+        print(f"start:     {job.start.partition('#')[0]}")
     print("parameters:")
     for name, value in flatten(plain(job.params)):
         print(f"  {name}: {printable(str(value))}")
@@ -125,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
         say(f"training: {decision.reason}")
     if decision.action == "skip":
         return
-    needed = checks(places, job.params, gpus=0, look="in images" if containers else "present")
+    needed = checks(places, job.params_of_steps, gpus=0, look="in images" if containers else "present")
     preflight(needed, report=say if options.dry_run else _log.debug)
     if options.dry_run:
         print("preflight: passed")

@@ -189,7 +189,7 @@ def in_containers(
         _hand_over(folder)
     environment = environment_of_tasks(dict(os.environ))
     named = [value for value in environment.values() if os.path.isabs(value)]
-    weights = job.params.warmup.weights
+    weights = job.params_of_steps.warmup.weights
     given = [place for place in (job.source, str(start_weights_file(weights)) if weights else "") if folder_of(place)]
     memory = psutil.virtual_memory().total
     with _engine_errors():

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bebygan.errors import ConfigError, DataError
+from bebygan.errors import ConfigError, DataError, ServiceError, WeightsError
 from components.config import GROUPS, Params, from_yaml, load_params
-from components.job import Job, groups_of, inputs_of, job_here
+from components.job import Job, groups_of, inputs_of, job_here, start_of
 from components.tracking import provenance
+from components.tracking.client import mlflow_client
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,46 @@ def test_the_fingerprint_changes_with_photographs_code_and_parameters_alone(para
     assert job.tags == {
         "fingerprint": job.fingerprint, "source": "photographs", "source_version": "s1", "code_version": "c1",
     }  # fmt: skip
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_another_champion_to_continue_makes_another_job_of_the_same_recipe(
+    photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = load_params(ROOT / "params.yaml", ["train.start=champion"])
+    first = job_here(params, str(photographs))
+    assert "there is no champion yet: training starts from the warm-up" in capsys.readouterr().err
+    assert (first.start, first.fingerprint, first.params_of_steps) == ("", first.recipe, params)
+    client = mlflow_client()
+    client.create_registered_model("bebygan")
+    jobs = [first]
+    for number in (1, 2):
+        client.create_model_version("bebygan", "source", tags={"weights_sha256": f"{number}" * 64, "promoted": "true"})
+        client.set_registered_model_alias("bebygan", "champion", str(number))
+        jobs.append(job_here(params, str(photographs)))
+        assert jobs[-1].start == f"models:/bebygan/{number}#{f'{number}' * 64}"
+        assert jobs[-1].tags["start"] == jobs[-1].start
+        warmup = jobs[-1].params_of_steps.warmup
+        assert (warmup.weights, warmup.iterations) == (jobs[-1].start, 0)
+    assert len({job.fingerprint for job in jobs}) == 3
+    assert {job.recipe for job in jobs} == {first.recipe}
+    named = load_params(ROOT / "params.yaml", ["train.start=models:/bebygan/1"])
+    assert start_of(named) == jobs[1].start
+    assert start_of(load_params(ROOT / "params.yaml")) == ""
+    with pytest.raises(WeightsError, match="bebygan has no version 9 in this registry"):
+        start_of(load_params(ROOT / "params.yaml", ["train.start=models:/bebygan/9"]))
+    client.delete_registered_model_alias("bebygan", "champion")
+    with pytest.raises(ServiceError, match=r"bebygan lost its champion .*give a version the alias champion, or set"):
+        start_of(params)
+
+
+def test_training_may_start_from_a_file_of_weights(photographs: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "start.safetensors"
+    weights.write_bytes(b"1")
+    job = job_here(load_params(ROOT / "params.yaml", [f"train.start={weights}"]), str(photographs))
+    assert (job.params_of_steps.warmup.weights, job.start) == (str(weights), "")
+    weights.write_bytes(b"2")
+    assert job_here(job.params, str(photographs)).fingerprint != job.fingerprint
 
 
 def test_a_job_here_knows_photographs_and_starting_weights(params: Params, photographs: Path, tmp_path: Path) -> None:

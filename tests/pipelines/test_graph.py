@@ -94,7 +94,8 @@ def test_a_step_is_given_its_own_parameters_in_both(graph: dict[str, Any], stage
     groups = groups_of(job().params)
     for name, task in tasks(graph).items():
         assert task["inputs"]["parameters"]["params"] == {"runtimeValue": {"constant": groups[name]}}
-        assert stages[name]["params"] == [name]
+        # The warm-up delivers what the training starts from.
+        assert stages[name]["params"] == [name, *(["train.start"] if name == "warmup" else [])]
 
 
 def test_a_change_of_one_group_changes_the_inputs_of_its_step_alone(

@@ -92,6 +92,26 @@ def test_a_damaged_champion_is_no_reason_to_do_nothing(job: Job, monkeypatch: py
 
 
 @pytest.mark.usefixtures("mlflow_store")
+def test_a_run_that_continues_the_champion_is_not_repeated_with_the_champion_that_it_made(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(job, monkeypatch, promote=True)
+    continued = dataclasses.replace(job, start="models:/bebygan/1#1")
+    decision = decide(continued)
+    assert (decision.action, decision.reason) == (
+        "skip", "the champion, version 1, was made of these photographs, parameters and code",
+    )  # fmt: skip
+    more = dataclasses.replace(continued, source_version="source-2")
+    assert decide(more).action == "train"
+    finish(more, monkeypatch, promote=True)
+    assert decide(dataclasses.replace(more, start="models:/bebygan/2#2")).reason.startswith("the champion, version 2,")
+    even_more = dataclasses.replace(more, source_version="source-3")
+    finish(even_more, monkeypatch, promote=False)
+    assert decide(even_more).action == "skip", "its challenger was not promoted"
+    assert decide(dataclasses.replace(even_more, start="models:/bebygan/3#3")).action == "train", "another champion"
+
+
+@pytest.mark.usefixtures("mlflow_store")
 def test_a_run_whose_challenger_was_not_promoted_is_not_repeated(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(job, monkeypatch, promote=True)
     other = dataclasses.replace(job, source_version="source-2")

@@ -16,14 +16,14 @@ from PIL import Image
 from bebygan.errors import DataError, ServiceError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging.tiling import upscale_image
-from bebygan.networks.naming import load_generator
+from bebygan.networks.naming import load_generator, save_generator
 from components.artifacts import Registration
 from components.config import RegisterParams, load_params
 from components.register import step
 from components.register.step import check_loads, register
 from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
-from components.tracking.registry import champion, download_generator
+from components.tracking.registry import champion, download_generator, find_version, write_start
 from components.tracking.runs import step_run
 from tests.components.registered import aliases, versions
 
@@ -103,6 +103,30 @@ def test_a_version_has_a_model_card_and_its_figures_as_metrics(
         assert part in version.description
     [logged] = mlflow_client().search_logged_models(["1"])
     assert {metric.key: metric.value for metric in logged.metrics}["lpips"] == 0.0875
+
+
+def test_a_version_has_its_discriminator_and_says_which_version_it_continued(
+    registered: Callable[..., Registration], challenger: Path, generator_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (challenger / "discriminator.safetensors").write_bytes(b"discriminator")
+    registered(challenger, "promote")
+    first = find_version("1", "tests")
+    assert first.tags["discriminator_sha256"] == sha256_of(challenger / "discriminator.safetensors")
+    assert "continued_from" not in first.tags
+    write_start(first, tmp_path)
+    for name in ("generator.safetensors", "discriminator.safetensors"):
+        assert (tmp_path / name).read_bytes() == (challenger / name).read_bytes()
+    later = generator_folder("later", 2)
+    start = {"start": first.tags["weights_sha256"]}
+    save_generator(load_generator(later / "generator.safetensors"), later / "generator.safetensors", metadata=start)
+    registered(later, "keep")
+    second = find_version("2", "tests")
+    assert second.tags["continued_from"] == "1"
+    assert "continued from version 1" in second.description
+    [stored] = tmp_path.rglob("artifacts/artifacts/discriminator.safetensors")
+    stored.write_bytes(b"Discriminator")
+    with pytest.raises(WeightsError, match="its discriminator's weights have SHA-256"):
+        write_start(first, tmp_path)
 
 
 def test_the_registered_weights_are_the_challengers(

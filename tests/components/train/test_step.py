@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bebygan.errors import DataError, Preempted, StorageError
+from bebygan.errors import DataError, Preempted, StorageError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import PhotographPair, read_patches, write_shards
@@ -22,11 +22,12 @@ from bebygan.networks.dists import DistsWeights
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import Vgg
+from bebygan.networks.weights import metadata_of
 from bebygan.settings import GanSettings
 from components.config import load_params, to_yaml
 from components.tracking.client import mlflow_client
 from components.train.__main__ import main
-from components.train.step import train
+from components.train.step import prepared, train
 from tests.components.trained import contents, history, ignore
 
 ROOT = Path(__file__).parents[3]
@@ -93,6 +94,32 @@ def test_a_training_writes_all_its_files(trained: Path, warmup: Path) -> None:
                      trained / "generator_raw.safetensors")
     )  # fmt: skip
     assert 0 < (average - start).abs().max() < (last - start).abs().max()
+
+
+def test_a_training_continues_with_the_discriminator_beside_the_generator(trained: Path) -> None:
+    state, _ = prepared(trained / "generator.safetensors", tiny())
+    assert state.discriminator is not None
+    expected = load_file(trained / "discriminator.safetensors")
+    assert all(expected[name].equal(value) for name, value in state.discriminator.state_dict().items())
+    for network in (state.generator, state.average):
+        assert network.conv_last.weight.equal(load_generator(trained / "generator.safetensors").conv_last.weight)
+
+
+def test_the_digest_of_the_discriminator_is_part_of_what_a_training_started_from(
+    patches: Path, trained: Path, tmp_path: Path
+) -> None:
+    train(patches, trained, tmp_path / "next", tmp_path / "checkpoints", params=tiny("iterations=1"), track=ignore)
+    metadata = metadata_of(tmp_path / "next" / "generator.safetensors")
+    assert metadata["start"] == sha256_of(trained / "generator.safetensors")
+    assert metadata["start_discriminator"] == sha256_of(trained / "discriminator.safetensors")
+
+
+def test_a_discriminator_of_another_shape_is_refused_with_what_to_set(trained: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"has shape .*, the network has .*set train\.crop and train\.discriminator_w"
+    ):
+        prepared(trained / "generator.safetensors", tiny("discriminator_width=8"))
+    assert prepared(trained / "generator.safetensors", tiny("losses.adversarial=0"))[0].discriminator is None
 
 
 def test_every_loss_is_logged_and_in_the_history(patches: Path, warmup: Path, tmp_path: Path) -> None:

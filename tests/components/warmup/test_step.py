@@ -19,6 +19,7 @@ from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator, save_generator
 from bebygan.networks.weights import metadata_of
 from bebygan.pretrained import GENERATORS, KNOWN
+from bebygan.registered_model import DISCRIMINATOR, MODEL_CODE, WEIGHTS, digests
 from bebygan.settings import GeneratorShape
 from components.config import WarmupParams, load_params
 from components.tracking.client import mlflow_client
@@ -72,6 +73,60 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, patches: Path) -> Path
     folder = tmp_path_factory.mktemp("undisturbed")
     warm_up(patches, folder / "out", folder / "checkpoints", params=tiny(), track=ignore)
     return folder / "out"
+
+
+@pytest.fixture
+def registered(weights: Path, mlflow_store: str) -> str:  # noqa: ARG001
+    """Register the tiny generator with a discriminator; return how a run names it."""
+    model = weights.parent / "model"
+    (model / "artifacts").mkdir(parents=True)
+    shutil.copy(weights, model / WEIGHTS)
+    (model / DISCRIMINATOR).write_bytes(b"discriminator")
+    (model / MODEL_CODE).write_text("")
+    client = mlflow_client()
+    client.create_registered_model("bebygan")
+    client.create_model_version("bebygan", model.as_uri(), tags=digests(model))
+    return f"models:/bebygan/1#{sha256_of(weights)}"
+
+
+def test_a_registered_version_is_continued_with_byte_for_byte(
+    registered: str, weights: Path, patches: Path, tmp_path: Path
+) -> None:
+    warm_up(
+        patches, tmp_path / "out", tmp_path / "c", params=tiny("iterations=0", f"weights={registered}"), track=ignore
+    )
+    assert (tmp_path / "out" / "generator.safetensors").read_bytes() == weights.read_bytes()
+    assert (tmp_path / "out" / "discriminator.safetensors").read_bytes() == b"discriminator"
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "said"),
+    [
+        (
+            None,
+            "generator={blocks: 2, features: 4, growth: 2}",
+            r"models:/bebygan/1 holds .*, but warmup\.generator asks",
+        ),
+        (WEIGHTS, "iterations=0", "models:/bebygan/1 is damaged: its weights have SHA-256"),
+        (DISCRIMINATOR, "iterations=0", "models:/bebygan/1 is damaged: its discriminator's weights have SHA-256"),
+    ],
+)
+def test_a_registered_version_that_does_not_fit_or_was_changed_is_refused(  # noqa: PLR0917
+    changed: str | None, settings: str, said: str, registered: str, patches: Path, tmp_path: Path
+) -> None:
+    if changed:
+        (tmp_path / "model" / changed).write_bytes(b"changed")
+    with pytest.raises(WeightsError, match=said):
+        warm_up(patches, tmp_path / "out", tmp_path / "c", params=tiny(settings, f"weights={registered}"), track=ignore)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_version_with_other_weights_than_were_decided_on_is_refused(
+    registered: str, patches: Path, tmp_path: Path
+) -> None:
+    other = registered[:-1] + ("0" if registered[-1] != "0" else "1")
+    with pytest.raises(WeightsError, match="models:/bebygan/1 has other weights than when this run was decided"):
+        warm_up(patches, tmp_path / "out", tmp_path / "c", params=tiny(f"weights={other}"), track=ignore)
 
 
 def stop_at(iteration: int) -> Callable[[int, Mapping[str, float]], None]:
