@@ -188,9 +188,16 @@ def _add_upscale_command(commands: Any) -> None:
         help="largest side of the parts that are computed at once, pixels (default: 512, or what --max-memory allows)",
     )
     upscale.add_argument(
-        "--max-memory", type=_bytes, metavar="SIZE", help="memory that the process may take, such as 2GB"
+        "--max-memory", type=_bytes, metavar="SIZE", help="memory that all processes together may take, such as 2GB"
     )
     upscale.add_argument("--precision", choices=_PRECISIONS, default="auto", help=_PRECISION_HELP)
+    upscale.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="photographs upscaled at a time, each with its share of threads and memory (default: %(default)s)",
+    )
     upscale.add_argument("--overwrite", action="store_true", help="replace files that exist; otherwise they are kept")
     add_params_arguments(upscale)
 

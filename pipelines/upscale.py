@@ -4,7 +4,8 @@ import argparse
 import glob
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from bebygan.imaging.tiling import out_of_memory, upscale_fast
 from bebygan.networks import Generator
 from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS
+from bebygan.settings import Precision
 from components.progress import printable, progress_bar, say
 from components.stores.source import is_not_picture
 from components.tracking.address import VARIABLE, use_registry
+from pipelines.processes import upscale_in_processes
 
 
 def find_generator(model: str, name: str, workspace: Path) -> tuple[Generator, str]:
@@ -149,19 +152,38 @@ def _room(picture: Picture, limit: int | None, source: Path) -> int | None:
 
 
 def _upscale(
-    generator: Generator, source: Path, target: Path, options: argparse.Namespace, advance: Callable[[int], object]
+    generator: Generator,
+    source: Path,
+    target: Path,
+    *,
+    precision: Precision,
+    tile: int | None,
+    max_memory: int | None,
+    roots: Sequence[Path],
+    advance: Callable[[int], object] | None = None,
 ) -> None:
+    _refuse_link(source, roots)
     picture = read_picture(source)
-    memory = _room(picture, options.max_memory, source)
+    memory = _room(picture, max_memory, source)
     try:
-        rgb = upscale_fast(
-            generator, picture.rgb, precision=options.precision, tile=options.tile, memory=memory, advance=advance
-        )
+        rgb = upscale_fast(generator, picture.rgb, precision=precision, tile=tile, memory=memory, advance=advance)
         write_picture(enlarged(picture, rgb), target)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         raise DataError(f"{source} needs more memory than there is: cut it into parts") from error
+
+
+def _in_turn(
+    generator: Generator, work: Callable[[Generator, Path, Path], None], targets: Mapping[Path, Path]
+) -> Iterator[tuple[Path, DataError | None]]:
+    """Upscale photographs, and yield each with the reason if it was refused."""
+    for source, target in targets.items():
+        try:
+            work(generator, source, target)
+            yield source, None
+        except DataError as error:
+            yield source, error
 
 
 def upscale(options: argparse.Namespace) -> None:
@@ -177,19 +199,29 @@ def upscale(options: argparse.Namespace) -> None:
     waiting = {source: target for source, target in targets.items() if options.overwrite or not target.exists()}
     kept, refused = len(targets) - len(waiting), 0
     if waiting:
-        roots = [each for place in options.inputs for each in _named(place)]
-        name = options.params.evaluate.model_name
-        generator, what = find_generator(options.model, name, options.workspace)
+        generator, what = find_generator(options.model, options.params.evaluate.model_name, options.workspace)
         generator.to(training_device())
-        say(f"upscaling {len(waiting)} photographs with {what}")
-        with progress_bar("upscale", "pixels", sum(map(_pixels, waiting))) as advance:
-            for source, target in waiting.items():
-                try:
-                    _refuse_link(source, roots)
-                    _upscale(generator, source, target, options, advance)
-                except DataError as error:
+        processes = min(options.processes, len(waiting))
+        say(f"upscaling {len(waiting)} photographs with {what}{f', {processes} at a time' * (processes > 1)}")
+        pixels = {source: _pixels(source) for source in waiting}
+        work = partial(
+            _upscale,
+            precision=options.precision,
+            tile=options.tile,
+            max_memory=options.max_memory // processes if options.max_memory else None,
+            roots=[each for place in options.inputs for each in _named(place)],
+        )
+        with progress_bar("upscale", "pixels", sum(pixels.values())) as advance:
+            if processes > 1:
+                done = upscale_in_processes(generator, work, waiting, processes)
+            else:
+                done = _in_turn(generator, partial(work, advance=advance), waiting)
+            for source, error in done:
+                if error:
                     refused += 1
                     say(f"refused: {error}")
+                elif processes > 1:
+                    advance(pixels[source])
     print(printable(f"{len(waiting) - refused} of {len(targets)} photographs written to {options.output}"))
     if kept:
         print(f"{kept} were there already: --overwrite writes them again")

@@ -103,6 +103,26 @@ def test_one_bad_file_does_not_stop_the_others(
     assert "error: 1 of 4 photographs were refused" in said
 
 
+def test_several_processes_write_what_one_writes_and_refuse_what_it_refuses(
+    upscale: Upscale, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.png").write_bytes((folder / "a.png").read_bytes()[:100])
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "b.bmp").write_text("kept")
+    assert upscale(folder, "-o", tmp_path / "one", "--model", weights, "--precision", "fp32") == 3
+    options = ["--model", weights, "--precision", "fp32", "--processes", 2]
+    assert upscale(folder, "-o", tmp_path / "two", *options) == 3
+    told, said = capsys.readouterr()
+    assert "2 of 4 photographs written" in told
+    assert "1 were there already" in told
+    assert "upscaling 3 photographs with" in said
+    assert ", 2 at a time" in said
+    assert said.count("refused: cannot read") == 2
+    assert (tmp_path / "two" / "b.bmp").read_text() == "kept"
+    for name in ("a.png", "trip/a.jpg"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
 def test_a_single_photograph_may_be_given_a_name(upscale: Upscale, folder: Path, weights: Path, tmp_path: Path) -> None:
     assert upscale(folder / "trip" / "a.jpg", "-o", tmp_path / "large.webp", "--model", weights) == 0
     with Image.open(tmp_path / "large.webp") as written:
