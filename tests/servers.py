@@ -66,6 +66,14 @@ def answers(url: str) -> bool:
         return False
 
 
+def install(what: str, package: str) -> None:
+    """Install a package of Debian; where that is not possible, skip the test."""
+    if os.geteuid() or not shutil.which("apt-get"):
+        pytest.skip(f"{what} of Debian is not installed, and installing it takes root and apt-get")
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", package]):
+        subprocess.run(["apt-get", "--quiet", *command], check=True, stdout=subprocess.DEVNULL)
+
+
 def _postgres_programs() -> Path:
     """The folder of PostgreSQL's programs, which Debian's package installs outside PATH."""
 
@@ -73,10 +81,7 @@ def _postgres_programs() -> Path:
         return sorted(glob.glob("/usr/lib/postgresql/*/bin"))
 
     if not found():
-        if os.geteuid() or not shutil.which("apt-get"):
-            pytest.skip("PostgreSQL of Debian is not installed, and installing it takes root and apt-get")
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", "postgresql"]):
-            subprocess.run(["apt-get", "--quiet", *command], check=True, stdout=subprocess.DEVNULL)
+        install("PostgreSQL", "postgresql")
     return Path(found()[-1])
 
 

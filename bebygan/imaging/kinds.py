@@ -87,7 +87,7 @@ def upscale_any(image: Any, upscale: Upscale) -> Any:
         return _of_path(Path(image), upscale)
     if isinstance(image, bytes | bytearray | memoryview):
         return encoded(_upscaled(read_picture(io.BytesIO(image)), upscale), ".png", "the result")
-    if isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.dtype == object):
+    if isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.dtype == object and image.ndim):
         return [upscale_any(each, upscale) for each in image]
     if isinstance(image, np.ndarray):
         return _of_arrays(image, upscale)

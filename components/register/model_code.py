@@ -68,9 +68,12 @@ class SuperResolution(PythonModel):
         array; a table gives a list of its first column's images.
 
         Raises:
-            MlflowException: the input holds no image; an HTTP server answers 400 with this message.
+            MlflowException: the input holds no image, or `tile` is below 1; an HTTP server answers 400 with this
+                message.
         """
         tile = int((params or {}).get("tile", 512))
+        if tile < 1:
+            raise MlflowException.invalid_parameter_value(f"tile must be at least 1, not {tile}")
         upscale = partial(upscale_image, self.generator, tile=tile)
         images = model_input
         if hasattr(images, "iloc"):

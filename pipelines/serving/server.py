@@ -28,6 +28,10 @@ from pipelines.serving.connections import Worker
 from pipelines.serving.following import Follower, Served
 
 _PAGE = (Path(__file__).parent / "page.html").read_text()
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; connect-src 'self'; "
+    "frame-ancestors 'none'"
+)
 _log = logging.getLogger(__name__)
 _ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "AVIF": ".avif"}
 """What each format is answered with; all others with PNG."""
@@ -138,7 +142,7 @@ class Server:
 
     def page(self, _: Request) -> Response:
         """Return the page on which a person drops a photograph."""
-        return HTMLResponse(_PAGE)
+        return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY})
 
     def ready(self, _: Request) -> Response:
         """Return 200 if a version is loaded; the body says what keeps the newest one from being served."""
