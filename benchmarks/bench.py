@@ -18,6 +18,8 @@ from components.cli import report_errors
 from components.config import load_params
 from components.progress import say
 
+_OBJECTIVE = {"best_buddy": 1.0, "back_projection": 1.0, "perceptual": 1.0, "adversarial": 0.005, "dists": 0.0}
+"""The paper's, which the plain iteration computes."""
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results.json"
 CAREFUL = Rounds(least=5, seconds=15)
@@ -61,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong: list[str] = []
 
     def run() -> None:
-        params = load_params(ROOT / "params/compact.yaml")
+        params = load_params(
+            ROOT / "params/compact.yaml",
+            ["train.discriminator_first=0", *(f"train.losses.{name}={weight}" for name, weight in _OBJECTIVE.items())],
+        )
         known = cases(params)
         options = _options(list(known), arguments)
         chosen = {name: case for name, case in known.items() if not options.only or name in options.only}

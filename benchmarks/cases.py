@@ -26,7 +26,7 @@ def cases(params: Params) -> dict[str, Case]:
 
         def case(patches: Path, vgg: Path, rounds: Rounds) -> list[Figure]:
             setup = training.Setup(crops=Crops(patches, side, 2), vgg=vgg, generator=shape, settings=settings)
-            return training.iteration(setup, rounds, least, 2 if side == 192 else None)
+            return training.iteration(setup, rounds, least, 2 if side == 192 or shape == large else None)
 
         return case
 
@@ -48,6 +48,7 @@ def cases(params: Params) -> dict[str, Case]:
         "back-projection": lambda patches, _, rounds: losses.back_projection(Crops(patches, 192, 8), rounds),
         "iteration-4x32-128": iterations(small, 128, {"fp32": 1.4, "bf16": 2.0}),
         "iteration-4x32-192": iterations(small, 192, {"fp32": 1.7, "bf16": 2.5}),
+        "iteration-23x64-96": iterations(large, 96, {"fp32": 1.2, "bf16": 2.2}),
         "iteration-23x64-192": iterations(large, 192, {"fp32": 1.2, "bf16": 2.2}),
         "upscale-4x32": lambda patches, _, rounds: upscaling.upscaling(
             Crops(patches, 256, 1), _LAPTOP_WEIGHTS, rounds, least_memory=4

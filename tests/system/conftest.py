@@ -25,6 +25,7 @@ TINY: dict[str, Any] = {
     "patches": {"size": 64, "step": 48},
     "train": {
         "discriminator_width": 8, "iterations": 2, "batch": 2, "crop": 48, "checkpoint_every": 1, "log_every": 1,
+        "discriminator_first": 0,
     },
     "evaluate": {
         "crop": 64,
