@@ -10,6 +10,8 @@ WEIGHTS = "artifacts/generator.safetensors"
 """Path of the generator in the folder."""
 DISCRIMINATOR = "artifacts/discriminator.safetensors"
 """Path of the discriminator, with which a training may continue; not every model has one."""
+START = "artifacts/start.safetensors"
+"""Path of the generator that its training started from, if nothing else holds it."""
 MODEL_CODE = "model_code.py"
 """Path of the file that MLflow executes."""
 
@@ -22,6 +24,7 @@ def _code_digest(model: Path) -> str:
 _DIGESTS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
     "weights_sha256": ("weights", lambda model: sha256_of(model / WEIGHTS)),
     "discriminator_sha256": ("discriminator's weights", lambda model: sha256_of(model / DISCRIMINATOR)),
+    "start_sha256": ("start's weights", lambda model: sha256_of(model / START)),
     "code_sha256": ("files of code", _code_digest),
 }
 """What each digest is about, and its function of the model's folder."""
@@ -29,7 +32,8 @@ _DIGESTS: Mapping[str, tuple[str, Callable[[Path], str]]] = {
 
 def digests(model: Path) -> dict[str, str]:
     """Return the SHA-256 of the weights, and of everything that is executed when the model is loaded."""
-    without = () if (model / DISCRIMINATOR).is_file() else ("discriminator_sha256",)
+    optional = {"discriminator_sha256": DISCRIMINATOR, "start_sha256": START}
+    without = [name for name, path in optional.items() if not (model / path).is_file()]
     return {name: digest(model) for name, (_, digest) in _DIGESTS.items() if name not in without}
 
 

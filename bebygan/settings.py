@@ -225,6 +225,8 @@ class Optimisation(Settings):
         start_share: share of the weights that training started from in what is validated and delivered; the rest is
             the average's. Between a start that is a good generator and a short training, generators often beat both
             (network interpolation, arXiv 1809.00219 section 3.4; WiSE-FT, arXiv 2109.01903).
+        start_shares: shares among which, with `start_share`, the delivered one is chosen at the end of the run, as
+            `deliver` ranks them on the validation patches.
         stop_when_worse: when the run stops before its last iteration; never without validation.
         log_every: iterations between two logged values.
         picture_every: iterations between two pictures of a few patches; 0 disables them.
@@ -250,6 +252,7 @@ class Optimisation(Settings):
     keep: Retention = Retention()
     deliver: Delivery = Delivery()
     start_share: Annotated[float, Constraint(at_least=0, below=1)] = 0.0
+    start_shares: Annotated[tuple[float, ...], Constraint(at_least=0, below=1)] = ()
     stop_when_worse: StopRule = StopRule()
     log_every: Count = 100
     picture_every: NotNegative = 10_000

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,15 +17,16 @@ from bebygan.networks.weights import metadata_of
 from bebygan.pretrained import weights_file
 from bebygan.settings import Optimisation
 from bebygan.training.checkpoint import RunIdentity
+from bebygan.training.delivery import choose_share
 from bebygan.training.loop import TrainStep, fit
 from bebygan.training.pictures import picture_grid
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState
-from bebygan.training.validation import Distance
+from bebygan.training.validation import Distance, validate
 from components.artifacts import photographs_version, write_history
 from components.cli import stoppable
 from components.config import digest, flatten, plain
-from components.progress import progress_bar
+from components.progress import progress_bar, say
 from components.stores.checkpoint_store import open_checkpoints
 from components.tracking.provenance import code_hash
 from components.tracking.runs import step_run
@@ -123,6 +125,7 @@ def train_generator(
             advance(iteration - done)
             done = iteration
 
+        lpips = _lpips(device) if optimisation.validate_every else None
         with open_checkpoints(str(checkpoints), job, first=first) as (folder, saved):
             fit(
                 state,
@@ -134,8 +137,15 @@ def train_generator(
                 watch=watch,
                 saved=saved,
                 validation=validation,
-                lpips=_lpips(device) if optimisation.validate_every else None,
+                lpips=lpips,
             )
+    if optimisation.start_shares:
+        measure = partial(validate, patches=validation, optimisation=optimisation, lpips=lpips)
+        found = choose_share(state, measure, optimisation.start_shares, optimisation.deliver)
+        if found and first:
+            by = optimisation.deliver.by
+            values = ", ".join(f"{share:g}: {values[by]:.4f}" for share, values in found.items())
+            say(f"{job['step']}: {by} by share of the start is {values}; {state.start_share:g} is delivered")
 
 
 def is_made(weights: Path, settings: Optimisation, patches: Path, start: Path | None = None) -> bool:

@@ -53,6 +53,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return share
+
+
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B?", text)
     if not found:
@@ -67,6 +77,16 @@ def _add_workspace(parser: argparse.ArgumentParser, what: str) -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", default=str(in_checkout("data/sample")), help="folder or s3://bucket/prefix (default: %(default)s)"
+    )
+
+
+def _add_fidelity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fidelity",
+        type=_share,
+        metavar="F",
+        help="share of the weights that the training started from, 0 to 1: more keeps closer to the photograph, less "
+        "gives more detail (default: that of the version, chosen on validation photographs)",
     )
 
 
@@ -181,6 +201,7 @@ def _add_upscale_command(commands: Any) -> None:
         help="alias or number of a version, models:/NAME/NUMBER, a file of weights, or the name of pretrained weights, "
         "such as realsr-df2k-x4 (default: %(default)s)",
     )
+    _add_fidelity(upscale)
     _add_workspace(upscale, "of the runs that made it")
     upscale.add_argument(
         "--tile",
@@ -238,6 +259,7 @@ def _add_export_command(commands: Any) -> None:
         help="names of the weights in safetensors (default: %(default)s)",
     )
     export.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="to write")
+    _add_fidelity(export)
     _add_workspace(export, "of the runs that made it")
     add_params_arguments(export)
 

@@ -15,7 +15,9 @@ def export(options: argparse.Namespace) -> None:
         WeightsError, ServiceError: the model is missing, damaged or unreachable, or the package onnx is missing.
         StorageError: the file cannot be written.
     """
-    generator, what = find_generator(options.model, options.params.evaluate.model_name, options.workspace)
+    generator, what = find_generator(
+        options.model, options.params.evaluate.model_name, options.workspace, options.fidelity
+    )
     files = export_as(generator, options.to, options.output, options.naming, {"model": what})
     names = f"names of {options.naming}"
     kind = {"onnx": f"ONNX, opset {OPSET}, of any size", "ncnn": "ncnn", "safetensors": f"safetensors, {names}"}

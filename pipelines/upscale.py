@@ -4,6 +4,7 @@ import argparse
 import glob
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -17,7 +18,8 @@ from bebygan import SCALE
 from bebygan.errors import ConfigError, DataError, WeightsError
 from bebygan.imaging.picture_files import UPSCALED, WRITTEN, Picture, enlarged, read_picture, write_picture
 from bebygan.imaging.tiling import out_of_memory, upscale_fast
-from bebygan.networks import Generator
+from bebygan.networks import Generator, load_generator
+from bebygan.networks.interpolation import interpolated
 from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS
 from bebygan.settings import Precision
@@ -27,19 +29,30 @@ from components.tracking.address import VARIABLE, use_registry
 from pipelines.processes import upscale_in_processes
 
 
-def find_generator(model: str, name: str, workspace: Path) -> tuple[Generator, str]:
+def _at_fidelity(generator: Generator, start: Path, share: float, fidelity: float) -> None:
+    before = load_generator(start)
+    if before.shape != generator.shape:
+        raise WeightsError(f"{start} holds {before.shape}, the model is {generator.shape}: leave --fidelity out")
+    generator.load_state_dict(interpolated(generator.state_dict(), before.state_dict(), share, fidelity))
+
+
+def find_generator(model: str, name: str, workspace: Path, fidelity: float | None = None) -> tuple[Generator, str]:
     """Return a generator and what it is, in words.
 
     Args:
         model: see the option --model.
         name: registered model.
         workspace: of the runs.
+        fidelity: see the option --fidelity.
 
     Raises:
+        ConfigError: a fidelity is asked of a file of weights.
         WeightsError: there is no such model, or its weights are damaged.
         ServiceError: the registry is unreachable or refuses.
     """
     if model in GENERATORS or Path(model).is_file():
+        if fidelity is not None:
+            raise ConfigError(f"--fidelity needs a registered version; of {model} it is not known what it started from")
         return bebygan.load(model), model
     if Path(model).suffix in (".safetensors", ".pth"):
         raise WeightsError(f"the file {model} does not exist")
@@ -52,8 +65,13 @@ def find_generator(model: str, name: str, workspace: Path) -> tuple[Generator, s
     # MLflow takes seconds to import.
     registry = import_module("components.tracking.registry")
     version = registry.find_version(model, name)
-    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        return bebygan.load(registry.download_generator(version, Path(scratch))), version.uri
+    share = float(version.tags.get("train.start_share", 0))
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch, tempfile.TemporaryDirectory(prefix="start-") as other:
+        generator = bebygan.load(registry.download_generator(version, Path(scratch)))
+        if fidelity is None or fidelity == share:
+            return generator, version.uri
+        _at_fidelity(generator, registry.download_start(version, Path(other)), share, fidelity)
+    return generator, f"{version.uri} at fidelity {fidelity:g}"
 
 
 def _found(folder: Path, output: Path) -> Iterator[Path]:
@@ -123,8 +141,14 @@ def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
     return {source: target for target, source in sources.items()}
 
 
+def _hide_warnings_of_size() -> None:
+    """Hide Pillow's warnings of large images: `_room` refuses what does not fit, and Pillow what is twice as large."""
+    warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+
+
 def _pixels(path: Path) -> int:
     """Return the number of pixels that a file declares; 0 if it cannot be read, which is reported later."""
+    _hide_warnings_of_size()
     try:
         with PillowImage.open(path, formats=UPSCALED) as image:
             return image.width * image.height
@@ -163,6 +187,7 @@ def _upscale(
     advance: Callable[[int], object] | None = None,
 ) -> None:
     _refuse_link(source, roots)
+    _hide_warnings_of_size()
     picture = read_picture(source)
     memory = _room(picture, max_memory, source)
     try:
@@ -199,7 +224,9 @@ def upscale(options: argparse.Namespace) -> None:
     waiting = {source: target for source, target in targets.items() if options.overwrite or not target.exists()}
     kept, refused = len(targets) - len(waiting), 0
     if waiting:
-        generator, what = find_generator(options.model, options.params.evaluate.model_name, options.workspace)
+        generator, what = find_generator(
+            options.model, options.params.evaluate.model_name, options.workspace, options.fidelity
+        )
         generator.to(training_device())
         processes = min(options.processes, len(waiting))
         say(f"upscaling {len(waiting)} photographs with {what}{f', {processes} at a time' * (processes > 1)}")

@@ -32,6 +32,8 @@ WRITTEN: dict[str, dict[str, Any]] = {
 """Endings of the files that are written, with the options of Pillow's encoders."""
 if "AVIF" not in UPSCALED:
     del WRITTEN[".avif"]
+_LARGEST_SIDES = {"JPEG": 65_500, "WEBP": 16_383}
+"""Pixels, of libjpeg and libwebp."""
 _BITS_PER_SAMPLE = 258
 _ORIENTATION = 0x0112
 _PNG_BIT_DEPTH = 24
@@ -219,14 +221,14 @@ def encoded(picture: Picture, ending: str, name: object) -> bytes:
     deep = picture.rgb.dtype == np.uint16
     if deep and options["format"] not in ("PNG", "TIFF"):
         raise DataError(f"{name} cannot hold 16 bits per channel: choose a name that ends with .png or .tif")
+    height, width = picture.rgb.shape[:2]
+    too_large = f"{name} cannot hold {width}x{height} pixels"
+    if max(height, width) > (limit := _LARGEST_SIDES.get(options["format"], max(height, width))):
+        raise DataError(f"{too_large}, only sides up to {limit}: choose a name that ends with .png")
     try:
         return _in_16_bits(picture, options["format"]) if deep else _in_8_bits(picture, options)
     except (ValueError, OSError) as error:
-        # libjpeg and libwebp limit the sides to 65,535 and 16,383 pixels.
-        height, width = picture.rgb.shape[:2]
-        raise DataError(
-            f"{name} cannot hold {width}x{height} pixels ({error}): choose a name that ends with .png"
-        ) from error
+        raise DataError(f"{too_large} ({error}): choose a name that ends with .png") from error
 
 
 def write_picture(picture: Picture, path: Path) -> None:

@@ -11,7 +11,7 @@ from bebygan.pretrained.cached import DEFAULT, GENERATORS, cached_weights
 
 if TYPE_CHECKING:
     from bebygan.pretrained.download import weights_file
-    from bebygan.pretrained.registry import KNOWN, Known, Source
+    from bebygan.pretrained.registry import KNOWN, Known, Source, name_of
 
-__all__ = ["DEFAULT", "GENERATORS", "KNOWN", "Known", "Source", "cached_weights", "weights_file"]
+__all__ = ["DEFAULT", "GENERATORS", "KNOWN", "Known", "Source", "cached_weights", "name_of", "weights_file"]
 __getattr__, __dir__ = lazy_names(__name__, __all__, ["registry", "download"])

@@ -12,7 +12,7 @@ from bebygan.metrics.perceptual import Heads
 from bebygan.networks.dists import DistsWeights
 from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import AlexNet, Vgg
-from bebygan.networks.weights import read_state
+from bebygan.networks.weights import digest, read_state
 from bebygan.pretrained.readers import Shapes, read_flax, read_ncnn
 from bebygan.settings import GeneratorShape, Objective
 
@@ -131,3 +131,12 @@ KNOWN: dict[str, Known] = {
         lambda: Generator(GeneratorShape(blocks=23, features=64, growth=32)), {"package": _REALSR}, "perceptual"
     ),
 }
+
+
+def name_of(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the known generator that tensors are, or None; they have the keys of `Generator`."""
+    found = digest(tensors)
+    for name, known in KNOWN.items():
+        if known.objective and any(source.tensors_sha256 == found for source in known.sources.values()):
+            return name
+    return None

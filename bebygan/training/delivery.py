@@ -1,9 +1,11 @@
 """Which average of a run is delivered, the best by a metric of validation, and when a run that gets worse stops."""
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bebygan.networks.generator import Generator
+from bebygan.networks.interpolation import interpolated
 from bebygan.settings import HIGHER_IS_BETTER, Delivery, StopRule
 from bebygan.training.state import Best, TrainState
 
@@ -28,6 +30,36 @@ def keep_best(state: TrainState, result: Generator, measured: Mapping[str, float
     if found is not None and (state.best is None or found > state.best.score):
         weights = {name: value.clone() for name, value in result.state_dict().items()}
         state.best = Best(iteration=state.iteration, score=found, weights=weights)
+
+
+def choose_share(
+    state: TrainState, measure: Callable[[Generator], Mapping[str, float]], shares: Sequence[float], deliver: Delivery
+) -> dict[float, Mapping[str, float]]:
+    """Give what the run delivers the share of the start with the best rank; of equal ones, the first stays.
+
+    Args:
+        state: after training; its best average and its share are replaced.
+        measure: validates a generator.
+        shares: of the start, beside that in the best average.
+        deliver: see `Delivery`.
+
+    Returns:
+        What was measured, by share; {} if the run delivers its last average.
+    """
+    if state.best is None or not state.start:
+        return {}
+    weights, before, measured = state.best.weights, state.start_share, {}
+    chosen: Best | None = None
+    for share in dict.fromkeys((before, *shares)):
+        candidate = copy.deepcopy(state.average)
+        candidate.load_state_dict(interpolated(weights, state.start, before, share))
+        measured[share] = measure(candidate)
+        found = score(measured[share], deliver)
+        if found is not None and (chosen is None or found > chosen.score):
+            mixed = {name: value.clone() for name, value in candidate.state_dict().items()}
+            chosen, state.start_share = Best(state.best.iteration, found, mixed), share
+    state.best = chosen or state.best
+    return measured
 
 
 def worsening(history: Sequence[Mapping[str, float]], rule: StopRule) -> dict[str, float]:

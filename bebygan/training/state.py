@@ -62,8 +62,9 @@ class TrainState:
     average: Generator
     """Exponential moving average of the generator."""
     start: dict[str, Tensor]
-    """The generator's weights before training; empty if the result has no share of them."""
+    """The generator's weights before training; empty if the result cannot have a share of them."""
     start_share: float
+    """Of the weights in the result."""
     generator_optimiser: torch.optim.Adam
     discriminator: Discriminator | None
     discriminator_optimiser: torch.optim.Adam | None
@@ -172,7 +173,8 @@ def new_state(
         place(network, device, channels_last=optimisation.channels_last).train()
     average = copy.deepcopy(generator).requires_grad_(False)
     share = optimisation.start_share
-    start = {name: weights.clone() for name, weights in average.state_dict().items()} if share else {}
+    mixed = share or optimisation.start_shares
+    start = {name: weights.clone() for name, weights in average.state_dict().items()} if mixed else {}
     if optimisation.compile:
         for network in networks:
             compile_in_place(network)

@@ -16,7 +16,7 @@ from bebygan.files import sha256_of, whole_folder
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of
-from bebygan.registered_model import DISCRIMINATOR, MODEL_CODE, digests
+from bebygan.registered_model import DISCRIMINATOR, MODEL_CODE, START, digests
 from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
 from components.artifacts import Registration, Verdict, read_means, read_verdict, write_registration
 from components.comparison import change, main_gains
@@ -123,8 +123,9 @@ def _model_folder(folder: Path, weights: Path) -> Path:
     shutil.copyfile(_FOLDER / MODEL_CODE, folder / MODEL_CODE)
     (folder / WEIGHTS_IN_MODEL).parent.mkdir()
     shutil.copyfile(weights, folder / WEIGHTS_IN_MODEL)
-    if (discriminator := weights.with_name(Path(DISCRIMINATOR).name)).is_file():
-        shutil.copyfile(discriminator, folder / DISCRIMINATOR)
+    for name in (DISCRIMINATOR, START):
+        if (beside := weights.with_name(Path(name).name)).is_file():
+            shutil.copyfile(beside, folder / name)
     return folder
 
 

@@ -18,7 +18,8 @@ from mlflow.exceptions import MlflowException
 
 from bebygan.errors import WeightsError
 from bebygan.files import sha256_of
-from bebygan.registered_model import DISCRIMINATOR, WEIGHTS, check_unchanged, damaged
+from bebygan.pretrained import weights_file
+from bebygan.registered_model import DISCRIMINATOR, START, WEIGHTS, check_unchanged, damaged
 from components.tracking.client import MlflowClient, tracker
 from components.tracking.ledger import HEAD, check_complete
 from components.tracking.signatures import VERIFYING_KEY, check_signature, configured
@@ -209,8 +210,13 @@ def check_rights(model: str) -> None:
             client.delete_registered_model(trial)
 
 
-def download_generator(version: ModelVersion, folder: Path) -> Path:
+def download_generator(version: ModelVersion, folder: Path, name: str = WEIGHTS) -> Path:
     """Fetch the generator's weights of a version into a folder and return the file's path.
+
+    Args:
+        version: in the registry.
+        folder: exists.
+        name: `WEIGHTS`, or `START` for the generator that its training started from.
 
     Raises:
         ServiceError: the registry or its artifact store is unreachable, refuses, or has lost the file.
@@ -218,12 +224,33 @@ def download_generator(version: ModelVersion, folder: Path) -> Path:
         ConfigError: see `components.tracking.signatures.check_keys`.
     """
     if configured(VERIFYING_KEY):
-        return _fetch(version, folder) / WEIGHTS
+        return _fetch(version, folder) / name
     with tracker(f"fetching the weights of {version.uri}"):
-        found = Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{WEIGHTS}", dst_path=str(folder)))
-    if version.tags.get("weights_sha256", (digest := sha256_of(found))) != digest:
+        found = Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{name}", dst_path=str(folder)))
+    recorded = "weights_sha256" if name == WEIGHTS else "start_sha256"
+    if version.tags.get(recorded, (digest := sha256_of(found))) != digest:
         raise damaged(version.uri, f"its weights have SHA-256 {digest[:12]}..., another was registered")
     return found
+
+
+def download_start(version: ModelVersion, folder: Path) -> Path:
+    """Return the path of the weights that a version's training started from; fetch them into a folder if necessary.
+
+    Raises:
+        ServiceError, ConfigError: as `download_generator`.
+        WeightsError: they are damaged, or cannot be had.
+    """
+    tags = version.tags
+    if name := tags.get("train.start_name"):
+        return weights_file(name)
+    if "start_sha256" in tags:
+        return download_generator(version, folder, START)
+    for before in all_versions(version.model, weights_sha256=tags["train.start"]) if "train.start" in tags else ():
+        return download_generator(before, folder)
+    raise WeightsError(
+        f"the weights that the training of {version.uri} started from are not in the registry: leave --fidelity out, "
+        "or name a version of a later training"
+    )
 
 
 def _fetch(version: ModelVersion, folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """Train Beby-GAN from the warm-up generator."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,9 +13,9 @@ from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.dists import Dists, load_dists
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import load_vgg
-from bebygan.networks.weights import load_exactly, read_state, safetensors_bytes
+from bebygan.networks.weights import load_exactly, metadata_of, read_state, safetensors_bytes
 from bebygan.precision import resolve, training_device
-from bebygan.pretrained import weights_file
+from bebygan.pretrained import name_of, weights_file
 from bebygan.settings import GanSettings
 from bebygan.training.loop import TrainStep
 from bebygan.training.state import TrainState, new_state, place
@@ -24,6 +25,7 @@ from components.progress import say
 from components.training import Track, job_of, train_generator, write_generator
 
 DISCRIMINATOR = "discriminator.safetensors"
+START = "start.safetensors"
 
 
 def _perceptual(params: GanSettings, device: torch.device) -> Perceptual | None:
@@ -69,6 +71,18 @@ def prepared(start: Path, params: GanSettings) -> tuple[TrainState, TrainStep]:
     return state, gan_step(params, _perceptual(params, device), _dists(params, device))
 
 
+def _about_start(start: Path, folder: Path, share: float) -> dict[str, str]:
+    """Return what the delivered weights tell about the start; copy the start unless it can be had from elsewhere.
+
+    Known weights are downloaded by their name, and those of a registered version, which alone come from a train step,
+    are in the registry.
+    """
+    told, name = {"start_share": f"{share:g}"}, name_of(read_state(start))
+    if not name and metadata_of(start).get("step") != "train":
+        shutil.copyfile(start, folder / START)
+    return told | ({"start_name": name} if name else {})
+
+
 def train(
     patches: Path, warmup: Path, output: Path, checkpoints: str | Path, *, params: GanSettings, track: Track
 ) -> None:
@@ -78,8 +92,8 @@ def train(
         patches: folder that the patches step wrote.
         warmup: folder that the warm-up step wrote.
         output: folder, written atomically: generator.safetensors (the average), generator_raw.safetensors,
-            discriminator.safetensors if the adversarial loss has a weight, history.jsonl, and
-            patchless.json of the patches.
+            discriminator.safetensors if the adversarial loss has a weight, history.jsonl, start.safetensors (the start,
+            if neither a name of known weights nor a registered version gives it), and patchless.json of the patches.
         checkpoints: folder or s3:// prefix.
         params: of the step.
         track: receives the logged values.
@@ -106,7 +120,7 @@ def train(
     if rank():
         return
     with whole_folder(output) as folder:
-        write_generator(folder, state, params, job)
+        write_generator(folder, state, params, job | _about_start(start, folder, state.start_share))
         if state.discriminator is not None:
             weights = {key: value.cpu().contiguous() for key, value in state.discriminator.state_dict().items()}
             (folder / DISCRIMINATOR).write_bytes(safetensors_bytes(weights, {}))

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from bebygan.errors import ConfigError
@@ -172,6 +174,43 @@ def champion(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> 
         client.create_model_version("bebygan", source, tags=tags)
         client.set_registered_model_alias("bebygan", "champion", "1")
     return stored
+
+
+def pixels(path: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_fidelity_goes_from_the_training_alone_to_the_start_and_its_default_is_the_version(
+    upscale: Upscale, folder: Path, champion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(7)
+    start = champion.with_name("start.safetensors")
+    save_generator(Generator(GeneratorShape(blocks=1, features=4, growth=2)), start)
+
+    def enlarged(name: str, *options: object) -> npt.NDArray[np.uint8]:
+        arguments = ["--precision", "fp32", "-o", tmp_path / f"{name}.png", *options]
+        assert upscale(folder / "a.png", *arguments) == 0, capsys.readouterr().err
+        return pixels(tmp_path / f"{name}.png")
+
+    assert upscale(folder / "a.png", "-o", tmp_path / "no.png", "--fidelity", 0.5) == 5
+    assert "the weights that the training of models:/bebygan/1 started from are not in the" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", database_uri(tmp_path / "workspace" / "mlflow.db"))
+        for name, text in {"train.start_share": "0.25", "start_sha256": sha256_of(start)}.items():
+            mlflow_client().set_model_version_tag("bebygan", "1", name, text)
+    default = enlarged("default")
+    assert np.array_equal(enlarged("stored", "--fidelity", 0.25), default)
+    assert np.array_equal(enlarged("start", "--fidelity", 1), enlarged("file", "--model", start))
+    assert not np.array_equal(enlarged("half", "--fidelity", 0.5), default)
+    assert "upscaling 1 photographs with models:/bebygan/1 at fidelity 0.5" in capsys.readouterr().err
+    start.write_bytes(champion.read_bytes())
+    assert upscale(folder / "a.png", "-o", tmp_path / "no.png", "--fidelity", 0.5) == 5
+    assert "models:/bebygan/1 is damaged: its weights have SHA-256" in capsys.readouterr().err
+    assert upscale(folder / "a.png", "-o", tmp_path / "no.png", "--fidelity", 0.5, "--model", champion) == 2
+    assert "--fidelity needs a registered version" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        upscale(folder / "a.png", "-o", tmp_path / "no.png", "--fidelity", 1.5)
 
 
 @pytest.mark.usefixtures("champion")

@@ -133,7 +133,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_format_that_cannot_hold_the_size_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     wide = Picture(np.zeros((1, 70_000, 3), np.uint8), None, False, {})
     for name in ("a.jpg", "a.webp"):
-        with pytest.raises(DataError, match=rf"{name} cannot hold 70000x1 pixels .*ends with .png"):
+        with pytest.raises(DataError, match=rf"{name} cannot hold 70000x1 pixels, only sides up to \d+: choose"):
             write_picture(wide, tmp_path / name)
     write_picture(wide, tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -15,7 +15,7 @@ from bebygan.errors import DataError, Preempted
 from bebygan.imaging import Image
 from bebygan.imaging.shards import Patches, read_patches
 from bebygan.settings import Delivery, GanSettings, LearningRateSchedule, StopRule
-from bebygan.training.delivery import score, stop_reason, worsening
+from bebygan.training.delivery import choose_share, score, stop_reason, worsening
 from bebygan.training.loop import fit
 from bebygan.training.state import TrainState
 from bebygan.training.step import gan_step
@@ -235,3 +235,29 @@ def test_psnr_is_compared_with_the_start_and_lpips_with_the_lowest_after_it() ->
 
 def test_a_run_that_did_not_stop_gives_no_reason() -> None:
     assert stop_reason({"iteration": 4, "total": 1.0}, 4) is None
+
+
+def test_the_share_of_the_start_with_the_best_rank_is_delivered(folder: Path, tmp_path: Path) -> None:
+    settings = replace(DELIVERED, start_share=0.25, start_shares=(0.5, 0.75))
+    values = {0.25: 0.3, 0.5: 0.1, 0.75: 0.1}
+
+    def chosen(result: TrainState, values: Mapping[float, float]) -> Mapping[float, Mapping[str, float]]:
+        left = list(values.values())
+        return choose_share(
+            result, lambda _: {"validation.lpips": left.pop(0)}, settings.start_shares, settings.deliver
+        )
+
+    result = trained(folder, tmp_path, Scripted(0.1, 0.5, 0.3, 0.4, 0.6), settings)
+    before, start = weights(result), result.start
+    found = chosen(result, values)
+    assert {share: measured["validation.lpips"] for share, measured in found.items()} == values
+    assert (result.start_share, result.delivered()[1]) == (0.5, 4)
+    mixed = before["conv_first.weight"].lerp(start["conv_first.weight"], 1 / 3)
+    torch.testing.assert_close(weights(result)["conv_first.weight"], mixed)
+    # The same share as before leaves the weights as they are.
+    again = weights(result)
+    chosen(result, {0.5: 0.1, 0.75: 0.2})
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights(result).items())
+    last = replace(DELIVERED, deliver=Delivery(by="last"), start_share=0.25, start_shares=(0.5,))
+    result = trained(folder, tmp_path / "last", Scripted(0.1, 0.5, 0.3, 0.4, 0.6), last)
+    assert chosen(result, {}) == {}

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from bebygan.errors import DataError, ServiceError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.naming import load_generator, save_generator
+from bebygan.pretrained import weights_file
 from components.artifacts import Registration
 from components.config import RegisterParams, load_params
 from components.register import step
 from components.register.step import check_loads, register
 from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
-from components.tracking.registry import champion, download_generator, find_version, write_start
+from components.tracking.registry import champion, download_generator, download_start, find_version, write_start
 from components.tracking.runs import step_run
 from tests.components.registered import aliases, versions
 
@@ -268,6 +270,26 @@ def test_the_model_refuses_what_is_no_image_in_one_sentence(
             model.predict(wrong)
         assert "\n" not in str(caught.value)
         assert caught.value.get_http_status_code() == 400
+
+
+def test_a_version_holds_the_start_of_its_training_unless_the_registry_has_it(
+    registered: Callable[..., Registration], generator_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = generator_folder("one", 1)
+    start = generator_folder("start", 3) / "generator.safetensors"
+    (first / "start.safetensors").write_bytes(start.read_bytes())
+    registered(first, "promote")
+    version = champion("tests")
+    assert version is not None
+    assert version.tags["start_sha256"] == sha256_of(start)
+    (tmp_path / "fetched").mkdir()
+    assert download_start(version, tmp_path / "fetched").read_bytes() == start.read_bytes()
+    later = replace(version, tags={"train.start": version.tags["weights_sha256"]})
+    assert sha256_of(download_start(later, tmp_path / "fetched")) == version.tags["weights_sha256"]
+    with pytest.raises(WeightsError, match="started from are not in the registry: leave --fidelity out"):
+        download_start(replace(version, tags={"train.start": "0" * 64}), tmp_path)
+    known = replace(version, tags={"train.start_name": "realsr-df2k-x4"})
+    assert download_start(known, tmp_path) == weights_file("realsr-df2k-x4")
 
 
 def test_the_model_pins_its_requirements(registered: Callable[..., Registration], challenger: Path) -> None:
