@@ -14,10 +14,11 @@ COMPOSE_PROJECT_NAME=bebygan
 # PostgreSQL's user mlflow, who owns the database of the tracking server.
 POSTGRES_PASSWORD=$(random)
 
-# The tracking server: signs sessions; its administrator \`admin\`; the pipeline's account \`retrain\`.
+# The tracking server: signs sessions; its administrator \`admin\`; the accounts \`retrain\` and \`serve\`.
 MLFLOW_SECRET_KEY=$(random)
 MLFLOW_ADMIN_PASSWORD=$(random)
 PIPELINE_PASSWORD=$(random)
+SERVE_PASSWORD=$(random)
 
 # The S3 store: everything; put photographs; run the pipeline; keep the tracking server's artifacts.
 ADMIN_KEY_ID=$(random)

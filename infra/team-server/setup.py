@@ -1,7 +1,7 @@
 """Creates missing buckets of a team server, and accounts of its tracking server.
 
-`setup.py` creates the buckets BUCKETS and the account `retrain`, and sets its password to PIPELINE_PASSWORD. It denies
-the pipeline's key to delete entries of the ledger.
+`setup.py` creates the buckets BUCKETS and the accounts `retrain` and `serve`, and sets their passwords to
+PIPELINE_PASSWORD and SERVE_PASSWORD. It denies the pipeline's key to delete entries of the ledger.
 `setup.py --account NAME` creates an account that may read all runs and models, or changes the password of an existing
 account. It reads the password from standard input.
 """
@@ -80,8 +80,9 @@ def main() -> None:
         for bucket in os.environ["BUCKETS"].split():
             make_bucket(bucket)
         keep_ledger("bebygan")
-        if make_account("retrain", os.environ["PIPELINE_PASSWORD"]):
-            print("account retrain: made")
+        for name, variable in (("retrain", "PIPELINE_PASSWORD"), ("serve", "SERVE_PASSWORD")):
+            if make_account(name, os.environ[variable]):
+                print(f"account {name}: made")
     except (BotoCoreError, ClientError, OSError) as error:
         sys.exit(f"setup: {error}; check that the servers run and that the passwords are those of their first start")
 

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "AVIF": ".avif"}
 """What each format is answered with; all others with PNG."""
 _TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff", ".avif": "image/avif"}
-_SECONDS_TO_END = 30
+SECONDS_TO_END = 30
 _SECONDS_BETWEEN_REQUESTS = 75
 """A connection stays open for longer than proxies keep theirs, which would else send a request into a closed one."""
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -263,7 +263,7 @@ class Server:
             response = Response(status_code=_CLIENT_LEFT)
         except asyncio.CancelledError:
             # Uvicorn cancels the requests that are left when the time to end is over, and sends their answers.
-            response = _refusal(503, f"the server ended before it came to this image, after {_SECONDS_TO_END} s")
+            response = _refusal(503, f"the server ended before it came to this image, after {SECONDS_TO_END} s")
         except Exception:  # noqa: BLE001 - the server outlives any request
             _log.exception("a request failed")
             response = _refusal(500, "the image could not be upscaled")
@@ -284,7 +284,7 @@ def configured(server: Server, host: str, port: int) -> uvicorn.Config:
         http=connections.Protocol,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=_SECONDS_TO_END,
+        timeout_graceful_shutdown=SECONDS_TO_END,
         timeout_keep_alive=_SECONDS_BETWEEN_REQUESTS,
     )
 

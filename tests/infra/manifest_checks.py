@@ -58,6 +58,18 @@ def pod_template(manifest: Manifest) -> Manifest | None:
     return None
 
 
+def replicas(workload: Manifest, manifests: list[Manifest]) -> tuple[int, int]:
+    """The least and the largest number of pods of a workload."""
+    for each in manifests:
+        if (
+            each["kind"] == "HorizontalPodAutoscaler"
+            and each["spec"]["scaleTargetRef"]["name"] == workload["metadata"]["name"]
+        ):
+            return each["spec"]["minReplicas"], each["spec"]["maxReplicas"]
+    number = workload["spec"].get("replicas", 1)
+    return number, number
+
+
 def job_template(manifest: Manifest) -> Manifest | None:
     """The Job that a workload makes, or None."""
     if manifest["kind"] == "TrainingRuntime":
@@ -327,7 +339,7 @@ def wrong_selectors(manifests: list[Manifest]) -> Iterator[str]:
             found = [each for each in manifests if each["kind"] == "Deployment" and _takes(spec["selector"], each)]
             if not found:
                 yield f"{where}: selects no pods"
-            if any(each["spec"]["replicas"] <= spec["minAvailable"] for each in found):
+            if any(replicas(each, manifests)[0] <= spec["minAvailable"] for each in found):
                 yield f"{where}: no node with such a pod could ever be drained"
         elif manifest["kind"] == "ServiceMonitor":
             services = [
@@ -337,6 +349,14 @@ def wrong_selectors(manifests: list[Manifest]) -> Iterator[str]:
             ]
             ports = {port["name"] for each in services for port in each["spec"]["ports"]}
             yield from (f"{where}: no port {each['port']}" for each in spec["endpoints"] if each["port"] not in ports)
+        elif manifest["kind"] == "HorizontalPodAutoscaler":
+            target = spec["scaleTargetRef"]
+            if not [
+                each
+                for each in manifests
+                if name_of(each) == f"{target['kind']} {target['name']}" and "replicas" not in each["spec"]
+            ]:
+                yield f"{where}: {target['kind']} {target['name']} is missing, or sets its own number of pods"
         elif manifest["kind"] == "NetworkPolicy":
             yield from _wrong_policy(where, spec, pods)
 
@@ -408,7 +428,7 @@ def wrong_sizes(manifests: list[Manifest]) -> Iterator[str]:
     for limited in ("requests", "limits"):
         for resource in ("cpu", "memory"):
             taken = sum(
-                each["spec"].get("replicas", 1) * amount(one["resources"][limited].get(resource, 0))
+                replicas(each, manifests)[1] * amount(one["resources"][limited].get(resource, 0))
                 for each in manifests
                 if each["kind"] in {"Deployment", "StatefulSet"}
                 for one in containers(each)

@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 from tests.servers import INFRA, SCRIPTS, STRANGER, listening, new_secrets, open_to_strangers, seaweedfs, services
 
 SECRETS = new_secrets()
-SERVERS = ("postgres", "seaweedfs", "mlflow", "pipeline")
+SERVERS = ("postgres", "seaweedfs", "mlflow", "pipeline", "serve")
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def described() -> dict[str, dict[str, Any]]:
 
 def test_every_password_is_long_random_and_its_own() -> None:
     passwords = [value for name, value in SECRETS.items() if name != "COMPOSE_PROJECT_NAME"]
-    assert len(passwords) == 12
+    assert len(passwords) == 13
     assert all(re.fullmatch(r"[A-Za-z0-9]{32}", password) for password in passwords)
-    assert len({*passwords, *new_secrets().values()}) == 25
+    assert len({*passwords, *new_secrets().values()}) == 27
 
 
 def test_no_password_has_a_default_or_is_written_in_the_file() -> None:
@@ -81,7 +81,8 @@ def test_servers_restart_and_have_health_checks_and_limits(described: dict[str, 
 
 def test_ports_are_published_on_loopback_only(described: dict[str, dict[str, Any]]) -> None:
     published = {name: service["ports"] for name, service in described.items() if "ports" in service}
-    assert published == {"seaweedfs": ["127.0.0.1:8333:8333"], "mlflow": ["127.0.0.1:5000:5000"]}
+    ports = {"seaweedfs": 8333, "mlflow": 5000, "serve": 8080}
+    assert published == {name: [f"127.0.0.1:{port}:{port}"] for name, port in ports.items()}
 
 
 def test_every_mounted_file_exists(described: dict[str, dict[str, Any]]) -> None:
@@ -103,6 +104,7 @@ def test_each_server_has_only_its_own_keys(described: dict[str, dict[str, Any]])
         variables = described[name]["environment"]
         assert variables["AWS_ACCESS_KEY_ID"] == SECRETS[f"{keys}_KEY_ID"]
         assert variables["AWS_SECRET_ACCESS_KEY"] == SECRETS[f"{keys}_KEY"]
+    assert set(described["serve"]["environment"].values()) & set(SECRETS.values()) == {SECRETS["SERVE_PASSWORD"]}
     assert SECRETS["MLFLOW_ADMIN_PASSWORD"] not in described["pipeline"]["environment"].values()
     assert SECRETS["POSTGRES_PASSWORD"] not in described["pipeline"]["environment"].values()
 

@@ -88,7 +88,7 @@ def team(server: TeamServer) -> TeamServer:
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines() == [
         *(f"bucket {name}: made" for name in ("photographs", "bebygan", "mlflow")),
-        "account retrain: made",
+        *(f"account {name}: made" for name in ("retrain", "serve")),
     ]
     again = script(server, "setup.py")
     assert (again.returncode, again.stdout) == (0, ""), again.stderr

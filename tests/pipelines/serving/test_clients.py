@@ -232,7 +232,7 @@ def test_prometheus_reads_the_metrics(ready: Ready, image: bytes) -> None:
 def test_when_the_time_to_end_is_over_what_is_left_is_refused(
     ready: Ready, image: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_SECONDS_TO_END", 1)
+    monkeypatch.setattr(server, "SECONDS_TO_END", 1)
     running, found = ready(), []
     threads = [in_thread(found, running.port, image) for _ in range(2)]
     until(lambda: b"bebygan_waiting_requests 2" in asked(running.port, "GET", "/metrics")[2])

@@ -31,6 +31,8 @@ secret bebygan-mlflow MLFLOW_TRACKING_USERNAME retrain MLFLOW_TRACKING_PASSWORD 
 # The same for warmup and train, which run for days on machines with GPUs: they may write checkpoints and log to runs.
 secret bebygan-training-s3 AWS_ACCESS_KEY_ID "$training_id" AWS_SECRET_ACCESS_KEY "$training_key"
 secret bebygan-training-mlflow MLFLOW_TRACKING_USERNAME trainer MLFLOW_TRACKING_PASSWORD "$(random)"
+# The account of `bebygan serve`, with the component serve: it reads the registry and the weights.
+secret bebygan-serve-mlflow MLFLOW_TRACKING_USERNAME serve MLFLOW_TRACKING_PASSWORD "$(random)"
 # The tracking server itself.
 secret mlflow-server POSTGRES_PASSWORD "$(random)" MLFLOW_FLASK_SERVER_SECRET_KEY "$(random)" \
     MLFLOW_AUTH_ADMIN_PASSWORD "$(random)" AWS_ACCESS_KEY_ID "$tracker_id" AWS_SECRET_ACCESS_KEY "$tracker_key"
