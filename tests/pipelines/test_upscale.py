@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -301,6 +302,61 @@ def test_the_smallest_and_the_longest_photographs_are_upscaled_and_a_bomb_is_ref
         path.name: (image.size, image.mode) for path in (tmp_path / "out").iterdir() for image in [Image.open(path)]
     }
     assert sizes == {"dot.png": ((4, 4), "RGB"), "line.png": ((200_000, 12), "L"), "deep.png": ((16, 20), "I;16")}
+
+
+def test_a_truncated_file_among_hundreds_does_not_stop_the_others(
+    upscale: Upscale, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (4, 3, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "one.png")
+    content = (tmp_path / "one.png").read_bytes()
+    for number in range(200):
+        (many / f"{number:03}.png").write_bytes(content if number != 100 else content[:60])
+    for written in (199, 0):
+        assert upscale(many, "-o", many / "large", "--model", weights) == 3
+        told, said = capsys.readouterr()
+        assert f"{written} of 200 photographs written" in told
+        assert "refused: cannot read" in said
+        assert "100.png (image file is truncated)" in said
+    assert len(contents(many / "large")) == 199
+
+
+def test_names_that_are_no_text_are_read_written_and_told(
+    upscale: Upscale, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [os.fsdecode(name) for name in (b"\xff\xfe.png", b"\xff broken.png")]
+    shutil.copy(folder / "a.png", folder / names[0])
+    (folder / names[1]).write_bytes(b"")
+    assert upscale(folder, "-o", tmp_path / "out", "--model", weights) == 3
+    assert contents(tmp_path / "out") == {"a.png", "b.bmp", "trip/a.jpg", names[0]}
+    assert r"\udcff broken.png is no JPEG, PNG" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_ends_the_batch_with_its_own_code(
+    upscale: Upscale, folder: Path, weights: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert upscale(folder, "-o", small_disk / "out", "--model", weights) == 6
+    assert "a.png: the file system is read-only" in capsys.readouterr().err
+    assert upscale(folder, "-o", weights, "--model", weights) == 6
+    assert "a.png: a file is where a folder should be" in capsys.readouterr().err
+
+
+def test_an_unreachable_registry_and_one_without_a_champion_are_told(
+    upscale: Upscale, folder: Path, champion: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = champion.parents[2]
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", database_uri(workspace / "mlflow.db"))
+        mlflow_client().delete_registered_model_alias("bebygan", "champion")
+    assert upscale(folder, "-o", folder.parent / "out") == 5
+    assert "the model bebygan has no champion in this registry: train one" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert upscale(folder, "-o", folder.parent / "out") == 4
+    assert "failed at MLflow's http://127.0.0.1:9 (Connection refused)" in capsys.readouterr().err
+    assert not (folder.parent / "out").exists()
 
 
 def test_a_size_that_is_none_is_a_usage_error(upscale: Upscale, folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bebygan.errors import WeightsError
+from bebygan.networks.generator import Generator
+from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import digest, metadata_of, read_state, safetensors_bytes
+from bebygan.settings import GeneratorShape
 
 TENSORS = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2, dtype=torch.bfloat16)}
 CONTENT = safetensors_bytes(TENSORS, {"seed": "1"})
@@ -127,3 +131,38 @@ def test_what_is_no_file_of_weights_is_named(content: bytes, said: str, ending: 
         read_state(path)
     assert "weights_only" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def _fuzzed(content: bytes, random: np.random.Generator) -> bytes:
+    """Cut, flip, overwrite, repeat or insert some bytes."""
+    start, end = sorted(int(each) for each in random.integers(0, len(content), 2))
+    end = min(end, start + int(random.integers(1, 64)))
+    noise = random.bytes(end - start)
+    return (
+        content[:start],
+        content[:start] + bytes([content[start] ^ 1 << int(random.integers(8))]) + content[start + 1 :],
+        content[:start] + noise + content[end:],
+        content[:end] + content[start:],
+        content[:start] + noise + content[start:],
+    )[int(random.integers(5))]
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_500_damaged_files_of_each_kind_load_or_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    state = dict(Generator(GeneratorShape(blocks=1, features=4, growth=2)).state_dict())
+    path, random = tmp_path / "weights.pth", np.random.default_rng(0)
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"params_ema": state}, path, _use_new_zipfile_serialization=kind == "zip")
+    content, told = path.read_bytes(), []
+    load_generator(path)
+    for _ in range(500):
+        path.write_bytes(_fuzzed(content, random))
+        try:
+            load_generator(path)
+        except WeightsError as error:
+            told.append(str(error))
+    assert len(told) > 150
+    assert all(str(path) in text for text in told)
+    assert not [text for text in told if "\n" in text or "weights_only" in text]
