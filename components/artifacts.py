@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
@@ -141,11 +141,15 @@ class Registration:
 
 def capped(metric: Metric, value: float) -> float:
     """Limit a PSNR to PSNR_CAP; return values of other metrics unchanged."""
-    return min(value, PSNR_CAP) if metric in ("psnr_y", "lr_psnr") else value
+    return min(value, PSNR_CAP) if "psnr" in metric else value
+
+
+_ALWAYS: tuple[Metric, ...] = ("psnr_y", "ssim_y", "lpips", "lr_psnr")
+"""Metrics that earlier versions measured, too."""
 
 
 def _row(row: dict[Metric, float]) -> dict[Metric, float]:
-    if missing := [metric for metric in get_args(Metric) if metric not in row]:
+    if missing := [metric for metric in _ALWAYS if metric not in row]:
         raise ValueError(f"has no {' and no '.join(missing)}")
     # Earlier versions wrote the PSNR of equal images as Infinity.
     row = {metric: capped(metric, value) for metric, value in row.items()}

@@ -36,7 +36,10 @@ from bebygan.settings import (
 from components.checkout import in_checkout
 
 Convertible = Literal["rotated", "grey", "transparent", "cmyk", "16-bit"]
-Metric = Literal["psnr_y", "ssim_y", "lpips", "lr_psnr"]
+Metric = Literal[
+    "psnr_y", "ssim_y", "lpips", "lr_psnr", "dists", "psnr_y_textured", "psnr_y_flat", "lpips_textured", "lpips_flat",
+    "artefacts",
+]  # fmt: skip
 Interval = tuple[float, float]
 """Lower and upper bound."""
 Positive = Annotated[float, Constraint(above=0)]

@@ -12,6 +12,18 @@ from bebygan.metrics.protocol import PROTOCOL
 if TYPE_CHECKING:
     from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
     from bebygan.metrics.perceptual import Lpips, dists, load_lpips, lpips
+    from bebygan.metrics.relative_variance import artefact_map, artefacts
 
-__all__ = ["PROTOCOL", "Lpips", "dists", "load_lpips", "lpips", "lr_psnr", "psnr_y", "ssim_y"]
-__getattr__, __dir__ = lazy_names(__name__, __all__, ["fidelity", "perceptual"])
+__all__ = [
+    "PROTOCOL",
+    "Lpips",
+    "artefact_map",
+    "artefacts",
+    "dists",
+    "load_lpips",
+    "lpips",
+    "lr_psnr",
+    "psnr_y",
+    "ssim_y",
+]
+__getattr__, __dir__ = lazy_names(__name__, __all__, ["fidelity", "perceptual", "relative_variance"])

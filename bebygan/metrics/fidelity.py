@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -34,6 +35,17 @@ def psnr_y(sr: Image, hr: Image) -> float:
     """
     first, second = _cropped_luma(sr, hr, least=1)
     return _psnr(first, second)
+
+
+def psnr_y_in(sr: Image, hr: Image, region: npt.NDArray[np.bool_]) -> float:
+    """Return `psnr_y` of the pixels in a region (H, W); a border of 4 pixels is ignored, NaN if nothing is left.
+
+    Raises:
+        ValueError, DataError: as `psnr_y`.
+    """
+    first, second = _cropped_luma(sr, hr, least=1)
+    inside = region[CROP:-CROP, CROP:-CROP]
+    return _psnr(first[inside], second[inside]) if inside.any() else math.nan
 
 
 @metric

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bebygan.errors import DataError
@@ -37,23 +40,45 @@ class Lpips(nn.Module):
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the five features of images (N, 3, H, W), RGB in [0, 1], with channels of length 1.
+
+        Raises:
+            DataError: the images are smaller than AlexNet takes, 31 pixels.
+        """
+        if min(images.shape[-2:]) < ALEXNET_SMALLEST:
+            raise DataError(
+                f"an image of {images.shape[-2]}x{images.shape[-1]} is too small for LPIPS: {ALEXNET_SMALLEST} are "
+                "needed"
+            )
+        with full_precision(images.device):
+            return [_unit(each) for each in self.trunk((2 * images - 1 - self.shift) / self.scale)]
+
+    def maps(self, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+        """Return the distances (N, H, W) at each position of the five features; the sum of their means is LPIPS."""
+        return [
+            ((a - b).square() * self.get_buffer(f"head{number}")).sum(1)
+            for number, (a, b) in enumerate(zip(first, second, strict=True))
+        ]
+
+    @staticmethod
+    def mean_in(maps: list[Tensor], region: npt.NDArray[np.bool_]) -> float:
+        """Return LPIPS of one pair in a region (H, W), which holds at least one pixel.
+
+        Each position counts by the share of the region in the pixels that it stands for.
+        """
+        share = torch.from_numpy(region)[None, None].to(maps[0])
+        shares = [F.adaptive_avg_pool2d(share, (each.shape[-2], each.shape[-1]))[0] for each in maps]
+        return float(sum((each * part).sum() / part.sum() for each, part in zip(maps, shares, strict=True)))
+
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the distance of each pair, (N,), of images (N, 3, H, W), RGB in [0, 1]; at least 0.
 
         Raises:
             DataError: the images are smaller than AlexNet takes, 31 pixels.
         """
-        if min(first.shape[-2:]) < ALEXNET_SMALLEST:
-            raise DataError(
-                f"an image of {first.shape[-2]}x{first.shape[-1]} is too small for LPIPS: {ALEXNET_SMALLEST} are needed"
-            )
-        with full_precision(first.device):
-            features = [self.trunk((2 * images - 1 - self.shift) / self.scale) for images in (first, second)]
-            distances = [
-                ((_unit(a) - _unit(b)).square() * self.get_buffer(f"head{number}")).sum(1).mean((1, 2))
-                for number, (a, b) in enumerate(zip(*features, strict=True))
-            ]
-        return torch.stack(distances).sum(0)
+        maps = self.maps(self.features(first), self.features(second))
+        return torch.stack([each.mean((1, 2)) for each in maps]).sum(0)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -77,9 +77,13 @@ class Dists(nn.Module):
         """
         if first.shape != second.shape:
             raise ValueError(f"DISTS takes images of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
+        return self.distance(self.features(first), self.features(second))
+
+    def distance(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
+        """Return the distance of each pair, (N,), of images by their `features`."""
         total = self.weights.alpha.sum() + self.weights.beta.sum()
         alphas, betas = (torch.split(each.flatten(), _CHANNELS) for each in (self.weights.alpha, self.weights.beta))
-        pairs = zip(self.features(first), self.features(second), alphas, betas, strict=True)
+        pairs = zip(first, second, alphas, betas, strict=True)
         return 1 - torch.stack([_similarity(*each) for each in pairs]).sum(0) / total
 
 

@@ -100,11 +100,25 @@ def intervals(differences: Table, confidence: float) -> Table | None:
     return (_exact if len(differences) < EXACT_BELOW else _bootstrap)(differences, tail)
 
 
+def _limits(differences: Table, confidence: float) -> Table:
+    """Return `intervals` of each column without its NaN, (2, M); NaN where there are too few photographs."""
+    limits = np.full((2, differences.shape[1]), np.nan)
+    measured = ~np.isnan(differences)
+    for rows in np.unique(measured, axis=1).T:
+        # Columns that are measured on the same photographs are resampled together.
+        columns = (measured == rows[:, None]).all(0)
+        found = intervals(differences[rows][:, columns], confidence)
+        if found is not None:
+            limits[:, columns] = found
+    return limits
+
+
 def gains_of(values: Mapping[Candidate, Table], opponents: Sequence[Candidate], confidence: float) -> tuple[Gain, ...]:
     """Compare the challenger with each opponent, photograph by photograph.
 
     Args:
-        values: (N, M) by candidate, the metrics in the order of `METRICS` on the same photographs in the same order.
+        values: (N, M) by candidate, the metrics in the order of `METRICS` on the same photographs in the same order;
+            NaN where a metric cannot be measured on a photograph, which is left out for this metric alone.
         opponents: candidates other than the challenger.
         confidence: of the intervals.
     """
@@ -112,15 +126,18 @@ def gains_of(values: Mapping[Candidate, Table], opponents: Sequence[Candidate], 
     found: list[Gain] = []
     for opponent in opponents:
         differences = (values["challenger"] - values[opponent]) * better
-        limits = intervals(differences, confidence)
+        limits = _limits(differences, confidence)
         for column, metric in enumerate(METRICS):
-            each = differences[:, column]
+            each = differences[~np.isnan(differences[:, column]), column]
+            if not each.size:
+                continue
+            low, high = map(float, limits[:, column])
             found.append(
                 Gain(
                     opponent=opponent,
                     metric=metric,
                     mean=float(each.mean()),
-                    interval=None if limits is None else (float(limits[0, column]), float(limits[1, column])),
+                    interval=None if math.isnan(low) else (low, high),
                     better=int((each > 0).sum()),
                     ties=int((each == 0).sum()),
                     worse=int((each < 0).sum()),

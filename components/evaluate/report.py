@@ -54,7 +54,7 @@ def html_report(
     ).get_template("report.html")
     return page.render(
         verdict=verdict,
-        titles=TITLES,
+        titles={metric: title for metric, title in TITLES.items() if all(metric in row for row in means.values())},
         names=NAMES,
         shown=shown,
         means=means,
@@ -67,6 +67,7 @@ def html_report(
         best={
             metric: (max if higher else min)(row[metric] for row in means.values())
             for metric, higher in METRICS.items()
+            if all(metric in row for row in means.values())
         },
         photographs=len({row["photograph"] for row in rows}),
         side=SIDE,

@@ -3,6 +3,7 @@
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,13 +19,10 @@ from bebygan.files import sha256_of, whole_folder
 from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, upscale_uint8
 from bebygan.imaging.tiling import TILE, upscale_fast
-from bebygan.metrics.fidelity import lr_psnr, psnr_y, ssim_y
-from bebygan.metrics.perceptual import Lpips, load_lpips, lpips
 from bebygan.metrics.protocol import PROTOCOL
 from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of, read_state
 from bebygan.precision import resolve, training_device
-from bebygan.pretrained import weights_file
 from bebygan.settings import Objective
 from bebygan.training.state import place
 from components.artifacts import (
@@ -33,7 +31,6 @@ from components.artifacts import (
     Means,
     Recommendation,
     Verdict,
-    capped,
     read_history,
     write_means,
     write_summary,
@@ -43,6 +40,7 @@ from components.comparison import METRICS, NAMES, change, main_gains
 from components.config import EvaluateParams, Metric
 from components.evaluate.evidence import EXACT_BELOW, RESAMPLES, Table, gains_of
 from components.evaluate.health import examine
+from components.evaluate.measuring import LEAST_REGION, Original, load_networks
 from components.evaluate.pictures import SIDE, most_textured, side_by_side
 from components.evaluate.report import html_report
 from components.evaluate.verdict import Measured, judge, summary_of
@@ -60,6 +58,7 @@ from components.tracking.provenance import provenance
 from components.tracking.registry import all_versions, champion, download_generator
 from components.tracking.runs import StepRun
 
+SECONDS = "seconds_per_megapixel"
 CHECKS = "checks.html"
 """Page with the results of ingest's checks, beside the report."""
 _PICTURES = 12
@@ -93,13 +92,14 @@ def _as_cell(name: str) -> str:
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
-def _metrics(network: Lpips, sr: Image, hr: Image, lr: Image) -> dict[Metric, float]:
-    return {
-        "psnr_y": capped("psnr_y", psnr_y(sr, hr)),
-        "ssim_y": ssim_y(sr, hr),
-        "lpips": lpips(sr, hr, network),
-        "lr_psnr": capped("lr_psnr", lr_psnr(sr, lr)),
-    }
+def _check_finite(values: Mapping[Metric, float], candidate: Candidate, photograph: str) -> None:
+    for metric, value in values.items():
+        # A photograph may lack a region.
+        absent = metric.endswith(("_textured", "_flat")) and math.isnan(value)
+        if not (math.isfinite(value) or absent):
+            raise DataError(
+                f"{metric} of {candidate} is {value} for {photograph}: leave the photograph out, or train again"
+            )
 
 
 def measure(
@@ -108,7 +108,8 @@ def measure(
     """Measure generators and bicubic on the held-out photographs.
 
     Returns:
-        A row per photograph and candidate, and crops by photograph and caption.
+        A row per photograph and candidate with all metrics, NaN for those of a region that a photograph lacks, and
+        the seconds per megapixel of the result; crops by photograph and caption.
 
     Raises:
         DataError: no photograph is held out, one is damaged, or a value is not finite.
@@ -122,7 +123,7 @@ def measure(
     for candidate in same.values():
         generator = place(load_generator(generators[candidate]), device, channels_last=True).eval()
         upscalers[candidate] = partial(upscale_fast, generator, precision=params.precision, tile=params.tile)
-    network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex")).to(device)
+    networks = load_networks(device)
     measured: list[dict[str, Any]] = []
     crops: dict[str, dict[str, Image]] = {}
     for photograph in progress(photographs.to_dict("records"), "evaluate", "photographs", len(photographs)):
@@ -130,22 +131,22 @@ def measure(
         hr = central_square(read_photograph(dataset / photograph["file"]), params.crop)
         lr = downscale_uint8(hr, SCALE)
         rows, columns = most_textured(hr, SIDE)
-        panels: dict[str, Image] = {}
-        found: dict[Candidate, dict[Metric, float]] = {}
+        upscaled: dict[Candidate, Image] = {}
+        seconds: dict[Candidate, float] = {}
         for candidate, upscale in upscalers.items():
-            sr = upscale(lr)
-            found[candidate] = _metrics(network, sr, hr, lr)
-            for metric, value in found[candidate].items():
-                if not math.isfinite(value):
-                    raise DataError(
-                        f"{metric} of {candidate} is {value} for {name}: leave the photograph out, or train again"
-                    )
-            panels[NAMES[candidate]] = sr[rows, columns]
+            started = time.perf_counter()
+            upscaled[candidate] = upscale(lr)
+            seconds[candidate] = (time.perf_counter() - started) / hr.shape[0] / hr.shape[1] * 1e6
+        original = Original(hr, lr, (rows, columns), networks)
+        start = upscaled[twins.get("warmup", "bicubic")]
+        found = {candidate: original.metrics(sr, start) for candidate, sr in upscaled.items()}
+        panels: dict[str, Image] = {}
         for candidate in ("bicubic", *generators):
             twin = twins.get(candidate, candidate)
+            _check_finite(found[twin], candidate, name)
             row = {"photograph": name, "sha256": photograph["sha256"], "candidate": candidate}
-            measured.append(row | found[twin])
-            panels.setdefault(NAMES[candidate], panels[NAMES[twin]])
+            measured.append(row | found[twin] | {SECONDS: seconds[twin]})
+            panels[NAMES[candidate]] = upscaled[twin][rows, columns]
         if len(crops) < _PICTURES:
             crops[name] = panels | {"original": hr[rows, columns]}
     return pd.DataFrame(measured), crops
@@ -188,6 +189,9 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
     tiles = f"in tiles of {params.tile or TILE} pixels"
     return {
         **{name: PROTOCOL[name] for name in METRICS},
+        "dists": f"{PROTOCOL['dists'].replace('whole image', f'the {SIDE} by {SIDE} pixels with the most texture')}",
+        "regions": f"those of less than {LEAST_REGION:.0%} of a photograph's pixels are not measured",
+        SECONDS: "in MLflow, because it differs from run to run: median over the photographs, of the upscaling alone",
         "photographs": f"those that ingest held out, {square}; sides cut to multiples of {SCALE}",
         "lr": f"8-bit, MATLAB's antialiased bicubic by {SCALE}; generators process it {tiles}, in "
         f"{resolve(params.precision, training_device())}",
@@ -244,7 +248,7 @@ def evaluate(
     summary = replace(summarise(dataset, version, challenger), flat=tuple(sorted(flat)))
     textured = measured[~measured["photograph"].isin(flat)]
     by_candidate = (measured if textured.empty else textured).groupby("candidate", sort=False)[list(METRICS)]
-    means: Means = by_candidate.mean().to_dict("index")  # type: ignore[assignment]
+    means: Means = by_candidate.mean().dropna(axis=1).to_dict("index")  # type: ignore[assignment]
     tables: dict[Candidate, Table] = {name: rows.to_numpy() for name, rows in by_candidate}  # type: ignore[misc]
     gains = gains_of(tables, [name for name in tables if name != "challenger"], params.confidence)
     started = all_versions(params.model_name, weights_sha256=sha256_of(generators["warmup"])) if current else []
@@ -255,9 +259,11 @@ def evaluate(
     recommendation, reasons = judge(known, params.thresholds, params.confidence, params.training_noise)
     reigning = current.version if current else None
     sentence = summary_of(recommendation, reasons, gains, params.thresholds, reigning)
+    seconds: dict[str, float] = measured.groupby("candidate", sort=False)[SECONDS].median().to_dict()  # type: ignore[assignment]
     with whole_folder(output) as folder:
         write_means(folder, means)
-        cells = measured.assign(photograph=measured["photograph"].map(_as_cell))
+        # Times differ from run to run, and the verdict names the digest of this file.
+        cells = measured.drop(columns=SECONDS).assign(photograph=measured["photograph"].map(_as_cell))
         cells.to_csv(folder / "per_photograph.csv", index=False, lineterminator="\n")
         verdict = Verdict(
             verdict=recommendation,
@@ -295,7 +301,7 @@ def evaluate(
         )
         (folder / "report.html").write_text(page, encoding="utf-8")
     values = {f"{candidate}/{name}": value for candidate, row in means.items() for name, value in row.items()}
-    run(0, values)
+    run(0, values | {f"{candidate}/{SECONDS}": value for candidate, value in seconds.items()})
     run.summarise(values, output / "report.html")
     run.artifacts(output, "evaluation")
     data = headline(summary)

@@ -37,6 +37,10 @@ def _relative(measured: Measured, gain: Gain, bound: float, confidence: float | 
     return low > bound, f"{text} [{low + 0.0:+.4f}, {high + 0.0:+.4f}], {required} at {confidence:.0%} confidence"
 
 
+def _unmeasured(metric: Metric) -> str:
+    return f"{metric} was not measured: no held-out photograph has such regions"
+
+
 def _over_champion(
     measured: Measured,
     gains: dict[Metric, Gain],
@@ -49,12 +53,15 @@ def _over_champion(
         yield False, "no threshold compares with the champion: set evaluate.thresholds.champion"
     elif measured.photographs < required:
         yield False, f"{TOO_FEW} ({measured.photographs} held out, {required} are needed)"
-    elif all(gain.ties == measured.photographs for gain in gains.values()):
+    elif all(gain.better == gain.worse == 0 for gain in gains.values()):
         yield False, "challenger and champion measure the same on every photograph"
     else:
         for metric, bound in bounds.items():
             # A tolerated loss is no claim to be better.
             least = max(bound, noise.get(metric, bound)) if bound >= 0 else bound
+            if metric not in gains:
+                yield False, _unmeasured(metric)
+                continue
             passed, text = _relative(measured, gains[metric], least, confidence)
             yield passed, f"{text} (which another seed alone can gain)" if least > bound else text
 
@@ -63,6 +70,9 @@ def _checks(
     measured: Measured, thresholds: Thresholds, confidence: float, noise: Mapping[Metric, float]
 ) -> Iterator[tuple[bool, str]]:
     for metric, bound in thresholds.absolute.items():
+        if metric not in measured.means["challenger"]:
+            yield False, _unmeasured(metric)
+            continue
         value, higher = measured.means["challenger"][metric], METRICS[metric]
         # A comparison with NaN is false, so the threshold fails.
         passed = value >= bound if higher else value <= bound
@@ -79,7 +89,8 @@ def _checks(
             yield True, f"there is no {opponent} to compare with"
         else:
             for metric, bound in bounds.items():
-                yield _relative(measured, gains[opponent][metric], bound)
+                known = metric in gains[opponent]
+                yield _relative(measured, gains[opponent][metric], bound) if known else (False, _unmeasured(metric))
     if "champion" in gains:
         yield from _over_champion(measured, gains["champion"], thresholds.champion, confidence, noise)
     else:

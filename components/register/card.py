@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from bebygan import SCALE
 from components.artifacts import Candidate, Means, Verdict, read_summary
-from components.comparison import gain_lines
+from components.comparison import TITLES, gain_lines
 from components.config import Metric
 from components.register.exports import TAG
 from components.stores.dataset import headline
@@ -18,17 +18,14 @@ _NAMES: dict[Candidate, str] = {
     "challenger": "this version",
     "champion": "champion",
 }
-_METRICS: dict[str, str] = {
-    "psnr_y": "PSNR-Y (dB) ↑",
-    "ssim_y": "SSIM-Y ↑",
-    "lpips": "LPIPS ↓",
-    "lr_psnr": "LR-PSNR (dB) ↑",
-}
 
 
 def _figures(means: Means, verdict: Verdict) -> str:
     metrics: list[Metric] = list(means["challenger"])
-    headings = ["", *(_METRICS.get(metric, metric) for metric in metrics)]
+    headings = [
+        "",
+        *(TITLES[metric].replace("PSNR-Y", "PSNR-Y (dB)").replace("LR-PSNR", "LR-PSNR (dB)") for metric in metrics),
+    ]
     names: dict[Candidate, str] = {**_NAMES, "champion": f"champion, version {verdict.champion}"}
     rows = [[names.get(name, name), *(f"{row[metric]:.4g}" for metric in metrics)] for name, row in means.items()]
     table: str = tabulate([headings, *rows], headers="firstrow", tablefmt="github", disable_numparse=True)

@@ -95,5 +95,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 
 def test_each_metric_states_its_protocol() -> None:
-    assert set(PROTOCOL) == {"psnr_y", "ssim_y", "lpips", "dists", "lr_psnr"}
+    assert set(PROTOCOL) == {
+        "psnr_y", "ssim_y", "lpips", "dists", "lr_psnr", "psnr_y_textured", "psnr_y_flat", "lpips_textured",
+        "lpips_flat", "artefacts",
+    }  # fmt: skip
     assert all("better" in text for text in PROTOCOL.values())
