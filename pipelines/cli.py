@@ -63,6 +63,12 @@ def _share(text: str) -> float:
     return share
 
 
+def _positive(text: str) -> float:
+    if not re.fullmatch(r"\d+\.?\d*|\.\d+", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return float(text)
+
+
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B?", text)
     if not found:
@@ -231,13 +237,13 @@ def _add_serve_command(commands: Any) -> None:
     _add_workspace(serve, "of the runs that made it")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all networks (default: %(default)s)")
     serve.add_argument("--port", type=_count, default=8080, help="default: %(default)s")
-    serve.add_argument("--poll", type=float, default=2.0, help="seconds between looks at the alias (default: 2)")
-    serve.add_argument("--queue", type=_count, default=16, help="requests that may wait (default: %(default)s)")
+    serve.add_argument("--poll", type=_positive, default=2.0, help="seconds between looks at the alias (default: 2)")
+    serve.add_argument("--queue", type=_count, default=16, help="images that may wait (default: %(default)s)")
     serve.add_argument(
         "--max-bytes", type=_bytes, default=32_000_000, metavar="SIZE", help="of a request (default: 32MB)"
     )
     serve.add_argument(
-        "--max-pixels", type=float, default=4.0, metavar="MEGAPIXELS", help="of an image (default: %(default)s)"
+        "--max-pixels", type=_positive, default=4.0, metavar="MEGAPIXELS", help="of an image (default: %(default)s)"
     )
     serve.add_argument("--precision", choices=_PRECISIONS, default="auto", help=_PRECISION_HELP)
     add_params_arguments(serve)

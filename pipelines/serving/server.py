@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from bebygan.errors import DataError
+from bebygan.errors import ConfigError, DataError
 from bebygan.imaging.picture_files import UPSCALED, WRITTEN, encoded, enlarged, read_picture
 from bebygan.imaging.tiling import out_of_memory, upscale_fast
 from components.tracking.address import use_registry
@@ -275,12 +276,10 @@ class Server:
         return response
 
 
-def configured(server: Server, host: str, port: int) -> uvicorn.Config:
+def configured(server: Server) -> uvicorn.Config:
     """Return how uvicorn runs a server."""
     return uvicorn.Config(
         server.app(),
-        host=host,
-        port=port,
         http=connections.Protocol,
         log_config=None,
         access_log=False,
@@ -289,15 +288,32 @@ def configured(server: Server, host: str, port: int) -> uvicorn.Config:
     )
 
 
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; uvicorn would end the process with an exit code of its own."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # A server that ended a moment ago does not keep the port.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(1024)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"port {port} of {host} cannot be used ({reason}): name another --port or --host") from error
+    return listening
+
+
 def serve(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM or Ctrl-C; then finish the requests that are being answered.
+    """Serve until SIGTERM or Ctrl-C; then finish the images that were accepted.
 
     Raises:
+        ConfigError: the server cannot listen at the address.
         WeightsError: the workspace has no registry.
     """
     use_registry(options.workspace)
     follower = Follower(options.model, options.params.evaluate.model_name, options.precision)
     limits = Limits(options.max_bytes, int(options.max_pixels * 1_000_000), options.queue)
     server = Server(follower, limits, options.poll)
+    listening = _listening(options.host, options.port)
     _log.info("http://%s:%d answers POST with the image upscaled; a browser shows a page", options.host, options.port)
-    uvicorn.Server(configured(server, options.host, options.port)).run()
+    uvicorn.Server(configured(server)).run([listening])

@@ -130,6 +130,11 @@ def test_the_command_in_an_image_finds_the_pipeline_beside_it(
     assert said(engine, images[step], "bebygan", "--help").startswith("usage: bebygan [-h]")
 
 
+def test_the_torch_image_has_what_the_image_server_needs(engine: docker.DockerClient, images: dict[str, str]) -> None:
+    told = said(engine, images["torch"], "sh", "-c", "bebygan serve --workspace /etc 2>&1; sleep 0")
+    assert told.startswith("error: /etc has no models yet")
+
+
 @pytest.mark.parametrize("step", LIMITS)
 def test_an_image_runs_as_an_ordinary_user_and_has_no_entry_point(
     step: str, engine: docker.DockerClient, images: dict[str, str]

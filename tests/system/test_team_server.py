@@ -1,5 +1,7 @@
 """A team's server by the settings of infra/compose.yaml: from photographs in a bucket to a restored backup."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,10 +16,13 @@ import psycopg2
 import pytest
 from boto3.session import Session
 from botocore.exceptions import ClientError
+from PIL import Image
 
+from benchmarks.serving import served
 from components.stores.data_version import data_version, fetch
 from components.tracking.ledger import entries
 from tests.conftest import free_ports
+from tests.pipelines.serving.asking import asked, file_of, pixels, until
 from tests.servers import SCRIPTS, TeamServer, team_server
 from tests.system.conftest import ROOT, Finished, run
 
@@ -194,12 +199,40 @@ def test_each_key_and_account_may_do_its_own_work_and_no_more(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    for name, value in READER.items():
+    for account in (READER, team.environment("serve")):
+        for name in READER:
+            monkeypatch.setenv(name, account[name])
+        reader = MlflowClient(tracking_uri=team.tracker, registry_uri=team.tracker)
+        reigning = reader.get_model_version_by_alias("bebygan", "champion")
+        with pytest.raises(MlflowException, match="Permission denied"):
+            reader.set_registered_model_alias("bebygan", "champion", reigning.version)
+
+
+def test_the_image_server_serves_the_champion_with_its_account_and_while_the_tracking_server_is_down(
+    team: TeamServer, first: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert first.code == 0
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "MLFLOW_")):
+            monkeypatch.delenv(name)
+    for name, value in team.environment("serve", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0").items():
         monkeypatch.setenv(name, value)
-    reader = MlflowClient(tracking_uri=team.tracker, registry_uri=team.tracker)
-    reigning = reader.get_model_version_by_alias("bebygan", "champion")
-    with pytest.raises(MlflowException, match="Permission denied"):
-        reader.set_registered_model_alias("bebygan", "champion", reigning.version)
+    image = file_of(Image.fromarray(np.zeros((16, 12, 3), np.uint8)))
+    with served(tmp_path, "--poll", "0.5") as (port, _):
+
+        def fault() -> str:
+            return str(json.loads(asked(port, "GET", "/version")[2])["fault"])
+
+        status, headers, answer = asked(port, "POST", "/upscale", image)
+        assert (status, headers["x-model-version"], pixels(answer).shape) == (200, "1", (64, 48, 3))
+        team.stop_tracker()
+        try:
+            until(lambda: "Connection refused" in fault(), 60)
+            assert asked(port, "GET", "/readyz")[0] == 200
+            assert asked(port, "POST", "/upscale", image)[2] == answer
+        finally:
+            team.start_tracker()
+        until(lambda: fault() == "None", 60)
 
 
 def test_a_wrong_password_and_a_server_that_is_away_end_with_one_line(

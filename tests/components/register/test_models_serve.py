@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.pipelines.serving.asking import asked, file_of, pixels
 from tests.servers import answers, wait_for
 
 pytestmark = pytest.mark.slow
+TEXT = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
 RGB = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
 
 
@@ -30,10 +32,11 @@ def scoring(registered: Callable[..., Registration], challenger: Path, tmp_path:
     """Port of `mlflow models serve` with the champion."""
     registered(challenger, "promote")
     [port], log = free_ports(1), tmp_path / "log"
-    command = ["models", "serve", "--model-uri", "models:/tests@champion", "--env-manager", "local"]
+    [line] = re.findall(r"^mlflow (models serve .*)", TEXT, re.MULTILINE)
+    command = line.replace("/bebygan@", "/tests@").replace("5001", str(port)).split()
     with log.open("w") as lines:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+            [sys.executable, "-m", "mlflow", *command, "--workers", "1"],
             env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
             cwd=tmp_path, stdout=lines, stderr=lines, start_new_session=True,
         )  # fmt: skip
@@ -51,7 +54,7 @@ def predicted(port: int, asking: Any) -> tuple[int, Any]:
     return status, json.loads(answer)
 
 
-def test_mlflow_models_serve_answers_with_the_champion_s_image(scoring: int, challenger: Path) -> None:
+def test_mlflow_models_serve_answers_with_the_champion_s_image(scoring: int, challenger: Path, tmp_path: Path) -> None:
     text = base64.b64encode(file_of(Image.fromarray(RGB))).decode()
     expected = upscale_image(load_generator(challenger / "generator.safetensors").eval(), RGB)
     for asking in (
@@ -63,6 +66,10 @@ def test_mlflow_models_serve_answers_with_the_champion_s_image(scoring: int, cha
         assert status == 200
         [image] = answer["predictions"]
         assert np.array_equal(pixels(base64.b64decode(image)), expected)
+    (tmp_path / "small.png").write_bytes(file_of(Image.fromarray(RGB)))
+    [curl] = re.findall(r"```sh\n(echo .*?)```", TEXT, re.DOTALL)
+    subprocess.run(["bash", "-c", curl.replace("5001", str(scoring))], cwd=tmp_path, check=True)
+    assert np.array_equal(pixels((tmp_path / "large.png").read_bytes()), expected)
     for asking, said in (
         ({"inputs": ["no image"]}, "a text must be the base64 of an image file"),
         ({"inputs": [base64.b64encode(b"text").decode()]}, "the image is no JPEG, PNG"),

@@ -1,6 +1,7 @@
 """A registry with versions of tiny generators, and a server in front of it within this process."""
 
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from PIL import Image
 from benchmarks.serving import MODEL, Registry
 from pipelines.serving.following import Follower
 from pipelines.serving.server import Limits, Server, configured
-from tests.conftest import free_ports
 from tests.pipelines.serving.asking import RGB, file_of, until
 
 
@@ -48,11 +48,15 @@ def start(registry: Registry) -> Iterator[Callable[..., Running]]:  # noqa: ARG0
     started = []
 
     def begin(**limits: int) -> Running:
-        [port] = free_ports(1)
+        listening = socket.create_server(("127.0.0.1", 0))
         allowed = Limits(**{"bytes": 100_000, "pixels": 10_000, "waiting": 2} | limits)
         server = Server(Follower("champion", MODEL, "fp32"), allowed, 0.1)
-        program = uvicorn.Server(configured(server, "127.0.0.1", port))
-        started.append(Running(port, server, program, threading.Thread(target=program.run)))
+        program = uvicorn.Server(configured(server))
+        started.append(
+            Running(
+                listening.getsockname()[1], server, program, threading.Thread(target=program.run, args=([listening],))
+            )
+        )
         started[-1].thread.start()
         until(lambda: program.started)
         return started[-1]

@@ -146,7 +146,10 @@ def test_more_images_than_may_wait_are_refused_and_told_when_to_come_back(
     until(lambda: b"bebygan_waiting_requests 2" in asked(running.port, "GET", "/metrics")[2])
     # Without its body: it is not read.
     with raw(running, posted(b"", len(image))) as connection:
-        head, _, message = connection.recv(4096).partition(b"\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"later\n"):
+            answer += connection.recv(4096)
+    head, _, message = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 429 ")
     assert b"retry-after: 2" in head.lower()
     assert message == b"2 images are waiting: try again later\n"
