@@ -76,4 +76,8 @@ def test_a_person_compares_a_photograph_with_its_upscaled_one(ready: Callable[..
         tab.size(390, 844, dark=True)
         tab.screenshot(tmp_path / "dark.png")
         assert tab.value("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        running.program.should_exit = True
+        running.thread.join(30)
+        tab.choose("#file", photograph)
+        assert said(tab) == ("the server does not answer (Failed to fetch)", "error")
         assert tab.exceptions == []
