@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bebygan.pretrained import weights_file
 from bebygan.settings import GeneratorShape, Precision
-from benchmarks import losses, pipeline, training, upscaling
+from benchmarks import losses, paths, pipeline, training, upscaling
 from benchmarks.comparing import Crops
 from benchmarks.figures import Figure
 from benchmarks.measuring import Rounds
@@ -55,6 +55,16 @@ def cases(params: Params) -> dict[str, Case]:
         ),
         "upscale-23x64": lambda patches, _, rounds: upscaling.upscaling(
             Crops(patches, 128, 1), weights_file("realsr-df2k-x4"), rounds, least=2.5
+        ),
+        "tiles-23x64": lambda patches, _, rounds: upscaling.tiling(
+            Crops(patches, 256, 1), weights_file("realsr-df2k-x4"), rounds, side=512, tile=256
+        ),
+        "photograph-4x32": lambda patches, _, rounds: upscaling.photograph(
+            Crops(patches, 256, 1), _LAPTOP_WEIGHTS, rounds, height=3000, width=4000
+        ),
+        "paths-4x32": lambda patches, _, rounds: paths.paths(Crops(patches, 256, 1), _LAPTOP_WEIGHTS, rounds),
+        "paths-23x64": lambda patches, _, rounds: paths.paths(
+            Crops(patches, 128, 1), weights_file("realsr-df2k-x4"), rounds
         ),
         "loop": outside,
         "checkpoint": checkpoints,

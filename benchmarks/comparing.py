@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,12 @@ def write_sample(photographs: Path, output: Path, params: PatchesParams) -> None
     if not stored:
         raise DataError(f"{photographs} holds no photograph of {params.size} pixels or more")
     write_shards(output, stored, params.size, params.shard_megabytes * 2**20, {})
+
+
+def psnr(ours: Measured, reference: Measured) -> float:
+    """Return the PSNR of the output `sr` in 8 bits, dB."""
+    error = float(np.square(ours.outputs["sr"] - reference.outputs["sr"]).mean())
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def check_equal(name: str, ours: Measured, reference: Measured, limits: Mapping[str, float]) -> None:

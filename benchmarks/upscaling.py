@@ -1,20 +1,23 @@
 """Upscaling on the fast path beside a plain forward pass in float32 over the whole image."""
 
+import time
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bebygan.imaging.convert import to_image, to_tensor
-from bebygan.imaging.tiling import upscale_fast
+from bebygan.imaging.picture_files import enlarged, picture_of, read_picture, write_picture
+from bebygan.imaging.tiling import enough_overlap, upscale_fast, upscale_image
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
 from bebygan.settings import Precision
 from bebygan.training.state import place
-from benchmarks.comparing import CPU, Crops, check_equal, time_and_memory
-from benchmarks.figures import Figure, compared
+from benchmarks.comparing import CPU, Crops, check_equal, psnr, time_and_memory
+from benchmarks.figures import Figure, compared, limited
 from benchmarks.measuring import Outputs, Prepare, Rounds, Work, in_turn
 
 _NOISE: dict[Precision, float] = {"fp32": 2e-3, "bf16": 1e-2}
@@ -72,6 +75,101 @@ def upscaling(
         name = f"upscaling, {blocks}, {crops}, {precision}"
         check_equal(name, found[precision], found["reference"], {"sr": _NOISE[precision]})  # type: ignore[index]
         figures += time_and_memory(name, found[precision], found["reference"], speed, memory)
-    error = np.square(found["bf16"].outputs["sr"] - found["reference"].outputs["sr"]).mean()
-    psnr = float(10 * np.log10(255**2 / max(error, 1e-9)))
-    return [*figures, compared(f"upscaling, {blocks}, {crops}, bf16: PSNR", psnr, 50, "dB", 1, more_is_better=True)]
+    name, close = f"upscaling, {blocks}, {crops}, bf16: PSNR", psnr(found["bf16"], found["reference"])
+    return [*figures, compared(name, close, 50, "dB", 1, more_is_better=True)]
+
+
+def _mirrored(crops: Crops, height: int, width: int) -> NDArray[np.uint8]:
+    """Return a crop of a photograph, continued by its mirror images."""
+    image = _photograph(crops)
+    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), "symmetric")
+
+
+def _whole(crops: Crops, weights: Path, side: int) -> Work:
+    generator, image = load_generator(weights).eval(), _mirrored(crops, side, side)
+
+    def work() -> Outputs:
+        with torch.inference_mode():
+            return {"sr": torch.from_numpy(to_image(generator.pixels(generator.features(to_tensor(image)))))}
+
+    return work
+
+
+def _tiled(crops: Crops, weights: Path, side: int, *, tile: int, overlap: int | None) -> Work:
+    generator = place(load_generator(weights).eval(), CPU, channels_last=overlap is None)
+    image, around = _mirrored(crops, side, side), enough_overlap(generator.shape) if overlap is None else overlap
+    return lambda: {"sr": torch.from_numpy(upscale_image(generator, image, tile=tile, overlap=around))}
+
+
+def tiling(crops: Crops, weights: Path, rounds: Rounds, side: int, tile: int) -> list[Figure]:
+    """Time, memory and error of tiles in float32, beside the whole image and beside Real-ESRGAN's tiles.
+
+    Args:
+        crops: one square crop of a photograph.
+        weights: of the generator.
+        rounds: how often.
+        side: of the image.
+        tile: side of our tiles. Real-ESRGAN's have 128 pixels and 10 around them.
+    """
+    ways: dict[str, Prepare] = {
+        "whole": partial(_whole, crops, weights, side),
+        "ours": partial(_tiled, crops, weights, side, tile=tile, overlap=None),
+        "theirs": partial(_tiled, crops, weights, side, tile=128, overlap=10),
+    }
+    found = in_turn("tiling", ways, rounds)
+    whole, ours, theirs = (found[name] for name in ways)
+    name = f"tiles of {tile} of {side}x{side}, {load_generator(weights).shape.blocks} blocks, fp32"
+    return [
+        *time_and_memory(f"{name}, beside the whole", ours, whole, 1 / 1.1, 4),
+        *time_and_memory(f"{name}, beside tiles of 128 and 10 around", ours, theirs, 1, None),
+        compared(
+            f"{name}: PSNR to the whole, beside tiles of 128 and 10 around", psnr(ours, whole), psnr(theirs, whole),
+            "dB", 1, more_is_better=True,
+        ),
+    ]  # fmt: skip
+
+
+def _from_file_to_file(crops: Crops, weights: Path, height: int, width: int, ending: str) -> Work:
+    """Upscale a photograph from a file to a file; the outputs are the seconds of all, and of the network alone."""
+    generator, folder = place(load_generator(weights).eval(), CPU, channels_last=True), Path(mkdtemp())
+    source, target, spans = folder / f"lr{ending}", folder / f"sr{ending}", [0.0]
+    write_picture(picture_of(_mirrored(crops, height, width)), source)
+
+    def add(sign: int) -> None:
+        spans[0] += sign * time.perf_counter()
+
+    generator.register_forward_pre_hook(lambda *_: add(-1))
+    generator.register_forward_hook(lambda *_: add(1))
+
+    def work() -> Outputs:
+        spans[0], started = 0.0, time.perf_counter()
+        picture = read_picture(source)
+        write_picture(enlarged(picture, upscale_fast(generator, picture.rgb)), target)
+        seconds = time.perf_counter() - started
+        target.unlink()
+        return {"seconds": torch.tensor([seconds, spans[0]])}
+
+    return work
+
+
+def photograph(
+    crops: Crops, weights: Path, rounds: Rounds, *, height: int, width: int, ending: str = ".jpg"
+) -> list[Figure]:
+    """Time of a photograph from file to file beside that of its tiles in the network, and its memory.
+
+    Args:
+        crops: one square crop of a photograph.
+        weights: of the generator.
+        rounds: how often; the times are those of the first time.
+        height: of the photograph, pixels.
+        width: of the photograph, pixels.
+        ending: of the files.
+    """
+    way = partial(_from_file_to_file, crops, weights, height, width, ending)
+    found = in_turn("photograph", {"ours": way}, rounds)["ours"]
+    name = f"photograph of {height * width / 1e6:.2g} megapixels, {ending[1:]}, from file to file"
+    seconds, network = (float(each) * 1e3 for each in found.outputs["seconds"])
+    return [
+        compared(f"{name}: time beside that of the network", seconds, network, "ms", 1 / 1.2),
+        limited(f"{name}: memory", found.megabytes, "MB", 1000),
+    ]

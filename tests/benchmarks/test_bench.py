@@ -1,5 +1,6 @@
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,13 @@ from safetensors.torch import save_file
 
 from bebygan.errors import DataError
 from bebygan.losses.best_buddy import find_best_buddies
+from bebygan.networks.generator import Generator
+from bebygan.networks.naming import save_generator
 from bebygan.networks.perceptual import Vgg
 from bebygan.settings import GeneratorShape
-from benchmarks import bench, cases, comparing, losses, training, upscaling
+from benchmarks import bench, cases, comparing, losses, paths, training, upscaling
 from benchmarks.figures import Figure, compared, limited, no_worse, table, write_figures
-from benchmarks.measuring import Measured, Outputs, Rounds, Work, difference, in_turn
+from benchmarks.measuring import Measured, Outputs, Prepare, Rounds, Work, difference, in_turn
 from components.config import load_params
 
 PARAMS = load_params(Path(__file__).parents[2] / "params/compact.yaml")
@@ -291,3 +294,32 @@ def test_a_wrong_result_ends_with_exit_code_one(
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results.json")
     assert bench.main([]) == 1
     assert "error: mask: differs" in capsys.readouterr().err
+
+
+def here(_: str, ways: Mapping[str, Prepare], __: Rounds) -> dict[str, Measured]:
+    """Do each once, in this process, instead of measuring."""
+    outputs = {name: prepare()() for name, prepare in ways.items()}
+    arrays = {
+        name: {key: value.float().flatten().numpy() for key, value in each.items()} for name, each in outputs.items()
+    }
+    return {name: Measured(1.0, 1.0, each) for name, each in arrays.items()}
+
+
+def test_tiles_photographs_and_ways_of_this_processor_are_compared(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops, weights = comparing.Crops(patches, 96, 1), tmp_path / "weights.safetensors"
+    save_generator(Generator(GeneratorShape(blocks=1, features=4, growth=2)), weights)
+    for module in (upscaling, paths):
+        monkeypatch.setattr(module, "in_turn", here)
+    # Compiling takes a minute.
+    monkeypatch.setattr(paths, "_COMPILED", ())
+    found = upscaling.tiling(crops, weights, ONCE, side=200, tile=100)
+    assert [figure.target for figure in found] == ["ratio >= 0.909091", "ratio >= 4", "ratio >= 1", None, "ratio >= 1"]
+    seconds, memory = upscaling.photograph(crops, weights, ONCE, height=150, width=200)
+    assert seconds.reference is not None
+    assert 0 < seconds.reference < seconds.ours
+    assert memory.target == "ours <= 1000"
+    names = [figure.name for figure in paths.paths(crops, weights, ONCE)]
+    for way in ("fp32, channels_last", "bf16, channels_last", "onnxruntime fp32", "onnxruntime int8"):
+        assert sum(f"1 blocks, {crops}, {way}: " in name for name in names) == 3
