@@ -125,6 +125,16 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """Means over the photographs that stay the same from run to run."""
+
+    data_version: str
+    """Whose held-out photographs they are."""
+    photographs: int
+    means: Means
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
     """The version of a registered challenger, and the aliases after its registration."""
 
@@ -289,6 +299,17 @@ def write_means(folder: Path, means: Means) -> None:
 def read_means(folder: Path) -> Means:
     """Read metrics.json from the folder that evaluate wrote; an infinite PSNR is read as PSNR_CAP."""
     return _read(_Table, folder / "metrics.json", "evaluate")
+
+
+def write_anchor(folder: Path, anchor: Anchor) -> None:
+    """Write anchor.json."""
+    _write(folder / "anchor.json", plain(anchor))
+
+
+def read_anchor(folder: Path) -> Anchor | None:
+    """Read anchor.json from the folder that evaluate wrote; None if no anchor was measured."""
+    path = folder / "anchor.json"
+    return _read(Anchor, path, "evaluate") if path.exists() else None
 
 
 def write_registration(folder: Path, registration: Registration) -> None:

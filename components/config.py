@@ -163,6 +163,9 @@ class EvaluateParams(Settings):
     """What generators compute in; auto is what `upscale` takes: bfloat16 where the processor computes it."""
     confidence: Annotated[float, Constraint(at_least=0.8, at_most=0.999)]
     """Of the intervals of gains: the share of repeated comparisons whose interval contains the true gain."""
+    anchor: Annotated[str, Constraint(pattern=r"first|none|[0-9a-f]{32}\.dir")]
+    """Data version whose held-out photographs are measured in every run, so that figures of different runs compare.
+    first: that of the first promotion, by the ledger. none: no anchor."""
     thresholds: Thresholds
     training_noise: dict[Metric, Positive]
     """By how much one training is better than another that differs in the seed alone, in 97.5 % of pairs at most this

@@ -94,6 +94,8 @@ def add_steps(
     )
     judged = evaluate(
         data_version=version,
+        ledger=ledger,
+        remote=remote,
         params=params["evaluate"],
         dataset=dataset,
         docs=ingested.outputs["docs"],

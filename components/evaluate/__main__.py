@@ -24,6 +24,8 @@ def _run(options: argparse.Namespace, params: Params) -> None:
             params=params.evaluate,
             run=run,
             docs=options.docs,
+            ledger=options.ledger,
+            remote=options.remote,
         )
     verdict = read_verdict(options.output)
     print(text_table(read_means(options.output)))
@@ -40,5 +42,7 @@ if __name__ == "__main__":
     parser.add_argument("--docs", type=Path, help="folder for pages that ingest wrote; the page of the checks is kept")
     parser.add_argument("--warmup", type=Path, required=True, help="folder that the warm-up step wrote")
     parser.add_argument("--challenger", type=Path, required=True, help="folder that the train step wrote")
+    parser.add_argument("--ledger", default="workspace/ledger", help="knows the anchor; '' for none (%(default)s)")
+    parser.add_argument("--remote", default="", help="DVC remote that has the anchor; none if empty")
     parser.add_argument("--output", type=Path, required=True, help="folder for the comparison")
     sys.exit(run_step(parser, _run))

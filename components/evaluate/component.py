@@ -8,6 +8,8 @@ from components.container_images import TORCH_IMAGE
 @dsl.component(base_image=TORCH_IMAGE, install_kfp_package=False)
 def evaluate(
     data_version: str,
+    ledger: str,
+    remote: str,
     params: str,
     dataset: dsl.Input[dsl.Dataset],
     docs: dsl.Input[dsl.Artifact],
@@ -31,6 +33,8 @@ def evaluate(
         group, output = from_yaml(EvaluateParams, params), Path(evaluation.path)
         folders = (Path(dataset.path), Path(warmup.path), Path(challenger.path))
         with step_run("evaluate", group, data_version) as tracked:
-            verdict = run(*folders, output, params=group, run=tracked, docs=Path(docs.path))
+            places = {"ledger": ledger, "remote": remote}
+            dataset_, start, trained = folders
+            verdict = run(dataset_, start, trained, output, params=group, run=tracked, docs=Path(docs.path), **places)
         print(*summary_lines(read_summary(output), output / "data.json", output / CHECKS), sep="\n", flush=True)
         return verdict

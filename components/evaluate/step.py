@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -27,17 +27,20 @@ from bebygan.settings import Objective
 from bebygan.training.state import place
 from components.artifacts import (
     PSNR_CAP,
+    Anchor,
     Candidate,
     Means,
     Recommendation,
     Verdict,
     read_history,
+    write_anchor,
     write_means,
     write_summary,
     write_verdict,
 )
 from components.comparison import METRICS, NAMES, change, main_gains
 from components.config import EvaluateParams, Metric
+from components.evaluate.anchor import anchor_history, measured_on_anchor
 from components.evaluate.evidence import EXACT_BELOW, RESAMPLES, Table, gains_of
 from components.evaluate.health import examine
 from components.evaluate.measuring import LEAST_REGION, Original, load_networks
@@ -57,6 +60,9 @@ from components.stores.dataset import (
 from components.tracking.provenance import provenance
 from components.tracking.registry import all_versions, champion, download_generator
 from components.tracking.runs import StepRun
+
+if TYPE_CHECKING:
+    from pandas.core.groupby.generic import DataFrameGroupBy
 
 SECONDS = "seconds_per_megapixel"
 CHECKS = "checks.html"
@@ -158,6 +164,25 @@ def flat_photographs(measured: pd.DataFrame) -> list[str]:
     return list(measured.loc[rows, "photograph"])
 
 
+def _by_candidate(measured: pd.DataFrame) -> "DataFrameGroupBy[Any, Any]":
+    """Group rows without flat photographs; all rows if there are no others."""
+    textured = measured[~measured["photograph"].isin(flat_photographs(measured))]
+    return (measured if textured.empty else textured).groupby("candidate", sort=False)[list(METRICS)]
+
+
+def _means(measured: pd.DataFrame) -> Means:
+    found: Means = _by_candidate(measured).mean().dropna(axis=1).to_dict("index")  # type: ignore[assignment]
+    return found
+
+
+def _measured_again(generators: Mapping[Candidate, Path], params: EvaluateParams, folder: Path) -> pd.DataFrame:
+    return measure(folder, generators, params)[0]
+
+
+def _anchor(data_version: str, rows: pd.DataFrame) -> Anchor:
+    return Anchor(data_version=data_version, photographs=rows["photograph"].nunique(), means=_means(rows))
+
+
 def _check_trained_on(version: str, weights: Path, dataset: Path) -> None:
     """Refuse a dataset of another version than the challenger's: it may hold out what the challenger was trained on."""
     # Verifies the metadata, too.
@@ -202,6 +227,30 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
     }
 
 
+def _write_pictures(folder: Path, crops: Mapping[str, Mapping[str, Image]]) -> None:
+    folder.mkdir()
+    for number, panels in enumerate(crops.values(), start=1):
+        side_by_side(panels).save(folder / f"{number:02}.png", optimize=True)
+
+
+def _named(means: Means, prefix: str = "") -> dict[str, float]:
+    return {f"{prefix}{candidate}/{name}": value for candidate, row in means.items() for name, value in row.items()}
+
+
+def _tell(
+    run: StepRun, output: Path, verdict: Verdict, *, means: Means, measured: pd.DataFrame, anchor: Anchor | None
+) -> None:
+    """Log means, verdict and output to MLflow."""
+    seconds = measured.groupby("candidate", sort=False)[SECONDS].median().to_dict()
+    run(0, _named(means) | {f"{candidate}/{SECONDS}": value for candidate, value in seconds.items()})
+    if anchor:
+        run(0, _named(anchor.means, "anchor/"))
+    run.summarise(_named(means), output / "report.html")
+    run.artifacts(output, "evaluation")
+    gains = {f"gain.{gain.opponent}.{gain.metric}": change(gain) for gain in main_gains(verdict.gains)}
+    run.describe({"verdict": verdict.summary} | gains)
+
+
 def evaluate(
     dataset: Path,
     warmup: Path,
@@ -211,6 +260,8 @@ def evaluate(
     params: EvaluateParams,
     run: StepRun,
     docs: Path | None = None,
+    ledger: str = "",
+    remote: str = "",
 ) -> Recommendation:
     """Compare the candidates and recommend whether the challenger should replace the champion.
 
@@ -223,6 +274,8 @@ def evaluate(
         params: of the step.
         run: gets the means, the output, and a line about the data, which the run of the whole pipeline gets too.
         docs: folder with the Data Docs that ingest wrote; the page of the checks is copied from it to checks.html.
+        ledger: of promotions, which knows the anchor; "" for none.
+        remote: DVC remote that has the anchor; "" for none.
 
     Raises:
         DataError: no photograph is held out, the dataset or history.jsonl is damaged, the challenger was trained on
@@ -244,22 +297,22 @@ def evaluate(
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
         measured, crops = measure(dataset, generators, params)
+        again = partial(_measured_again, generators, params)
+        held = measured_on_anchor(dataset, version, measured, again, params, ledger=ledger, remote=remote)
+    anchor = _anchor(*held) if held else None
     flat = flat_photographs(measured)
     summary = replace(summarise(dataset, version, challenger), flat=tuple(sorted(flat)))
-    textured = measured[~measured["photograph"].isin(flat)]
-    by_candidate = (measured if textured.empty else textured).groupby("candidate", sort=False)[list(METRICS)]
-    means: Means = by_candidate.mean().dropna(axis=1).to_dict("index")  # type: ignore[assignment]
-    tables: dict[Candidate, Table] = {name: rows.to_numpy() for name, rows in by_candidate}  # type: ignore[misc]
+    means = _means(measured)
+    tables: dict[Candidate, Table] = {name: rows.to_numpy() for name, rows in _by_candidate(measured)}
     gains = gains_of(tables, [name for name in tables if name != "challenger"], params.confidence)
     started = all_versions(params.model_name, weights_sha256=sha256_of(generators["warmup"])) if current else []
     start = f"version {started[0].version}, which training continued" if started else "the warm-up generator"
     objective, known_from = objective_of(generators["warmup"], means)
-    number = 0 if textured.empty else len(tables["challenger"])
+    number = 0 if len(flat) == measured["photograph"].nunique() else len(tables["challenger"])
     known = Measured(means=means, gains=gains, photographs=number, objective=objective)
     recommendation, reasons = judge(known, params.thresholds, params.confidence, params.training_noise)
     reigning = current.version if current else None
     sentence = summary_of(recommendation, reasons, gains, params.thresholds, reigning)
-    seconds: dict[str, float] = measured.groupby("candidate", sort=False)[SECONDS].median().to_dict()  # type: ignore[assignment]
     with whole_folder(output) as folder:
         write_means(folder, means)
         # Times differ from run to run, and the verdict names the digest of this file.
@@ -281,33 +334,26 @@ def evaluate(
         )
         write_verdict(folder, verdict)
         write_summary(folder, summary)
+        if anchor:
+            write_anchor(folder, anchor)
         checked = docs is not None and (docs / "index.html").is_file()
         if docs and checked:
             shutil.copyfile(docs / "index.html", folder / CHECKS)
-        (folder / "pictures").mkdir()
-        for number, panels in enumerate(crops.values(), start=1):
-            side_by_side(panels).save(folder / "pictures" / f"{number:02}.png", optimize=True)
-        thumbnails = read_thumbnails(dataset)
-        rows = measured.to_dict("records")
+        _write_pictures(folder / "pictures", crops)
         page = html_report(
             verdict,
             means,
-            rows,
+            measured.to_dict("records"),
             crops,
             history,
             summary=summary,
-            thumbnails=thumbnails,
+            thumbnails=read_thumbnails(dataset),
+            anchor=anchor,
+            on_anchor=anchor_history(anchor, params.model_name, ledger),
             checks=CHECKS if checked else None,
         )
         (folder / "report.html").write_text(page, encoding="utf-8")
-    values = {f"{candidate}/{name}": value for candidate, row in means.items() for name, value in row.items()}
-    run(0, values | {f"{candidate}/{SECONDS}": value for candidate, value in seconds.items()})
-    run.summarise(values, output / "report.html")
-    run.artifacts(output, "evaluation")
+    _tell(run, output, verdict, means=means, measured=measured, anchor=anchor)
     data = headline(summary)
-    told = {
-        "data": f"{data}; checks: evaluation/{CHECKS} of the run evaluate" if checked else data,
-        "verdict": sentence,
-    }
-    run.describe(told | {f"gain.{gain.opponent}.{gain.metric}": change(gain) for gain in main_gains(gains)})
+    run.describe({"data": f"{data}; checks: evaluation/{CHECKS} of the run evaluate" if checked else data})
     return recommendation

@@ -18,8 +18,8 @@ from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of
 from bebygan.registered_model import DISCRIMINATOR, MODEL_CODE, START, digests
 from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
-from components.artifacts import Registration, Verdict, read_means, read_verdict, write_registration
-from components.comparison import change, main_gains
+from components.artifacts import Registration, Verdict, read_anchor, read_means, read_verdict, write_registration
+from components.comparison import MAIN, change, main_gains
 from components.config import Metric, RegisterParams
 from components.progress import say
 from components.register.card import model_card
@@ -30,6 +30,8 @@ from components.tracking.client import mlflow, service_errors, uploading
 from components.tracking.history import earlier_run
 from components.tracking.provenance import UNKNOWN
 from components.tracking.registry import (
+    ANCHOR,
+    ANCHOR_VALUE,
     PROMOTED,
     ROLLED_BACK,
     ModelVersion,
@@ -56,6 +58,15 @@ _TWICE = ("code", "data_version", "seed", "step")
 """Metadata of the weights that other tags hold already."""
 
 
+def _on_anchor(evaluation: Path) -> dict[str, str]:
+    """Return the tags of the anchor, by which reports of later runs show this version."""
+    anchor = read_anchor(evaluation)
+    if anchor is None:
+        return {}
+    main = {name: value for name, value in anchor.means["challenger"].items() if name in MAIN}
+    return {ANCHOR: anchor.data_version, **{f"{ANCHOR_VALUE}{name}": f"{value:.6g}" for name, value in main.items()}}
+
+
 def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun) -> dict[str, str]:
     """Return the tags of a version: provenance, verdict, metrics, and the metadata of the weights' file."""
     weights = challenger / WEIGHTS
@@ -75,6 +86,7 @@ def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun)
         **{f"train.{name}": text for name, text in metadata.items() if name not in _TWICE},
         **{f"metric.{name}": f"{value:.6g}" for name, value in read_means(evaluation)["challenger"].items()},
         **({"continued_from": continued[0].version} if continued else {}),
+        **_on_anchor(evaluation),
         "verdict": verdict.verdict,
         "reasons": "; ".join(verdict.reasons),
         "summary": verdict.summary,

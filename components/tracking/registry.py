@@ -29,6 +29,8 @@ Alias = Literal["champion", "challenger", "previous"]
 
 PROMOTED = "promoted"
 """Tag of a version whose promotion is complete. A repeated registration does not promote it again."""
+ANCHOR, ANCHOR_VALUE = "anchor", "anchor."
+"""Tags of a version: data version of the anchor that it was measured on, and how the names of its means begin."""
 ROLLED_BACK = "rolled_back"
 """Tag of a version that a rollback replaced: when, by whom and why. A registration does not promote its weights."""
 

@@ -60,6 +60,7 @@ def params(**changed: Any) -> EvaluateParams:
         "tile": None,
         "precision": "fp32",
         "training_noise": {},
+        "anchor": "first",
         "confidence": 0.95,
         "thresholds": NOTHING,
         "health": HEALTH,
