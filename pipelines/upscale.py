@@ -18,8 +18,9 @@ from bebygan import SCALE
 from bebygan.errors import ConfigError, DataError, WeightsError
 from bebygan.imaging.picture_files import UPSCALED, WRITTEN, Picture, enlarged, read_picture, write_picture
 from bebygan.imaging.tiling import out_of_memory, upscale_fast
-from bebygan.networks import Generator, load_generator
+from bebygan.networks.generator import Generator
 from bebygan.networks.interpolation import interpolated
+from bebygan.networks.naming import load_generator
 from bebygan.precision import training_device
 from bebygan.pretrained import GENERATORS
 from bebygan.settings import Precision

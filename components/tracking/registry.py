@@ -16,9 +16,9 @@ from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
+from bebygan import pretrained
 from bebygan.errors import WeightsError
 from bebygan.files import sha256_of
-from bebygan.pretrained import weights_file
 from bebygan.registered_model import DISCRIMINATOR, START, WEIGHTS, check_unchanged, damaged
 from components.tracking.client import MlflowClient, tracker
 from components.tracking.ledger import HEAD, check_complete
@@ -244,7 +244,7 @@ def download_start(version: ModelVersion, folder: Path) -> Path:
     """
     tags = version.tags
     if name := tags.get("train.start_name"):
-        return weights_file(name)
+        return pretrained.weights_file(name)
     if "start_sha256" in tags:
         return download_generator(version, folder, START)
     for before in all_versions(version.model, weights_sha256=tags["train.start"]) if "train.start" in tags else ():

@@ -2,6 +2,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -263,6 +264,13 @@ def test_a_photograph_that_does_not_fit_into_the_memory_is_refused(
     said = capsys.readouterr().err
     assert re.search(r"a\.png needs about \d\.\d GB of memory: raise --max-memory, or cut it into parts", said)
     assert upscale(folder, "-o", tmp_path / "out", "--model", weights, "--max-memory", "8GB") == 0
+
+
+def test_upscaling_with_a_file_of_weights_imports_nothing_slow_but_torch() -> None:
+    code = "import sys, pipelines.upscale; print(*{'mlflow', 'torch._dynamo', 'sympy', 'pandas'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == ""
+    code = "import sys, components.tracking.registry; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "False"
 
 
 def test_a_pattern_names_what_matches_it(folder: Path, tmp_path: Path) -> None:
