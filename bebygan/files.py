@@ -168,6 +168,10 @@ def _put(folder: Path, path: Path) -> None:
                 os.rename(path, old)
                 os.rename(folder, path)
         except OSError as error:
+            if error.errno == errno.EXDEV and path.is_dir():
+                # Overlayfs cannot rename a folder of a lower layer, such as one in the image of a container.
+                shutil.rmtree(path)
+                continue
             # Another process replaced, moved or restored `path` in the meantime.
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not folder.exists():
                 _recover(path)
@@ -218,8 +222,9 @@ def json_digest(values: Mapping[str, Any]) -> str:
 
 
 def checksums(root: Path, files: Iterable[Path]) -> dict[str, str]:
-    """Return the hexadecimal SHA-256 of each file by its path relative to `root`."""
-    paths = {path.relative_to(root).as_posix(): path for path in files}
+    """Return the hexadecimal SHA-256 of each file by its path relative to `root`, in the order of these paths."""
+    # A file system lists files in an order of its own.
+    paths = dict(sorted((path.relative_to(root).as_posix(), path) for path in files))
     with ThreadPoolExecutor() as pool:
         return dict(zip(paths, pool.map(sha256_of, paths.values()), strict=True))
 

@@ -14,7 +14,7 @@ import pytest
 
 from bebygan import files
 from bebygan.errors import StorageError
-from bebygan.files import sha256_of, whole_file, whole_folder
+from bebygan.files import checksums, sha256_of, whole_file, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -271,3 +271,34 @@ def test_a_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
 
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_checksums_are_in_the_order_of_the_names_whatever_order_the_file_system_has(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        (tmp_path / name).touch()
+    paths = [tmp_path / name for name in ("c", "a", "b")]
+    assert list(checksums(tmp_path, paths)) == ["a", "b", "c"]
+
+
+def test_a_folder_in_the_image_of_a_container_is_replaced(tmp_path: Path) -> None:
+    """Overlayfs, on which containers run, cannot rename a folder of its lower layer."""
+    (tmp_path / "image" / "a").mkdir(parents=True)
+    (tmp_path / "image" / "a" / "old").touch()
+    (tmp_path / "disk").mkdir()
+    program = """
+import os
+from pathlib import Path
+from bebygan.files import whole_folder
+with whole_folder(Path("a")) as folder:
+    (folder / "new").touch()
+print(os.listdir("."), os.listdir("a"))
+"""
+    mounts = (
+        "mount -t tmpfs tmpfs disk && mkdir disk/upper disk/work && "
+        "mount -t overlay overlay -o lowerdir=image,upperdir=disk/upper,workdir=disk/work,userxattr image && "
+        'cd image && exec "$0" -c "$1"'
+    )
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mounts, sys.executable, program]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "['a'] ['new']\n", done.stderr
