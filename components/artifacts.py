@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from bebygan.errors import DataError
-from bebygan.files import json_digest
+from bebygan.files import checksums, files_in, json_digest
 from components.config import Interval, Metric, flatten, plain
+from components.progress import printable
 
 SCHEMA = 2
 _DIGEST = "digest"
@@ -353,15 +354,28 @@ def read_summary(folder: Path) -> DataSummary:
     return _read(DataSummary, folder / "data.json", "evaluate")
 
 
-def write_checksums(folder: Path, sha256: Mapping[str, str]) -> None:
-    """Write checksums.json, {file: SHA-256}."""
-    _write(folder / "checksums.json", plain(_Checksums(sha256)))
+def seal(folder: Path) -> None:
+    """Write checksums.json about all files of a folder."""
+    _write(folder / "checksums.json", plain(_Checksums(checksums(folder, files_in(folder)))))
 
 
-def read_checksums(folder: Path) -> Mapping[str, str]:
-    """Read checksums.json from a folder that ingest wrote; datasets of version 0.1.0 have none, which gives {}."""
+def check_sealed(folder: Path, step: str) -> None:
+    """Compare all files of a folder that a step wrote with its checksums.json. Folders of earlier versions have none.
+
+    Raises:
+        DataError: a file is damaged, missing, or was added.
+    """
     path = folder / "checksums.json"
-    return _read(_Checksums, path, "ingest").sha256 if path.exists() else {}
+    if not path.exists():
+        return
+    expected = _read(_Checksums, path, step).sha256
+    found = checksums(folder, files_in(folder))
+    del found[path.name]
+    if differing := sorted(name for name, _ in expected.items() ^ found.items()):
+        raise DataError(
+            f"{printable(str(folder / differing[0]))} is not the file that {step} wrote (damaged, missing or added): "
+            f"run {step} again"
+        )
 
 
 def photographs_version(patches: Path) -> str:

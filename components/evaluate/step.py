@@ -32,7 +32,9 @@ from components.artifacts import (
     Means,
     Recommendation,
     Verdict,
+    check_sealed,
     read_history,
+    seal,
     write_anchor,
     write_means,
     write_summary,
@@ -270,7 +272,7 @@ def evaluate(
         warmup: folder with the warm-up's generator.safetensors.
         challenger: folder with the challenger's generator.safetensors and optionally history.jsonl.
         output: folder, replaced as a whole: metrics.json and verdict.json (see `components.artifacts`),
-            data.json, per_photograph.csv, pictures/, report.html.
+            data.json, per_photograph.csv, pictures/, report.html, and checksums.json about all of these.
         params: of the step.
         run: gets the means, the output, and a line about the data, which the run of the whole pipeline gets too.
         docs: folder with the Data Docs that ingest wrote; the page of the checks is copied from it to checks.html.
@@ -278,8 +280,8 @@ def evaluate(
         remote: DVC remote that has the anchor; "" for none.
 
     Raises:
-        DataError: no photograph is held out, the dataset or history.jsonl is damaged, the challenger was trained on
-            another data version, or a value is not finite.
+        DataError: no photograph is held out, the dataset or the folder of the challenger is damaged, the challenger was
+            trained on another data version, or a value is not finite.
         WeightsError: a generator or LPIPS cannot be loaded.
         ServiceError: the model registry is unreachable or refuses access.
         StorageError: the output cannot be written.
@@ -288,6 +290,7 @@ def evaluate(
         "warmup": warmup / "generator.safetensors",
         "challenger": challenger / "generator.safetensors",
     }
+    check_sealed(challenger, "train")
     history = read_history(challenger)
     version = data_version(dataset)
     check_dataset(dataset)
@@ -353,6 +356,7 @@ def evaluate(
             checks=CHECKS if checked else None,
         )
         (folder / "report.html").write_text(page, encoding="utf-8")
+        seal(folder)
     _tell(run, output, verdict, means=means, measured=measured, anchor=anchor)
     data = headline(summary)
     run.describe({"data": f"{data}; checks: evaluation/{CHECKS} of the run evaluate" if checked else data})

@@ -15,7 +15,7 @@ def ingest(
     dataset: dsl.Output[dsl.Dataset],
     docs: dsl.Output[dsl.Artifact],
 ) -> str:
-    """Make a dataset and return its data version. The versions are inputs for KFP's cache alone."""
+    """Make a dataset and return its data version. The version of the code is an input for KFP's cache alone."""
     from components.cli import task
 
     with task("ingest", dataset.path, docs.path):
@@ -26,6 +26,6 @@ def ingest(
         from components.ingest.step import tell
 
         folders = (Path(dataset.path), Path(docs.path))
-        report = run(source, *folders, from_yaml(IngestParams, params), remote or None)
+        report = run(source, *folders, from_yaml(IngestParams, params), remote or None, expected=source_version)
         tell(report, *folders)
         return report.data_version

@@ -6,6 +6,7 @@ these. Its bytes depend on the names and the content of the photographs alone.
 """
 
 import dataclasses
+import hashlib
 import logging
 import os
 import warnings
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from bebygan.errors import ConfigError, DataError
 from bebygan.files import whole_folder
-from components.artifacts import Quarantined, Reason, write_quarantine
+from components.artifacts import Quarantined, Reason, seal, write_quarantine
 from components.config import IngestParams
 from components.ingest.photograph import Photograph, Refusal, examine, thumbnail
 from components.ingest.splits import (
@@ -39,8 +40,8 @@ from components.ingest.splits import (
 from components.progress import announce, progress, say
 from components.stores import Store, StoredFile, open_store
 from components.stores.data_version import data_version, push
-from components.stores.dataset import NAMED, headline, quarantine_lines, seal, summarise, summary_lines, thumbnail_path
-from components.stores.source import list_source
+from components.stores.dataset import NAMED, headline, quarantine_lines, summarise, summary_lines, thumbnail_path
+from components.stores.source import list_source, version_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,8 +63,8 @@ class IngestReport:
     data_version: str
 
 
-def _accept(file: StoredFile, folder: Path, params: IngestParams) -> Photograph | Quarantined:
-    """Examine one file and, if it is accepted, store it below `folder`."""
+def _accept(file: StoredFile, folder: Path, params: IngestParams, digests: dict[str, str]) -> Photograph | Quarantined:
+    """Examine one file and, if it is accepted, store it below `folder`; add the SHA-256 of its bytes to `digests`."""
     if file.size > _LARGEST_FILE:
         return Quarantined(file.name, "huge", f"{file.size} bytes are more than 2 GiB: cut it into smaller photographs")
     try:
@@ -71,6 +72,7 @@ def _accept(file: StoredFile, folder: Path, params: IngestParams) -> Photograph 
     except OSError as error:
         problem = f"it cannot be read ({error.strerror or error})"
         return Quarantined(file.name, "unreadable", f"{problem}: correct the link or its permissions, or leave it out")
+    digests[file.name] = hashlib.sha256(content).hexdigest()
     try:
         photograph, stored = examine(file.name, content, params)
     except Refusal as refusal:
@@ -80,7 +82,7 @@ def _accept(file: StoredFile, folder: Path, params: IngestParams) -> Photograph 
 
 
 def _accept_all(
-    files: Sequence[StoredFile], folder: Path, params: IngestParams, threads: int
+    files: Sequence[StoredFile], folder: Path, params: IngestParams, threads: int, digests: dict[str, str]
 ) -> tuple[list[Photograph], list[Quarantined]]:
     """Examine all files; of files with the same bytes the first by name is accepted."""
     photographs: dict[str, Photograph] = {}
@@ -89,7 +91,7 @@ def _accept_all(
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         # Pillow warns of unusual metadata, and of pictures half as large as those that it refuses.
         warnings.simplefilter("ignore")
-        outcomes = pool.map(lambda file: _accept(file, folder, params), files)
+        outcomes = pool.map(lambda file: _accept(file, folder, params, digests), files)
         for outcome in progress(outcomes, "ingest", "files", len(files)):
             if isinstance(outcome, Quarantined):
                 quarantined.append(outcome)
@@ -207,7 +209,15 @@ def tell(report: IngestReport, dataset: Path, docs: Path) -> None:
         announce(f"ingest: {headline(summary)}")
 
 
-def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote: str | None = None) -> IngestReport:
+def ingest(
+    source: str,
+    dataset: Path,
+    docs: Path,
+    params: IngestParams,
+    remote: str | None = None,
+    *,
+    expected: str | None = None,
+) -> IngestReport:
     """Make a dataset of the photographs in a folder or a bucket, and validate it.
 
     Args:
@@ -217,11 +227,12 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
             the photographs.
         params: of the step.
         remote: DVC remote that the dataset is pushed to, a folder or s3://bucket/prefix.
+        expected: version of the source that the run is about, see `components.stores.source.source_version`.
 
     Raises:
         ConfigError: the dataset would lie in its own source.
-        DataError: the source is missing or empty, too many files are quarantined, a split would be empty, or an
-            expectation does not hold.
+        DataError: the source is missing or empty, or is another version than expected, too many files are quarantined,
+            a split would be empty, or an expectation does not hold.
         ServiceError: a bucket is unreachable, unknown, or refuses access.
         StorageError: dataset, docs or remote cannot be written.
     """
@@ -229,7 +240,12 @@ def ingest(source: str, dataset: Path, docs: Path, params: IngestParams, remote:
     _refuse_dataset_in_source(store, dataset)
     files, skipped = list_source(source)
     with whole_folder(dataset) as folder:
-        fit, unfit = _accept_all(files, folder, params, store.parallel_reads)
+        digests: dict[str, str] = {}
+        fit, unfit = _accept_all(files, folder, params, store.parallel_reads, digests)
+        if expected:
+            read = digests if store.folder else {}
+            if version_of((file.name, read.get(file.name) or file.identity()) for file in files) != expected:
+                raise DataError(f"the photographs in {source} changed after the run had looked at them: run it again")
         photographs, near = _without_near_duplicates(fit, folder, params.near_duplicate_bits)
         quarantined = sorted([*unfit, *near], key=lambda entry: entry.file)
         counts = {split: sum(each.split == split for each in photographs) for split in reversed(SPLITS)}

@@ -9,15 +9,13 @@ import pandas as pd
 from PIL import Image as PillowImage
 
 from bebygan.errors import DataError
-from bebygan.files import checksums, files_in
 from bebygan.imaging import Image
 from components.artifacts import (
     DataSummary,
     Quarantined,
-    read_checksums,
+    check_sealed,
     read_patchless,
     read_quarantine,
-    write_checksums,
 )
 from components.progress import printable
 
@@ -32,27 +30,9 @@ Photographs are opened with these decoders only. Pillow has others, and one of t
 """
 
 
-def seal(dataset: Path) -> None:
-    """Write checksums.json about all files of a dataset."""
-    write_checksums(dataset, checksums(dataset, files_in(dataset)))
-
-
 def check_dataset(dataset: Path) -> None:
-    """Compare all files of a dataset with its checksums.json. Datasets of version 0.1.0 have none.
-
-    Raises:
-        DataError: a file is damaged, missing, or was added.
-    """
-    expected = read_checksums(dataset)
-    if not expected:
-        return
-    found = checksums(dataset, files_in(dataset))
-    del found["checksums.json"]
-    if differing := sorted(name for name, _ in expected.items() ^ found.items()):
-        raise DataError(
-            f"{printable(str(dataset / differing[0]))} is not the file that ingest wrote (damaged, missing or added): "
-            "run ingest again"
-        )
+    """Compare all files of a dataset with its checksums.json; see `components.artifacts.check_sealed`."""
+    check_sealed(dataset, "ingest")
 
 
 def photographs_of(dataset: Path, splits: Collection[str]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -69,5 +70,9 @@ def source_version(source: str) -> str:
     It reads only the listing of a bucket, but all files of a folder. Raises as `list_source`.
     """
     files, _ = list_source(source)
-    marks = [(file.name, file.identity()) for file in progress(files, "source", "files", len(files))]
-    return hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+    return version_of((file.name, file.identity()) for file in progress(files, "source", "files", len(files)))
+
+
+def version_of(identities: Iterable[tuple[str, str]]) -> str:
+    """Return the version of a source, given the name and the identity of each file in the order of `list_source`."""
+    return hashlib.sha256(json.dumps(list(identities)).encode()).hexdigest()

@@ -20,7 +20,7 @@ from bebygan.settings import GanSettings
 from bebygan.training.loop import TrainStep
 from bebygan.training.state import TrainState, new_state, place
 from bebygan.training.step import gan_step
-from components.artifacts import read_patchless, write_patchless
+from components.artifacts import read_patchless, seal, write_patchless
 from components.progress import say
 from components.training import Track, job_of, train_generator, write_generator
 
@@ -93,7 +93,8 @@ def train(
         warmup: folder that the warm-up step wrote.
         output: folder, written atomically: generator.safetensors (the average), generator_raw.safetensors,
             discriminator.safetensors if the adversarial loss has a weight, history.jsonl, start.safetensors (the start,
-            if neither a name of known weights nor a registered version gives it), and patchless.json of the patches.
+            if neither a name of known weights nor a registered version gives it), patchless.json of the patches, and
+            checksums.json about all of these.
         checkpoints: folder or s3:// prefix.
         params: of the step.
         track: receives the logged values.
@@ -127,3 +128,4 @@ def train(
         # Evaluate, which does not receive the patches, reports these photographs.
         if patchless := read_patchless(patches):
             write_patchless(folder, patchless)
+        seal(folder)

@@ -29,6 +29,8 @@ from components.artifacts import (
     read_means,
     read_summary,
     read_verdict,
+    seal,
+    write_history,
     write_patchless,
     write_quarantine,
 )
@@ -36,7 +38,7 @@ from components.comparison import METRICS, change, text_table
 from components.config import EvaluateParams, from_yaml
 from components.evaluate.step import central_square, evaluate, held_out
 from components.stores.data_version import data_version
-from components.stores.dataset import headline, seal, thumbnail_path
+from components.stores.dataset import headline, thumbnail_path
 from components.tracking.client import mlflow_client
 from components.tracking.provenance import provenance
 from components.tracking.runs import step_run
@@ -452,6 +454,17 @@ def test_a_damaged_photograph_is_found_before_the_measurement(compared: Callable
     photograph = next((dataset / "photographs").iterdir())
     photograph.write_bytes(photograph.read_bytes() + b"0")
     with pytest.raises(DataError, match=rf"{photograph.name} is not the file that ingest wrote"):
+        compared()
+
+
+def test_a_changed_history_of_the_challenger_is_found_before_the_measurement(
+    compared: Callable[..., str], tmp_path: Path
+) -> None:
+    write_history(tmp_path / "challenger", [{"iteration": 1, "total": 0.5}])
+    seal(tmp_path / "challenger")
+    compared()
+    write_history(tmp_path / "challenger", [{"iteration": 1, "total": 0.4}])
+    with pytest.raises(DataError, match=r"history\.jsonl is not the file that train wrote .*: run train again"):
         compared()
 
 

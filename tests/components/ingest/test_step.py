@@ -23,6 +23,7 @@ from components.ingest.splits import split_of
 from components.ingest.step import checks_page, ingest
 from components.stores.data_version import data_version, fetch
 from components.stores.dataset import read_thumbnails
+from components.stores.source import source_version
 
 Picture = Callable[..., Image.Image]
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
@@ -392,3 +393,11 @@ def test_the_step_imports_neither_torch_nor_great_expectations() -> None:
     unwanted = {"torch", "great_expectations", "boto3", "dvc"}
     code = f"import sys, components.ingest.step; sys.exit(bool({unwanted} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=SAMPLE.parents[1]).returncode == 0
+
+
+def test_photographs_that_changed_since_the_run_looked_at_them_are_refused(photographs: Path, tmp_path: Path) -> None:
+    expected, places = source_version(str(photographs)), (tmp_path / "dataset", tmp_path / "docs")
+    ingest(str(photographs), *places, PARAMS, expected=expected)
+    shutil.copy(photographs / "01.png", photographs / "00.png")
+    with pytest.raises(DataError, match="changed after the run had looked at them: run it again"):
+        ingest(str(photographs), *places, PARAMS, expected=expected)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bebygan.errors import DataError
-from components.artifacts import DataSummary, Quarantined, write_patchless, write_quarantine
+from components.artifacts import DataSummary, Quarantined, seal, write_patchless, write_quarantine
 from components.stores.dataset import (
     check_dataset,
     headline,
@@ -17,7 +17,6 @@ from components.stores.dataset import (
     photographs_of,
     read_photograph,
     read_thumbnails,
-    seal,
     summarise,
     summary_lines,
     thumbnail_path,
