@@ -27,7 +27,14 @@ from components.tracking.client import tracker
 from components.tracking.history import EarlierRun, earlier_run
 from components.tracking.ledger import entries
 from components.tracking.provenance import provenance
-from components.tracking.registry import ModelVersion, check_ledger, fetched, find_version, write_start
+from components.tracking.registry import (
+    ModelVersion,
+    check_ledger,
+    fetched,
+    find_version,
+    metric_tags,
+    write_start,
+)
 from components.tracking.runs import PARAMETERS, UNSENT
 from pipelines.lineage import evidence, remote_of
 from pipelines.models import ledger_of, model_of
@@ -65,7 +72,10 @@ def _verdict(version: ModelVersion) -> str:
     """Check that the stored verdict and its figures are those that the version was registered with."""
     if (found := evidence(version)) is None:
         raise DataError(f"the run that judged {version.uri} is not in MLflow: restore it from a backup")
-    verdict = found[0]
+    verdict, means = found
+    measured = {name: text for name, text in metric_tags(means["challenger"]).items() if name in version.tags}
+    if changed := differences(measured, {name: version.tags[name] for name in measured}, 3):
+        raise DataError(f"the metrics of {version.uri} were changed in MLflow: {', '.join(changed)}")
     if verdict.challenger_sha256 != version.tags.get("weights_sha256"):
         raise DataError(f"the verdict of {version.uri} is about other weights")
     if verdict.verdict != version.tags.get("verdict"):

@@ -23,7 +23,8 @@ from components.config import Params
 from components.progress import say
 from components.stores import check_writable, open_store
 from components.stores.source import open_source
-from components.tracking.registry import champion, check_ledger, check_rights, find_version, verify
+from components.tracking.ledger import last
+from components.tracking.registry import all_versions, champion, check_ledger, check_rights, find_version, verify
 from components.tracking.runs import check_tracker
 from components.tracking.signatures import SIGNING_KEY, VERIFYING_KEY, check_keys, configured
 
@@ -106,6 +107,12 @@ def _registry(model: str, ledger: str) -> str:
         check_ledger(ledger, model)
     reigning = champion(model)
     if reigning is None:
+        newest = last(ledger, model) if ledger else None
+        if newest and newest.version and not all_versions(model):
+            raise ServiceError(
+                f"the registry has no version of {model}, but version {newest.version} is champion by the ledger "
+                f"{ledger}: restore the registry from a backup, or name another ledger"
+            )
         return f"allows changes of {model}"
     verify(reigning)
     return f"allows changes of {model}, and the files of version {reigning.version} are those that were registered"

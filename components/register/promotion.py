@@ -19,6 +19,7 @@ from components.tracking.ledger import (
     append,
     champions,
     entries,
+    head_of,
     last,
     now,
     who,
@@ -75,6 +76,8 @@ def _set_aliases(client: MlflowClient, model: str, moves: Sequence[Move]) -> Non
             elif not told and ROLLED_BACK in each.tags:
                 client.delete_model_version_tag(model, each.version, ROLLED_BACK)
         client.set_model_version_tag(model, version, _ENTRY, str(newest.number))
+        # A process that was killed wrote the entry, and perhaps not this.
+        client.set_registered_model_tag(model, HEAD, head_of(newest))
 
 
 def _record(ledger: str, model: str, move: Move, client: MlflowClient) -> bool:

@@ -38,6 +38,7 @@ from components.tracking.registry import (
     all_versions,
     as_version,
     champion,
+    metric_tags,
     verify,
     version_with_alias,
 )
@@ -84,7 +85,7 @@ def _lineage(challenger: Path, evaluation: Path, verdict: Verdict, run: StepRun)
         **{name: fact for name, fact in facts if fact != UNKNOWN and name not in _OF_EVALUATE},
         **{name: fact for name, fact in of_the_run.items() if fact},
         **{f"train.{name}": text for name, text in metadata.items() if name not in _TWICE},
-        **{f"metric.{name}": f"{value:.6g}" for name, value in read_means(evaluation)["challenger"].items()},
+        **metric_tags(read_means(evaluation)["challenger"]),
         **({"continued_from": continued[0].version} if continued else {}),
         **_on_anchor(evaluation),
         "verdict": verdict.verdict,

@@ -26,6 +26,7 @@ from components.tracking.artifact_places import follow_database
 __all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "service_errors", "tracker", "uploading"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_UNWRITABLE = "disk is full|readonly database"
 _LIMIT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SECONDS_FOR_UPLOADS = 120
 """MLflow's own default."""
@@ -65,6 +66,8 @@ _limits_before: list[str] = []
 
 for _noisy in ("alembic", "mlflow", "urllib3.connectionpool"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
+# It logs a traceback of each error that it raises.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -92,7 +95,7 @@ def _without_room(error: BaseException) -> str | None:
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno in _NO_ROOM:
             return str(each.filename or f"the folder of temporary files {tempfile.gettempdir()}")
-        if isinstance(each, SQLAlchemyError | sqlite3.Error) and "disk is full" in str(each):
+        if isinstance(each, SQLAlchemyError | sqlite3.Error) and re.search(_UNWRITABLE, str(each)):
             return "the database"
         # MLflow keeps only the text of errors of single files. Those of a server name a path of the server.
         found = re.search(rf"\[Errno (?:{'|'.join(map(str, _NO_ROOM))})\] [^:]+: '([^']+)'", str(each))

@@ -16,6 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,13 +26,16 @@ from PIL import Image as PillowImage
 from tenacity import RetryCallState, Retrying
 
 from bebygan.errors import ServiceError
-from bebygan.files import lock
+from bebygan.files import json_digest, lock
 from bebygan.imaging import Image
 from components.stores.retries import IN_BACKGROUND
 from components.tracking.client import service_errors, uploading
 
 _MOST_AT_ONCE = 1000
 """Values that the server accepts in one request."""
+_DIGEST = "digest"
+"""Key of a line's digest of itself."""
+_KEYS = {"run_id", "name", "value", "step", "time", "status", _DIGEST}
 _log = logging.getLogger(__name__)
 
 
@@ -115,8 +119,7 @@ class Delivery:
                 self._take(self._new.get())
             self._keep()
             self._write([{"status": status, "time": time.time_ns() // 1_000_000}])
-            if self._file is not None:
-                self._file.close()
+            self._close_file()
         _log.warning(
             "warning: MLflow did not receive the end of this run. It is in %s; the next run here sends it", self._spool
         )
@@ -185,8 +188,7 @@ class Delivery:
                 return
             if self._file is not None:
                 _remove(self._spool)
-                self._file.close()
-                self._file = None
+                self._close_file()
         if self._closing:
             with service_errors("ending the run"):
                 self._client.set_terminated(self._run_id, self._status)
@@ -218,10 +220,17 @@ class Delivery:
             lock(self._file)
         return self._file
 
+    def _close_file(self) -> None:
+        if self._file is not None:
+            # On a full disk it fails again to write what `_write` told about.
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+
     def _write(self, lines: Iterable[dict[str, Any]]) -> None:
         try:
             file = self._opened()
-            file.writelines(json.dumps({"run_id": self._run_id, **line}) + "\n" for line in lines)
+            file.writelines(_line({"run_id": self._run_id, **line}) for line in lines)
             file.flush()
         except OSError as error:
             _log.warning("warning: values cannot be kept in %s: %s", self._spool, error.strerror)
@@ -259,6 +268,20 @@ class Delivery:
         _log.info("MLflow has what an earlier run left in %s", path)
 
 
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps({**entry, _DIGEST: json_digest(entry)}) + "\n"
+
+
+def _verified(line: bytes) -> dict[str, Any]:
+    """Return the entry in a line; raise a ValueError if it is damaged. Lines of earlier versions have no digest."""
+    entry: dict[str, Any] = json.loads(line)
+    if not entry.keys() <= _KEYS:
+        raise ValueError("it has other keys")
+    if entry.pop(_DIGEST, None) not in (None, json_digest(entry)):
+        raise ValueError("it differs from its digest")
+    return entry
+
+
 def _parsed(content: bytes) -> tuple[dict[str, list[Metric]], list[tuple[str, str, int]], int]:
     """Return the values in a spool by run; run, status and time of runs that ended; and the number of damaged lines."""
     values: dict[str, list[Metric]] = {}
@@ -267,14 +290,14 @@ def _parsed(content: bytes) -> tuple[dict[str, list[Metric]], list[tuple[str, st
     complete, _, cut = content.rpartition(b"\n")
     for line in filter(None, [*complete.split(b"\n"), cut]):
         try:
-            entry = json.loads(line)
+            entry = _verified(line)
             run_id, when = str(entry["run_id"]), int(entry["time"])
             if "status" in entry:
                 ends.append((run_id, str(entry["status"]), when))
             else:
                 metric = Metric(str(entry["name"]), float(entry["value"]), when, int(entry["step"]))
                 values.setdefault(run_id, []).append(metric)
-        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             # A killed process may leave an incomplete last line.
             damaged += line != cut
     return values, ends, damaged

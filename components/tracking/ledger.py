@@ -90,6 +90,11 @@ def _damaged(what: str) -> DataError:
     return DataError(f"{what}: restore it from a backup, or name another ledger")
 
 
+def head_of(newest: Move) -> str:
+    """Return the value of the tag HEAD."""
+    return f"{newest.number} {digest(newest)}"
+
+
 def entries(ledger: str, model: str) -> list[Move]:
     """Return all moves of a model's champion, oldest first.
 
@@ -161,7 +166,7 @@ def append(ledger: str, model: str, move: Move) -> str | None:
     before = entries(ledger, model)[: move.number - 1]
     chained = dataclasses.replace(move, before=digest(before[-1]) if before else None)
     written = open_store(f"{ledger}/{model}").write_if_absent(f"{move.number:06}.json", _content(chained))
-    return f"{move.number} {digest(chained)}" if written else None
+    return head_of(chained) if written else None
 
 
 def check_complete(ledger: str, model: str, head: str) -> None:

@@ -20,6 +20,7 @@ from bebygan import pretrained
 from bebygan.errors import WeightsError
 from bebygan.files import sha256_of
 from bebygan.registered_model import DISCRIMINATOR, START, WEIGHTS, check_unchanged, damaged
+from components.config import Metric
 from components.tracking.client import MlflowClient, tracker
 from components.tracking.ledger import HEAD, check_complete
 from components.tracking.signatures import VERIFYING_KEY, check_signature, configured
@@ -52,6 +53,11 @@ class ModelVersion:
     def uri(self) -> str:
         """Return the address from which MLflow loads it."""
         return f"models:/{self.model}/{self.version}"
+
+
+def metric_tags(means: Mapping[Metric, float]) -> dict[str, str]:
+    """Return the tags of a version that tell its metrics."""
+    return {f"metric.{name}": f"{value:.6g}" for name, value in means.items()}
 
 
 def as_version(found: MlflowVersion) -> ModelVersion:

@@ -7,8 +7,9 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
+from bebygan.errors import DataError
 from bebygan.files import storage_errors
-from components.artifacts import read_means, read_registration, read_summary, read_verdict
+from components.artifacts import check_sealed, read_means, read_registration, read_summary, read_verdict
 from components.cli import end_quickly
 from components.comparison import gain_lines, text_table
 from components.config import flatten, plain
@@ -20,6 +21,7 @@ from components.stores import absolute
 from components.stores.data_version import check_complete
 from components.stores.dataset import summary_lines
 from components.tracking.address import VARIABLE, tracking_uri
+from components.tracking.ledger import last
 from components.tracking.registry import champion, check_ledger
 from components.tracking.runs import ended_runs, fetch_artifacts
 from pipelines.ui import where_shown
@@ -63,10 +65,15 @@ def _places(options: argparse.Namespace) -> Places:
 
 
 def _report(job: Job, workspace: Path) -> str:
-    """Return the page of the report in the workspace; if it is missing, restore it from the newest finished run."""
+    """Return the page of the report in the workspace; if it is damaged or missing, restore it from MLflow."""
     page = workspace / "report" / "report.html"
     if page.is_file():
-        return str(page)
+        try:
+            check_sealed(page.parent, "evaluate")
+        except DataError as error:
+            _log.warning("warning: %s, or restored from MLflow", error)
+        else:
+            return str(page)
     known = ({"fingerprint": job.fingerprint}, {"recipe": job.recipe}, {"fingerprint": job.recipe})
     for finished in (run for same in known for run in ended_runs(same, "FINISHED")):
         with tempfile.TemporaryDirectory() as scratch:
@@ -74,7 +81,18 @@ def _report(job: Job, workspace: Path) -> str:
                 # KFP, which this module imports, takes seconds to import.
                 local = import_module("pipelines.local.run")
                 return f"{local.publish(local.Outcome(found, found), workspace)} (restored from MLflow)"
-    return "missing, and MLflow has no copy: --force makes one"
+    return "missing or damaged, and MLflow has no copy: --force makes one"
+
+
+def _tell_if_moved(model: str, version: str | None, ledger: str) -> None:
+    """Warn if the champion is not the one of the newest entry of the ledger."""
+    newest = last(ledger, model) if ledger else None
+    if newest and newest.version != version:
+        holds, recorded = (f"version {number}" if number else "no version" for number in (version, newest.version))
+        _log.warning(
+            "warning: %s holds the alias champion of %s, but the newest entry of the ledger %s gives it to %s: unless "
+            "somebody moved it on purpose, set it again by `bebygan promote`", holds, model, ledger, recorded,
+        )  # fmt: skip
 
 
 def _check_kept(model: str, data_version: str, places: Places) -> None:
@@ -89,6 +107,7 @@ def _print_nothing_to_do(job: Job, decision: Decision, places: Places) -> None:
     model, workspace = job.params.evaluate.model_name, Path(places.workspace)
     _check_kept(model, decision.data_version, places)
     reigning = champion(model)
+    _tell_if_moved(model, reigning.version if reigning else None, places.ledger)
     print(f"nothing to do: {printable(decision.reason)}; --force runs all steps again")
     # It may restore the report, which has the data.
     report = _report(job, workspace)

@@ -21,7 +21,7 @@ import psutil
 from kfp import local
 
 from bebygan.errors import ConfigError, Preempted, ServiceError, error_of, without_password
-from bebygan.files import lock, whole_folder
+from bebygan.files import files_in, lock, whole_folder
 from components.cli import FAILURE_FILE
 from components.job import Job
 from components.outputs import DIGEST, damaged, record_digest
@@ -314,5 +314,9 @@ def publish(outcome: Outcome, workspace: Path) -> Path:
     for name, source in (("report", outcome.report), ("data-docs", outcome.docs)):
         if source:
             with whole_folder(workspace / name) as folder:
-                shutil.copytree(source, folder, dirs_exist_ok=True)
+                # copytree hides the error of a full disk.
+                for path in files_in(source):
+                    copy = folder / path.relative_to(source)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
     return workspace / "report" / "report.html"

@@ -14,9 +14,21 @@ from hypothesis import strategies as st
 
 from bebygan.errors import BebyganError
 from bebygan.networks.weights import digest, read_state, safetensors_bytes
-from components.artifacts import Quarantined, Verdict, read_quarantine, read_verdict, write_quarantine, write_verdict
+from bebygan.settings import Retention
+from bebygan.training.checkpoint import Checkpoints, header_in, name_of
+from components.artifacts import (
+    Quarantined,
+    Verdict,
+    read_quarantine,
+    read_verdict,
+    seal,
+    write_quarantine,
+    write_verdict,
+)
 from components.config import load_params
-from components.stores.dataset import check_dataset, photographs_of, seal
+from components.stores.dataset import check_dataset, photographs_of
+from components.tracking.delivery import _line as spool_line
+from components.tracking.delivery import _parsed as parsed
 from components.tracking.ledger import append, entries
 from tests.components.moves import FIRST
 
@@ -96,6 +108,40 @@ def params(folder: Path) -> Case:
     return path, lambda: load_params(path), False
 
 
+def checkpoint(folder: Path) -> Case:
+    """Its header is of two lines; the state after it is as large as that of a tiny network."""
+    identity, keep = {"step": "train", "code": "0" * 64}, Retention(newest=2, every=0, best=None)
+    state = {"iteration": 7, "history": [{"iteration": 7, "total": 0.5}], "weights": torch.arange(6.0)}
+    with Checkpoints(folder, identity, keep) as written:
+        written.save(7, state)
+    path = folder / name_of(7)
+
+    def read() -> Any:
+        with path.open("rb") as file:
+            header_in(file)
+        with Checkpoints(folder, identity, keep) as found:
+            loaded = found.load()
+        return loaded and (loaded["iteration"], loaded["history"], loaded["weights"].tolist())
+
+    return path, read, True
+
+
+def spool(folder: Path) -> Case:
+    """Lines of values that MLflow has not received."""
+    entries_ = [{"run_id": "a", "name": "loss", "value": step / 8, "step": step, "time": 1} for step in range(3)]
+    path = folder / "a.jsonl"
+    path.write_text("".join(spool_line(entry) for entry in entries_))
+    sent = {(each.key, each.value, each.step) for each in parsed(path.read_bytes())[0]["a"]}
+
+    def read() -> Any:
+        values, ends, _ = parsed(path.read_bytes())
+        found = {(each.key, each.value, each.step) for each in values.get("a", [])}
+        # A line that is missing is no altered one.
+        return sent if found <= sent and values.keys() <= {"a"} and not ends else found
+
+    return path, read, True
+
+
 def mutated(content: bytes, kind: str, position: float, noise: bytes) -> bytes:
     index = min(int(position * len(content)), len(content) - 1)
     if kind == "cut":
@@ -113,7 +159,7 @@ def mutated(content: bytes, kind: str, position: float, noise: bytes) -> bytes:
     "make",
     [
         verdict, quarantine, ledger_entry, newest_ledger_entry, manifest, sealed_manifest, checksums, weights,
-        pickled_weights, params,
+        pickled_weights, params, checkpoint, spool,
     ],
 )  # fmt: skip
 def test_a_file_that_was_changed_at_random_is_refused_in_one_line_or_means_the_same(

@@ -92,6 +92,15 @@ def test_a_tag_that_was_changed_in_the_registry_is_found(tag: str, check: str, p
     assert f"{check}: " in told
 
 
+def test_a_metric_that_was_changed_in_the_registry_is_named(promoted: str, command: Command) -> None:
+    mlflow_client().set_model_version_tag(MODEL, promoted, "metric.lpips", "0.5")
+    assert command("verify", promoted)[0] == 0
+    mlflow_client().set_model_version_tag(MODEL, promoted, "metric.lpips", "0.4")
+    code, told = command("verify", promoted)
+    assert code == 3
+    assert "were changed in MLflow: metric.lpips 0.5 -> 0.4" in told
+
+
 def test_several_faults_are_all_told(promoted: str, command: Command, workspace: Path) -> None:
     for path in (*workspace.glob("dvc-remote/files/md5/*/*"), *workspace.glob("ledger/bebygan/*.json")):
         path.write_bytes(b"x")

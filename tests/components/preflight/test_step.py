@@ -20,7 +20,8 @@ from components.preflight import __main__ as command
 from components.preflight import step as module
 from components.preflight.step import Check, Places, checks, gpus_given, preflight
 from components.tracking.client import mlflow_client
-from components.tracking.ledger import HEAD
+from components.tracking.ledger import HEAD, append
+from tests.components.moves import FIRST
 from tests.standins.tls import loopback_certificate
 
 ROOT = Path(__file__).parents[3]
@@ -148,6 +149,13 @@ def test_a_ledger_that_lacks_an_entry_which_the_registry_knows_is_refused(places
     error = failure(places, params)
     assert type(error) is DataError
     assert str(error).startswith(f"1 of 10 checks failed: model registry: the ledger {places.ledger} holds no entry 3")
+
+
+def test_a_registry_that_lost_the_versions_of_the_ledger_is_refused(places: Places, params: Params) -> None:
+    append(places.ledger, "bebygan", FIRST)
+    error = failure(places, params)
+    assert type(error) is ServiceError
+    assert "registry has no version of bebygan, but version 3 is champion by the ledger" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,8 @@ def test_the_next_registration_completes_the_ledger_after_a_kill(
         done = registered(two, "promote", champion="1", ledger=ledger)
         assert done.champion == done.version
     assert [verdict for *_, verdict in moves(ledger)] == ["promote", "promote"]
+    # The registry remembers the newest entry, also if the process was killed before it could.
+    assert mlflow_client().get_registered_model("tests").tags[HEAD].startswith("2 ")
 
 
 def test_the_second_of_two_concurrent_promotions_is_refused_and_not_recorded(

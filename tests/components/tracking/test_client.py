@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -14,7 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from bebygan.errors import BebyganError, ConfigError, ServiceError
+from bebygan.errors import BebyganError, ConfigError, ServiceError, StorageError
 from components.tracking.client import mlflow_client, service_errors, uploading
 
 ROOT = Path(__file__).parents[3]
@@ -262,3 +263,18 @@ def test_opening_a_copy_of_an_empty_database_does_not_change_it(mlflow_store: st
     mlflow_client()
     mlflow_client()
     assert Path(before).read_bytes() == Path(mlflow_store.removeprefix("sqlite:///")).read_bytes()
+
+
+def test_a_read_only_database_raises_an_error_about_the_disk_and_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "a.db")) as database, database:
+        database.execute("CREATE TABLE a (b)")
+    with (
+        closing(sqlite3.connect(f"file:{tmp_path}/a.db?mode=ro", uri=True)) as database,
+        pytest.raises(StorageError, match="the database cannot be written, the disk is full or read-only"),
+        service_errors("trying"),
+    ):
+        database.execute("INSERT INTO a VALUES (1)")
+    assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.ERROR)
+    assert not caplog.records

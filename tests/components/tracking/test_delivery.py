@@ -2,6 +2,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,22 @@ def test_valid_lines_of_a_damaged_spool_are_sent_and_the_spool_is_renamed(
     assert said == [f"warning: 1 lines that an earlier run left are damaged. They stay in {spools / 'b.1.damaged'}"]
 
 
+def test_a_line_that_differs_from_its_digest_is_not_sent(client: Client, spools: Path) -> None:
+    client.reachable = False
+    sender = delivery(client, spools)
+    sender.put([*values(1), *values(2)])
+    wait_for(lambda: client.tries)
+    sender.close("FINISHED", 0.2)
+    [spool] = spools.glob("*.jsonl")
+    content = spool.read_text()
+    spool.write_text(content.replace('"step": 2', '"step": 3'))
+    assert spool.read_text() != content
+    other = Client()
+    Delivery(other, "c" * 32, spools, SOON).close("FINISHED", 60)  # type: ignore[arg-type]
+    assert other.calls[0] == "a: loss 1 to 1"
+    assert [path.suffix for path in spools.iterdir()] == [".damaged"]
+
+
 @pytest.mark.parametrize("cut", [b'{"run_id": "b', b"\xff", line(2).encode()[:-1]])
 def test_an_incomplete_last_line_does_not_count_as_damage(cut: bytes, client: Client, spools: Path) -> None:
     spools.mkdir()
@@ -176,6 +193,20 @@ def test_pictures_of_a_killed_process_are_sent(client: Client, spools: Path) -> 
     delivery(client, spools).close("FINISHED", 60)
     assert client.calls == ["b: pictures/samples.png", "a: FINISHED None"]
     assert not list(spools.iterdir())
+
+
+def test_a_disk_that_fills_up_does_not_fail_the_end_of_a_step(
+    client: Client, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(b"0" * 4096)
+    client.reachable = False
+    sender = delivery(client, small_disk)
+    sender.put(values(1))
+    wait_for(lambda: client.tries)
+    sender.close("FINISHED", 0.2)
+    assert f"values cannot be kept in {small_disk}" in caplog.text
 
 
 def test_a_full_disk_loses_values_and_does_not_fail_the_step(

@@ -13,9 +13,10 @@ from components.config import load_params
 from components.job import job_here
 from components.stores.data_version import push
 from components.tracking.client import mlflow_client
-from components.tracking.ledger import HEAD
+from components.tracking.ledger import HEAD, append
 from components.tracking.runs import open_pipeline_run
 from pipelines import cli
+from tests.components.moves import FIRST
 
 ROOT = Path(__file__).parents[3]
 
@@ -186,3 +187,17 @@ def test_nothing_to_do_is_an_error_if_the_ledger_lost_an_entry(
     mlflow_client().set_registered_model_tag("bebygan", HEAD, f"1 {'0' * 64}")
     assert cli.main(options(workspace, photographs)) == 3
     assert "ledger holds no entry 1 of bebygan" in capsys.readouterr().err
+
+
+def test_nothing_to_do_tells_that_the_champion_is_another_than_by_the_ledger(
+    workspace: Path, photographs: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    finished_run(workspace, photographs)
+    append(str(workspace / "ledger"), "bebygan", FIRST)
+    assert cli.main(options(workspace, photographs)) == 0
+    assert "champion: none yet" in capsys.readouterr().out
+    assert caplog.messages[-1] == (
+        "warning: no version holds the alias champion of bebygan, but the newest entry of the ledger "
+        f"{workspace}/ledger gives it to version 3: unless somebody moved it on purpose, set it again by `bebygan "
+        "promote`"
+    )
