@@ -127,7 +127,7 @@ def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def picture() -> Callable[..., Image.Image]:
     """Makes a picture that looks like a photograph to all measures: smooth parts, texture, edges, no two alike."""
 
