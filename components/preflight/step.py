@@ -101,18 +101,23 @@ def _leftovers(workspace: str) -> str:
     return "can be written"
 
 
+def _ledger(place: str, volume: str, model: str) -> str:
+    told = _writable(place, volume, conditional=True)
+    newest = last(place, model)
+    if newest and newest.version and not all_versions(model):
+        raise ServiceError(
+            f"it made version {newest.version} of {model} champion, but the registry has no version of it: restore the "
+            "registry from a backup, or name another ledger"
+        )
+    return told
+
+
 def _registry(model: str, ledger: str) -> str:
     check_rights(model)
     if ledger:
         check_ledger(ledger, model)
     reigning = champion(model)
     if reigning is None:
-        newest = last(ledger, model) if ledger else None
-        if newest and newest.version and not all_versions(model):
-            raise ServiceError(
-                f"the registry has no version of {model}, but version {newest.version} is champion by the ledger "
-                f"{ledger}: restore the registry from a backup, or name another ledger"
-            )
         return f"allows changes of {model}"
     verify(reigning)
     return f"allows changes of {model}, and the files of version {reigning.version} are those that were registered"
@@ -173,7 +178,7 @@ def checks(places: Places, params: Params, gpus: int, look: Look = "verified") -
         found.append(Check(f"workspace {places.workspace}", partial(_leftovers, places.workspace), service))
     for name, place, attempt in (
         ("DVC remote", places.remote, partial(_writable, places.remote, volume)),
-        ("ledger", places.ledger, partial(_writable, places.ledger, volume, conditional=True)),
+        ("ledger", places.ledger, partial(_ledger, places.ledger, volume, params.evaluate.model_name)),
         ("checkpoints in", places.checkpoints, partial(_writable, places.checkpoints, "")),
     ):
         if place:
