@@ -1,6 +1,6 @@
-"""A Docker engine of our own, and the images of the steps built by it.
+"""A Docker engine of our own, the images of the steps built by it, and the manifests of a cluster.
 
-Both stay in the user's cache folder, so that a second test session starts the engine and builds nothing.
+Engine and images stay in the user's cache folder, so that a second test session starts the engine and builds nothing.
 """
 
 import fcntl
@@ -14,9 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+
+from pipelines.kubeflow.manifests import build
+from tests.infra.manifest_checks import Manifest
 
 ROOT = Path(__file__).parents[2]
 BASE = "python:3.11-slim"
+KUBERNETES = ROOT / "infra" / "kubernetes"
+OVERLAYS = ("single-node", "production")
+COMPONENTS = sorted(each.parent.name for each in (KUBERNETES / "components").glob("*/kustomization.yaml"))
 IMAGES = {"data": "bebygan-data-python:latest", "torch": "bebygan-torch-python:latest"}
 # Nobody fetches the public base image here: this is its stand-in, of the same Debian and Python.
 DEBOOTSTRAP = ("--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm")
@@ -107,3 +114,33 @@ def images(docker_host: str) -> dict[str, str]:  # noqa: ARG001
     )  # fmt: skip
     assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
     return IMAGES
+
+
+@pytest.fixture(scope="session")
+def secrets() -> list[Manifest]:
+    """The Secrets that the single node's script prints, and those that users create."""
+    printed = subprocess.run(
+        ["sh", KUBERNETES / "overlays/single-node/secrets.sh"], capture_output=True, text=True, check=True
+    )
+    return list(yaml.safe_load_all(printed.stdout))
+
+
+def with_every_component(overlay: str, folder: Path) -> list[Manifest]:
+    """What an overlay makes with all components, whether it takes them by itself or not."""
+    base = KUBERNETES / "overlays" / overlay
+    already = yaml.safe_load((base / "kustomization.yaml").read_text()).get("components", [])
+    missing = [name for name in COMPONENTS if f"../../components/{name}" not in already]
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "bebygan",
+        "resources": [os.path.relpath(base, folder)],
+        "components": [os.path.relpath(KUBERNETES / "components" / name, folder) for name in missing],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return list(yaml.safe_load_all(build(folder)))
+
+
+@pytest.fixture(scope="session", params=OVERLAYS)
+def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
+    return with_every_component(request.param, tmp_path_factory.mktemp(request.param))

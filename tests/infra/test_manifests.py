@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import cli
 from pipelines.cli import main
 from pipelines.kubeflow.manifests import build, containers
 from pipelines.kubeflow.requests import SERVICE_ACCOUNT
 from pipelines.kubeflow.resources import TASKS, load_cluster
-from pipelines.serving.server import SECONDS_TO_END
+from tests.infra.conftest import OVERLAYS, with_every_component
 from tests.infra.manifest_checks import (
     Manifest,
     amount,
@@ -33,8 +32,6 @@ from tests.infra.manifest_checks import (
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "infra" / "kubernetes"
-OVERLAYS = ("single-node", "production")
-COMPONENTS = sorted(each.parent.name for each in (KUBERNETES / "components").glob("*/kustomization.yaml"))
 VERSIONS = ("1.31", "1.37")
 CHECKOV = "3.3.30"
 IMAGES = ("bebygan-tracker", "bebygan-torch-python", "postgres")
@@ -44,36 +41,6 @@ TRAINING = {"app.kubernetes.io/name": "bebygan-training"}
 
 def named(name: str) -> dict[str, str]:
     return {"app.kubernetes.io/name": name}
-
-
-@pytest.fixture(scope="session")
-def secrets() -> list[Manifest]:
-    """The Secrets that the single node's script prints, and those that users create."""
-    printed = subprocess.run(
-        ["sh", KUBERNETES / "overlays/single-node/secrets.sh"], capture_output=True, text=True, check=True
-    )
-    return list(yaml.safe_load_all(printed.stdout))
-
-
-def with_every_component(overlay: str, folder: Path) -> list[Manifest]:
-    """What an overlay makes with all components, whether it takes them by itself or not."""
-    base = KUBERNETES / "overlays" / overlay
-    already = yaml.safe_load((base / "kustomization.yaml").read_text()).get("components", [])
-    missing = [name for name in COMPONENTS if f"../../components/{name}" not in already]
-    kustomization = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "namespace": "bebygan",
-        "resources": [os.path.relpath(base, folder)],
-        "components": [os.path.relpath(KUBERNETES / "components" / name, folder) for name in missing],
-    }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return list(yaml.safe_load_all(build(folder)))
-
-
-@pytest.fixture(scope="session", params=OVERLAYS)
-def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    return with_every_component(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="session")
@@ -255,36 +222,6 @@ def test_pods_reach_what_they_need_and_nothing_else(single_node: list[Manifest])
     found = [(a, b, port) for a in ends for b in ends for port in ports if flow_allowed(single_node, a, b, port)]
     expected = [*allowed, *((TRAINING, TRAINING, port) for port in (5000, 8333, 5432))]
     assert sorted(map(str, found)) == sorted(map(str, expected))
-
-
-def test_the_image_server_reaches_the_tracking_server_alone_and_no_pod_of_ours_reaches_it(
-    manifests: list[Manifest],
-) -> None:
-    serve = named("bebygan-serve")
-    ends = [TASK, TRAINING, *map(named, ("mlflow", "seaweedfs", "postgres", "backup"))]
-    ports = (5000, 8080, 8333, 5432, 443)
-    assert [(b, port) for b in ends for port in ports if flow_allowed(manifests, serve, b, port)] == [
-        (named("mlflow"), 5000)
-    ]
-    assert not [a for a in ends for port in ports if flow_allowed(manifests, a, serve, port)]
-
-
-def test_the_image_server_has_no_credential_but_its_own_account_and_the_time_that_it_needs_to_end(
-    manifests: list[Manifest],
-) -> None:
-    one = container(manifests, "Deployment bebygan-serve")
-    assert "envFrom" not in one
-    sources = [each["valueFrom"] for each in one["env"]]
-    used = [source["secretKeyRef"]["name"] for source in sources if "secretKeyRef" in source]
-    assert used == ["bebygan-serve-mlflow"] * 2
-    assert not [name for each in one["env"] if (name := each["name"]).startswith(("AWS_", "PG"))]
-    pause = int(one["lifecycle"]["preStop"]["exec"]["command"][1])
-    pod = pod_template(part(manifests, "Deployment bebygan-serve"))
-    assert pod is not None
-    assert pod["spec"]["terminationGracePeriodSeconds"] >= pause + SECONDS_TO_END + 5
-    words = [*one["command"], *one["args"]]
-    options = cli._parser().parse_args(words[1:])
-    assert options.port == one["ports"][0]["containerPort"]
 
 
 def test_no_policy_lets_a_pod_reach_the_cloud_s_metadata_service(manifests: list[Manifest]) -> None:
