@@ -186,8 +186,7 @@ def checks(places: Places, params: Params, gpus: int, look: Look = "verified") -
     found.append(Check("MLflow", lambda: f"answers at {check_tracker()}", service))
     found.append(Check("model registry", partial(_registry, params.evaluate.model_name, places.ledger), service))
     perceptual = (params.train.perceptual.network,) if params.train.losses.perceptual else ()
-    dists = ("vgg16", "dists") if params.train.losses.dists else ()
-    for name in dict.fromkeys((*perceptual, *dists, "alexnet", "lpips-alex")):
+    for name in dict.fromkeys((*perceptual, "alexnet", "lpips-alex", "vgg16", "dists")):
         found.append(Check(f"weights {name}", partial(_weights, name, look), _SECONDS_FOR_WEIGHTS))
     if start := params.warmup.weights:
         found.append(Check(f"weights {start}", partial(_start, start, look), _SECONDS_FOR_WEIGHTS))

@@ -72,7 +72,7 @@ def test_missing_weights_are_reported_before_any_step_runs(
     weights = ("--set", "train.losses.perceptual=1.0", "--set", "train.losses.dists=0.0")
     assert cli.main(options(workspace, photographs, "--set", taps, *weights, *more)) == 5
     told = capsys.readouterr().err
-    assert "error: 1 of 11 checks failed: weights vgg19: cannot get the weights vgg19" in told
+    assert "error: 1 of 13 checks failed: weights vgg19: cannot get the weights vgg19" in told
     assert "ingest" not in told
     assert not (workspace / "pipeline").exists()
     assert not runs()
@@ -122,7 +122,7 @@ def test_what_another_user_left_in_the_workspace_ends_a_run_with_one_line(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 6, done.stderr
     [_, error] = done.stderr.splitlines()
-    assert error.startswith(f"error: 1 of 12 checks failed: workspace {workspace}: {path}, which an earlier run left, ")
+    assert error.startswith(f"error: 1 of 13 checks failed: workspace {workspace}: {path}, which an earlier run left, ")
     assert f"run `sudo chown -R {os.getuid()} {workspace}`" in error
 
 
