@@ -59,6 +59,14 @@ def _weights(version: ModelVersion) -> str:
     return f"as registered{f', but {missing[0]} was not recorded' if missing else ''}"
 
 
+def _photographs(version: ModelVersion, remote: str) -> str:
+    """Check the photographs in the remote."""
+    data = version.tags.get("data_version")
+    if data is None:
+        raise DataError(f"{version.uri} has lost its tag data_version: restore MLflow's database from a backup")
+    return f"{check_bytes(data, remote)} files of {data}, as registered"
+
+
 def _ledger(version: ModelVersion, ledger: str) -> str:
     """Check the chain of the ledger, and that its moves are about these weights."""
     check_ledger(ledger, version.model)
@@ -201,12 +209,11 @@ def verify(options: argparse.Namespace) -> None:
     """
     ledger, remote = ledger_of(options), remote_of(options)
     version = find_version(options.version, model_of(options))
-    data = version.tags.get("data_version", "unknown")
     needed: dict[str, Callable[[], str]] = {
         "weights and code": partial(_weights, version),
         "parameters": partial(_parameters, version),
         "verdict": partial(_verdict, version),
-        "photographs": lambda: f"{check_bytes(data, remote)} files of {data}, as registered",
+        "photographs": partial(_photographs, version, remote),
         "ledger": partial(_ledger, version, ledger),
     }
     preflight([Check(name, attempt, _SECONDS) for name, attempt in needed.items()], report=print)

@@ -155,20 +155,12 @@ def mutated(content: bytes, kind: str, position: float, noise: bytes) -> bytes:
     return content[:index] + noise + content[index + len(noise) :]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        verdict, quarantine, ledger_entry, newest_ledger_entry, manifest, sealed_manifest, checksums, weights,
-        pickled_weights, params, checkpoint, spool,
-    ],
-)  # fmt: skip
-def test_a_file_that_was_changed_at_random_is_refused_in_one_line_or_means_the_same(
-    make: Callable[[Path], Case], tmp_path: Path
-) -> None:
-    path, read, covered = make(tmp_path)
+def read_after_changes(make: Callable[[Path], Case], folder: Path, changes: int) -> None:
+    """Change a file at random, many times, and read it after each change."""
+    path, read, covered = make(folder)
     content, value = path.read_bytes(), read()
 
-    @settings(max_examples=300, derandomize=True, deadline=None)
+    @settings(max_examples=changes, derandomize=True, deadline=None)
     @given(
         kind=st.sampled_from(["cut", "insert", "remove", "flip", "replace"]),
         position=st.floats(0, 1),
@@ -184,3 +176,26 @@ def test_a_file_that_was_changed_at_random_is_refused_in_one_line_or_means_the_s
             assert found == value or not covered
 
     read_after()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        verdict, quarantine, ledger_entry, newest_ledger_entry, manifest, sealed_manifest, checksums, weights,
+        pickled_weights, params, checkpoint, spool,
+    ],
+)  # fmt: skip
+def test_a_file_that_was_changed_at_random_is_refused_in_one_line_or_means_the_same(
+    make: Callable[[Path], Case], tmp_path: Path
+) -> None:
+    read_after_changes(make, tmp_path, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make", [sealed_manifest, verdict, params, ledger_entry, checkpoint, weights, spool], ids=lambda make: make.__name__
+)
+def test_five_thousand_changes_of_what_steps_hand_over_are_refused_or_mean_the_same(
+    make: Callable[[Path], Case], tmp_path: Path
+) -> None:
+    read_after_changes(make, tmp_path, 5000)

@@ -92,6 +92,13 @@ def test_a_tag_that_was_changed_in_the_registry_is_found(tag: str, check: str, p
     assert f"{check}: " in told
 
 
+def test_a_version_that_lost_the_tag_of_its_photographs_is_told(promoted: str, command: Command) -> None:
+    mlflow_client().delete_model_version_tag(MODEL, promoted, "data_version")
+    code, told = command("verify", promoted)
+    assert code == 3
+    assert "photographs: models:/bebygan/1 has lost its tag data_version" in told
+
+
 def test_a_metric_that_was_changed_in_the_registry_is_named(promoted: str, command: Command) -> None:
     mlflow_client().set_model_version_tag(MODEL, promoted, "metric.lpips", "0.5")
     assert command("verify", promoted)[0] == 0

@@ -18,7 +18,7 @@ def _any(*outcomes: str) -> str:
 
 _CUT = _any(WORDS[2], TOLD, HARMLESS)
 _OF_DVC = _any(WORDS[3], HARMLESS)
-_TAG = _any(WORDS[3], WORDS[4], WORDS[5])
+_TAG = _any(*[WORDS[code] for code in (2, 3, 4, 5)])
 _OUTCOMES: dict[str, tuple[str, ...]] = {
     "source": (*[_any(TOLD, HARMLESS)] * 2, TOLD, TOLD, HARMLESS, HARMLESS, *[TOLD] * 4),
     "manifest": (*_WRITTEN, *[WORDS[3]] * 4),
