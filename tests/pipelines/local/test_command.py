@@ -122,7 +122,7 @@ def test_what_another_user_left_in_the_workspace_ends_a_run_with_one_line(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 6, done.stderr
     [_, error] = done.stderr.splitlines()
-    assert error.startswith(f"error: 1 of 13 checks failed: workspace {workspace}: {path}, which an earlier run left, ")
+    assert error.startswith(f"error: 1 of 12 checks failed: workspace {workspace}: {path}, which an earlier run left, ")
     assert f"run `sudo chown -R {os.getuid()} {workspace}`" in error
 
 
