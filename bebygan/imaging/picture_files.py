@@ -22,7 +22,8 @@ UPSCALED = (*READ, "AVIF") if features.check("avif") else READ
 WRITTEN: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".png": {"format": "PNG"},
+    # Files of the default, 6, are 4 % smaller and take three times as long.
+    ".png": {"format": "PNG", "compress_level": 4},
     ".webp": {"format": "WEBP", "quality": 95},
     ".tif": {"format": "TIFF", "compression": "tiff_deflate"},
     ".tiff": {"format": "TIFF", "compression": "tiff_deflate"},
