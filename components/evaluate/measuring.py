@@ -21,6 +21,8 @@ from components.config import Metric
 
 LEAST_REGION = 0.01
 """Share of the pixels below which a region is too small to be measured."""
+DISTS_SIDE = 128
+"""Side of the square that DISTS is measured on, pixels: on whole photographs it takes longer than all other metrics."""
 _Square = tuple[slice, slice]
 
 

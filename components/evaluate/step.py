@@ -45,7 +45,7 @@ from components.config import EvaluateParams, Metric
 from components.evaluate.anchor import anchor_history, measured_on_anchor
 from components.evaluate.evidence import EXACT_BELOW, RESAMPLES, Table, gains_of
 from components.evaluate.health import examine
-from components.evaluate.measuring import LEAST_REGION, Original, load_networks
+from components.evaluate.measuring import DISTS_SIDE, LEAST_REGION, Original, load_networks
 from components.evaluate.pictures import SIDE, most_textured, side_by_side
 from components.evaluate.report import html_report
 from components.evaluate.verdict import Measured, judge, summary_of
@@ -145,7 +145,7 @@ def measure(
             started = time.perf_counter()
             upscaled[candidate] = upscale(lr)
             seconds[candidate] = (time.perf_counter() - started) / hr.shape[0] / hr.shape[1] * 1e6
-        original = Original(hr, lr, (rows, columns), networks)
+        original = Original(hr, lr, most_textured(hr, DISTS_SIDE), networks)
         start = upscaled[twins.get("warmup", "bicubic")]
         found = {candidate: original.metrics(sr, start) for candidate, sr in upscaled.items()}
         panels: dict[str, Image] = {}
@@ -214,9 +214,10 @@ def objective_of(warmup: Path, means: Means) -> tuple[Objective, str]:
 def _protocol(params: EvaluateParams) -> dict[str, str]:
     square = f"the central {params.crop} pixels of each" if params.crop else "whole"
     tiles = f"in tiles of {params.tile or TILE} pixels"
+    textured = f"the {DISTS_SIDE} by {DISTS_SIDE} pixels with the most texture"
     return {
         **{name: PROTOCOL[name] for name in METRICS},
-        "dists": f"{PROTOCOL['dists'].replace('whole image', f'the {SIDE} by {SIDE} pixels with the most texture')}",
+        "dists": PROTOCOL["dists"].replace("whole image", textured),
         "regions": f"those of less than {LEAST_REGION:.0%} of a photograph's pixels are not measured",
         SECONDS: "in MLflow, because it differs from run to run: median over the photographs, of the upscaling alone",
         "photographs": f"those that ingest held out, {square}; sides cut to multiples of {SCALE}",
