@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ FAILURE_FILE = "BEBYGAN_FAILURE_FILE"
 
 KFP's local runner reports neither. A task removes the file unless it raises a `BebyganError` or is killed.
 """
+RUNNER = "BEBYGAN_RUNNER"
+"""Environment variable: process that runs the pipeline on this machine. Its tasks stop when it was killed."""
 EXIT_CODES = """exit codes:
   0 done    1 a bug (traceback)    2 parameters or usage    3 photographs, manifest or patches
   4 bucket, tracker or registry    5 network weights    6 disk full or read-only    75 stopped on request: run again
@@ -129,6 +131,21 @@ def _failure_file(step: str) -> Iterator[None]:
     file.unlink(missing_ok=True)
 
 
+def _stop_without_runner() -> None:
+    """Ask this process to stop when the run that started it was killed: a shell is between them and stays."""
+    if (runner := os.environ.get(RUNNER)) is None:
+        return
+
+    def watch() -> None:
+        with suppress(ProcessLookupError):
+            while True:
+                os.kill(int(runner), 0)
+                time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="runner", daemon=True).start()
+
+
 @contextmanager
 def task(step: str, *cached: str) -> Iterator[None]:
     """Report start and duration of a KFP task, and exit with one line and its exit code on a `BebyganError`.
@@ -138,6 +155,7 @@ def task(step: str, *cached: str) -> Iterator[None]:
         cached: paths of the outputs that later runs may take from KFP's local cache.
     """
     _prepare()
+    _stop_without_runner()
     started = time.monotonic()
     say(f"{step} ...")
     try:

@@ -22,7 +22,7 @@ from kfp import local
 
 from bebygan.errors import ConfigError, Preempted, ServiceError, error_of, without_password
 from bebygan.files import files_in, lock, whole_folder
-from components.cli import FAILURE_FILE
+from components.cli import FAILURE_FILE, RUNNER
 from components.job import Job
 from components.outputs import DIGEST, damaged, record_digest
 from components.progress import WATCHER, say
@@ -274,6 +274,8 @@ def run(
         failure = Path(scratch) / "failure.json"
         ask_to_stop = containers.ask_containers_to_stop if containers else _ask_processes_to_stop
         inherited = {"BEBYGAN_PARENT_RUN": parent.run_id, FAILURE_FILE: str(failure), WATCHER: watcher}
+        if not containers:
+            inherited[RUNNER] = str(os.getpid())
         with (
             _environment(inherited | _SAME_PACKAGES),
             _stop_requests_passed_on(ask_to_stop) as stopped,

@@ -284,3 +284,17 @@ def test_a_reader_that_has_seen_enough_causes_no_traceback(lines: int) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+def test_a_task_stops_when_the_run_that_started_it_was_killed() -> None:
+    program = "import time; from components.cli import task\nwith task('train'):\n    time.sleep(60)"
+    with subprocess.Popen(["sleep", "60"]) as runner:
+        environment = os.environ | {"BEBYGAN_RUNNER": str(runner.pid)}
+        with subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, cwd=ROOT, stderr=subprocess.PIPE
+        ) as started:
+            assert started.stderr is not None
+            assert started.stderr.readline() == b"train ...\n"
+            runner.kill()
+            runner.wait()
+            assert started.wait(30) == -signal.SIGTERM
