@@ -48,6 +48,7 @@ TINY = (
     "train.deliver={by: last}",
 )
 FILES = {
+    "checksums.json",
     "generator.safetensors",
     "generator_raw.safetensors",
     "discriminator.safetensors",
