@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from bebygan.errors import DataError
@@ -188,6 +189,7 @@ _Entry = Annotated[dict[str, int | float], AfterValidator(_logged)]
 @dataclass(frozen=True)
 class _MadeFrom:
     data_version: str
+    params: str = "{}"
 
 
 @dataclass(frozen=True)
@@ -381,6 +383,32 @@ def check_sealed(folder: Path, step: str) -> None:
 def photographs_version(patches: Path) -> str:
     """Return the data version of the photographs that a folder of patches was made from."""
     return _read(_Patches, patches / "patches.json", "patches").made_from.data_version
+
+
+def parameters_of_patches(patches: Path) -> dict[str, str]:
+    """Return the parameters that a folder of patches was made with, as a run of the pipeline logs them."""
+    path = patches / "patches.json"
+    try:
+        params = yaml.safe_load(_read(_Patches, path, "patches").made_from.params)
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is damaged (its parameters are not YAML): run patches again") from error
+    return {name: str(value) for name, value in flatten({"patches": params})}
+
+
+def check_data_version(what: Path, found: str, expected: str | None, step: str) -> None:
+    """Compare the data version of a folder with that of the photographs that the run ingested.
+
+    Args:
+        what: the folder.
+        found: its data version.
+        expected: that of the run; None if the step was not told it.
+        step: the one that wrote the folder.
+
+    Raises:
+        DataError: they differ.
+    """
+    if expected and found != expected:
+        raise DataError(f"{what} is of data version {found}, but this run ingested {expected}: run {step} again")
 
 
 def write_history(folder: Path, entries: Iterable[dict[str, float]]) -> None:

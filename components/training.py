@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from bebygan.differences import differences
 from bebygan.distributed import joined, rank
+from bebygan.errors import DataError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import PATCH_SPLITS, read_patches
@@ -23,11 +25,12 @@ from bebygan.training.pictures import picture_grid
 from bebygan.training.sampling import batch
 from bebygan.training.state import TrainState
 from bebygan.training.validation import Distance, validate
-from components.artifacts import photographs_version, write_history
+from components.artifacts import check_data_version, parameters_of_patches, photographs_version, write_history
 from components.cli import stoppable
 from components.config import digest, flatten, plain
 from components.progress import progress_bar, say
 from components.stores.checkpoint_store import open_checkpoints
+from components.tracking.history import earlier_run
 from components.tracking.provenance import code_hash
 from components.tracking.runs import step_run
 
@@ -59,12 +62,43 @@ def job_of(step: str, params: object, patches: Path, start: Mapping[str, str]) -
     }
 
 
+def check_patches(patches: Path, data_version: str, pipeline_run: str | None) -> None:
+    """Check that patches were made of the photographs, and with the parameters, of the run that trains on them.
+
+    Args:
+        patches: folder that the patches step wrote.
+        data_version: of the photographs that the run ingested.
+        pipeline_run: id of the run of the whole pipeline, which has its parameters; None if the step runs alone.
+
+    Raises:
+        DataError: they were not, or patches.json is missing or damaged.
+        ServiceError: the server is unreachable or refuses.
+    """
+    check_data_version(patches, photographs_version(patches), data_version, "patches")
+    pipeline = earlier_run(pipeline_run)
+    asked = {name: text for name, text in pipeline.params.items() if name.startswith("patches.")} if pipeline else {}
+    made = parameters_of_patches(patches)
+    if asked and made and (changed := differences(made, asked, 3)):
+        raise DataError(
+            f"{patches} was made with other parameters than this run has ({', '.join(changed)}): run patches again"
+        )
+
+
 @contextmanager
-def tracked_training(step: str, params: Optimisation, data_version: str) -> Iterator[Track]:
+def tracked_training(
+    step: str, params: Optimisation, data_version: str, patches: Path | None = None
+) -> Iterator[Track]:
     """Join the processes of torchrun, if any, and track the step of the first one in MLflow.
+
+    Args:
+        step: name of the step.
+        params: of the step.
+        data_version: of the photographs that the run ingested.
+        patches: folder to check, see `check_patches`; None checks nothing.
 
     Raises:
         ConfigError, ServiceError: see `bebygan.distributed.joined` and `step_run`.
+        DataError: see `check_patches`.
         Preempted: the process received SIGTERM, or lost another process.
     """
     # `joined` first: Python runs no signal handler while processes wait for each other. In the loop, the handler of
@@ -72,6 +106,8 @@ def tracked_training(step: str, params: Optimisation, data_version: str) -> Iter
     with joined(), stoppable("stopped on request; run again to continue from the last checkpoint"):
         if rank() == 0:
             with step_run(step, params, data_version, machine=True) as track:
+                if patches:
+                    check_patches(patches, data_version, track.pipeline_run)
                 yield track
         else:
             yield lambda *_: None

@@ -33,7 +33,7 @@ def evaluate(
         group, output = from_yaml(EvaluateParams, params), Path(evaluation.path)
         folders = (Path(dataset.path), Path(warmup.path), Path(challenger.path))
         with step_run("evaluate", group, data_version) as tracked:
-            places = {"ledger": ledger, "remote": remote}
+            places = {"ledger": ledger, "remote": remote, "expected": data_version}
             dataset_, start, trained = folders
             verdict = run(dataset_, start, trained, output, params=group, run=tracked, docs=Path(docs.path), **places)
         print(*summary_lines(read_summary(output), output / "data.json", output / CHECKS), sep="\n", flush=True)

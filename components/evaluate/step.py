@@ -32,6 +32,7 @@ from components.artifacts import (
     Means,
     Recommendation,
     Verdict,
+    check_data_version,
     check_sealed,
     read_history,
     seal,
@@ -265,6 +266,7 @@ def evaluate(
     docs: Path | None = None,
     ledger: str = "",
     remote: str = "",
+    expected: str | None = None,
 ) -> Recommendation:
     """Compare the candidates and recommend whether the challenger should replace the champion.
 
@@ -279,10 +281,11 @@ def evaluate(
         docs: folder with the Data Docs that ingest wrote; the page of the checks is copied from it to checks.html.
         ledger: of promotions, which knows the anchor; "" for none.
         remote: DVC remote that has the anchor; "" for none.
+        expected: data version that the run ingested; None if it is not known.
 
     Raises:
         DataError: no photograph is held out, the dataset or the folder of the challenger is damaged, the challenger was
-            trained on another data version, or a value is not finite.
+            trained on another data version, or the run ingested another one, or a value is not finite.
         WeightsError: a generator or LPIPS cannot be loaded.
         ServiceError: the model registry is unreachable or refuses access.
         StorageError: the output cannot be written.
@@ -295,6 +298,7 @@ def evaluate(
     history = read_history(challenger)
     version = data_version(dataset)
     check_dataset(dataset)
+    check_data_version(dataset, version, expected, "ingest")
     _check_trained_on(version, generators["challenger"], dataset)
     current = champion(params.model_name)
     with tempfile.TemporaryDirectory(prefix="champion-") as scratch:

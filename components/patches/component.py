@@ -9,7 +9,7 @@ from components.container_images import DATA_IMAGE
 def patches(
     data_version: str, code_version: str, params: str, dataset: dsl.Input[dsl.Dataset], shards: dsl.Output[dsl.Dataset]
 ) -> None:
-    """Make training patches. The versions are inputs for KFP's cache alone."""
+    """Make training patches. `code_version` is an input for KFP's cache alone."""
     from components.cli import task
 
     with task("patches", shards.path):
@@ -19,4 +19,4 @@ def patches(
         from components.patches.step import make_patches, tell
 
         folders = (Path(dataset.path), Path(shards.path))
-        tell(make_patches(*folders, from_yaml(PatchesParams, params)), *folders)
+        tell(make_patches(*folders, from_yaml(PatchesParams, params), data_version), *folders)

@@ -14,7 +14,7 @@ from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8
 from bebygan.imaging.shards import PATCH_SPLITS, PhotographPair, write_shards
 from bebygan.imaging.texture import local_deviation
-from components.artifacts import photographs_version, write_patchless
+from components.artifacts import check_data_version, photographs_version, write_patchless
 from components.config import PatchesParams, to_yaml
 from components.progress import announce, progress
 from components.stores.data_version import data_version
@@ -76,7 +76,7 @@ def _photographs(
             patchless[split].append(file)
 
 
-def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str, int]:
+def make_patches(dataset: Path, output: Path, params: PatchesParams, expected: str | None = None) -> dict[str, int]:
     """Write the patches of a dataset's training and validation photographs.
 
     Args:
@@ -84,16 +84,20 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
         output: folder of shards, replaced as a whole; see `bebygan.imaging.shards`. patchless.json in it names the
             photographs without a patch.
         params: of the step.
+        expected: data version that the run ingested; None if it is not known.
 
     Returns:
         Number of patches by split.
 
     Raises:
-        DataError: the dataset or one of its photographs is missing or damaged, or no training patch has enough texture.
+        DataError: the dataset or one of its photographs is missing, damaged or of another data version, or no training
+            patch has enough texture.
         StorageError: the output cannot be written.
     """
     check_dataset(dataset)
     manifest = photographs_of(dataset, PATCH_SPLITS)
+    version = data_version(dataset)
+    check_data_version(dataset, version, expected, "ingest")
     patchless: dict[str, list[str]] = {split: [] for split in PATCH_SPLITS}
     with whole_folder(output) as folder:
         counts = write_shards(
@@ -101,7 +105,7 @@ def make_patches(dataset: Path, output: Path, params: PatchesParams) -> dict[str
             _photographs(dataset, manifest, params, patchless),
             params.size,
             params.shard_megabytes * 2**20,
-            {"data_version": data_version(dataset), "params": to_yaml(params)},
+            {"data_version": version, "params": to_yaml(params)},
         )
         write_patchless(folder, patchless)
         if not counts["train"]:

@@ -27,4 +27,4 @@ def register(
         group = from_yaml(RegisterParams, params)
         folders = (Path(folder.path) for folder in (challenger, evaluation, registration))
         with step_run("register", group, data_version) as tracked:
-            run(*folders, params=group, run=tracked, ledger=ledger)
+            run(*folders, params=group, run=tracked, ledger=ledger, expected=data_version)

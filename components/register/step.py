@@ -18,7 +18,15 @@ from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import metadata_of
 from bebygan.registered_model import DISCRIMINATOR, MODEL_CODE, START, digests
 from bebygan.registered_model import WEIGHTS as WEIGHTS_IN_MODEL
-from components.artifacts import Registration, Verdict, read_anchor, read_means, read_verdict, write_registration
+from components.artifacts import (
+    Registration,
+    Verdict,
+    check_data_version,
+    read_anchor,
+    read_means,
+    read_verdict,
+    write_registration,
+)
 from components.comparison import MAIN, change, main_gains
 from components.config import Metric, RegisterParams
 from components.progress import say
@@ -200,7 +208,14 @@ def check_loads(version: ModelVersion, weights: Path) -> None:
 
 
 def register(
-    challenger: Path, evaluation: Path, output: Path, *, params: RegisterParams, run: StepRun, ledger: str = ""
+    challenger: Path,
+    evaluation: Path,
+    output: Path,
+    *,
+    params: RegisterParams,
+    run: StepRun,
+    ledger: str = "",
+    expected: str | None = None,
 ) -> Registration:
     """Register a challenger, and make it champion if the verdict is "promote" and promotion is automatic.
 
@@ -213,14 +228,17 @@ def register(
         params: of the step.
         run: the run that the version belongs to.
         ledger: folder or s3://bucket/prefix that records each move of the alias champion; empty for none.
+        expected: data version that the run ingested; None if it is not known.
 
     Raises:
-        DataError: weights or verdict are missing, the verdict is about other weights, or its champion has changed.
+        DataError: weights or verdict are missing, the verdict is about other weights or another data version, or its
+            champion has changed.
         WeightsError: the registered model is damaged, does not load in a clean process, or gives other pixels.
         ServiceError: the registry, or the ledger's bucket, is unreachable or refuses access.
         StorageError: the output, or the ledger's folder, cannot be written.
     """
     verdict = read_verdict(evaluation)
+    check_data_version(evaluation, verdict.data_version, expected, "evaluate")
     model = verdict.model
     lineage = _lineage(challenger, evaluation, verdict, run)
     if ledger:

@@ -12,8 +12,9 @@ from components.training import tracked_training
 
 
 def _run(options: argparse.Namespace, params: Params) -> None:
-    with tracked_training("train", params.train, photographs_version(options.patches)) as track:
-        train(options.patches, options.warmup, options.output, options.checkpoints, params=params.train, track=track)
+    patches = options.patches
+    with tracked_training("train", params.train, photographs_version(patches), patches) as track:
+        train(patches, options.warmup, options.output, options.checkpoints, params=params.train, track=track)
     print(f"{options.output}: challenger")
 
 

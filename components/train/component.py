@@ -26,6 +26,6 @@ def train(
         from components.training import tracked_training
 
         group = from_yaml(GanSettings, params)
-        with tracked_training("train", group, data_version) as track:
-            folders = (Path(patches.path), Path(warmup.path), Path(challenger.path))
+        folders = (Path(patches.path), Path(warmup.path), Path(challenger.path))
+        with tracked_training("train", group, data_version, folders[0]) as track:
             run(*folders, checkpoints, params=group, track=track)

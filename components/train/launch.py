@@ -25,6 +25,7 @@ from pathlib import Path
 from bebygan.errors import ConfigError, DataError, StorageError, WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.settings import GanSettings
+from components.artifacts import check_data_version, photographs_version
 from components.cli import add_training_arguments, run_step, step_parser
 from components.config import Params, from_yaml, one_line_yaml, to_yaml
 from components.progress import say
@@ -81,6 +82,7 @@ def launch(
     params: GanSettings,
     settings: TrainJobSettings,
     volume: Path = VOLUME,
+    data_version: str | None = None,
     log: Callable[[str], None] = say,
     patience: Patience = PATIENCE,
 ) -> None:
@@ -94,11 +96,12 @@ def launch(
         params: of the step.
         settings: where and on which resources to train.
         volume: mount path of the volume, here and in the pods.
+        data_version: of the photographs that the run ingested; None if it is not known.
         log: called with each event and each line of the training's log.
         patience: how long to wait for the API server.
 
     Raises:
-        DataError, WeightsError: there are no patches or no warm-up weights.
+        DataError, WeightsError: there are no patches or no warm-up weights, or the patches are of another data version.
         ConfigError: the checkpoints would be lost with the pod.
         StorageError: the volume or the output cannot be written.
         BebyganError, RuntimeError: see `components.train.trainjob_run.run_trainjob`.
@@ -108,6 +111,8 @@ def launch(
         raise DataError(f"{patches} holds no patches.json: run patches first")
     if not start.is_file():
         raise WeightsError(f"no weights at {start}: run warmup first")
+    if data_version:
+        check_data_version(patches, photographs_version(patches), data_version, "patches")
     folder = folder_of(checkpoints)
     if not checkpoints or (folder and not folder.is_relative_to(volume)):
         raise ConfigError(

@@ -32,4 +32,5 @@ def train_on_nodes(
         say(f"photographs {data_version}")
         settings = from_yaml(TrainJobSettings, trainjob)
         folders = (Path(patches.path), Path(warmup.path), Path(challenger.path))
-        launch(*folders, checkpoints, params=from_yaml(GanSettings, params), settings=settings)
+        group = from_yaml(GanSettings, params)
+        launch(*folders, checkpoints, params=group, settings=settings, data_version=data_version)

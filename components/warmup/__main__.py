@@ -13,8 +13,9 @@ from components.warmup.step import warm_up
 
 def _run(options: argparse.Namespace, params: Params) -> None:
     group = with_start(params, start_of(params)).warmup
-    with tracked_training("warmup", group, photographs_version(options.patches)) as track:
-        warm_up(options.patches, options.output, options.checkpoints, params=group, track=track)
+    patches = options.patches
+    with tracked_training("warmup", group, photographs_version(patches), patches) as track:
+        warm_up(patches, options.output, options.checkpoints, params=group, track=track)
     print(f"{options.output}: warm-up generator")
 
 

@@ -24,6 +24,6 @@ def warmup(
         from components.training import tracked_training
         from components.warmup.step import warm_up
 
-        group = from_yaml(WarmupParams, params)
-        with tracked_training("warmup", group, data_version) as track:
-            warm_up(Path(patches.path), Path(generator.path), checkpoints, params=group, track=track)
+        group, shards = from_yaml(WarmupParams, params), Path(patches.path)
+        with tracked_training("warmup", group, data_version, shards) as track:
+            warm_up(shards, Path(generator.path), checkpoints, params=group, track=track)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kfp import dsl
 from safetensors import safe_open
 
 from bebygan.errors import DataError, Preempted
+from bebygan.files import json_digest
 from bebygan.imaging import Image
 from bebygan.imaging.shards import read_patches
 from bebygan.metrics.perceptual import load_lpips, lpips
@@ -21,9 +24,12 @@ from bebygan.settings import GeneratorShape
 from bebygan.training.state import TrainState, new_state
 from bebygan.training.step import warmup_step
 from bebygan.training.validation import validate
-from components.config import WarmupParams, load_params
+from components.config import WarmupParams, load_params, to_yaml
 from components.tracking.client import mlflow_client
+from components.tracking.runs import step_run
+from components.train.component import train as train_task
 from components.training import job_of, photographs_version, tracked_training, train_generator, write_generator
+from components.warmup.component import warmup as warmup_task
 
 ROOT = Path(__file__).parents[2]
 CHANGES = (
@@ -163,3 +169,50 @@ def test_other_processes_than_the_first_track_nothing(monkeypatch: pytest.Monkey
         track(1, {"l1": 0.5})
     assert mlflow_store
     assert mlflow_client().search_experiments(filter_string="name = 'bebygan'") == []
+
+
+@pytest.mark.usefixtures("mlflow_store")
+@pytest.mark.parametrize("step", ["warmup", "train"])
+def test_a_task_refuses_patches_of_another_data_version_than_the_one_that_the_run_ingested(
+    step: str, patches: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = load_params(ROOT / "params/compact.yaml", ["train.iterations=1"])
+    task: Any = warmup_task if step == "warmup" else train_task
+    folders = {name: dsl.Dataset(uri=str(tmp_path / name)) for name in ("generator", "warmup", "challenger")}
+    inputs = {
+        "data_version": "1234.dir", "code_version": "1", "checkpoints": str(tmp_path / "checkpoints"),
+        "params": to_yaml(getattr(params, step)), "patches": dsl.Dataset(uri=str(patches)), **folders,
+    }  # fmt: skip
+    names = {*task.component_spec.inputs, *task.component_spec.outputs}
+    with pytest.raises(SystemExit) as ended:
+        task.python_func(**{name: each for name, each in inputs.items() if name in names})
+    assert ended.value.code == 3
+    message = f"error: {step}: {patches} is of data version {'0' * 32}.dir, but this run ingested 1234.dir: run patches"
+    assert message in capsys.readouterr().err
+    [run] = mlflow_client().search_runs(["1"])
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_patches_with_other_parameters_than_those_of_the_run_are_refused(
+    patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params(ROOT / "params/compact.yaml")
+    version, copy = photographs_version(patches), tmp_path / "patches"
+    shutil.copytree(patches, copy)
+    about = json.loads((copy / "patches.json").read_text())
+
+    def use(of: object) -> None:
+        about["made_from"]["params"] = to_yaml(of)
+        about["digest"] = json_digest({name: value for name, value in about.items() if name != "digest"})
+        (copy / "patches.json").write_text(json.dumps(about))
+        with tracked_training("warmup", params.warmup, version, copy):
+            pass
+
+    with step_run("retrain", params) as parent:
+        monkeypatch.setenv("BEBYGAN_PARENT_RUN", parent.run_id)
+        use(params.patches)
+        other = load_params(ROOT / "params/compact.yaml", ["patches.texture_threshold=0.5"]).patches
+        message = r"patches was made with other parameters than this run has \(patches\.texture_threshold 0\.5 -> "
+        with pytest.raises(DataError, match=message):
+            use(other)

@@ -80,11 +80,11 @@ def compared(
     """Run the step on warm-up, challenger and dataset of this test, with the output tmp_path/out."""
     folders = {"warmup": generator_folder("warmup", 1), "challenger": generator_folder("challenger", 2)}
 
-    def run_step(docs: Path | None = None, **changed: Any) -> str:
+    def run_step(docs: Path | None = None, *, expected: str | None = None, **changed: Any) -> str:
         settings = params(**changed)
         places = (dataset, folders["warmup"], folders["challenger"], tmp_path / "out")
         with step_run("evaluate", settings) as run:
-            return evaluate(*places, params=settings, run=run, docs=docs)
+            return evaluate(*places, params=settings, run=run, docs=docs, expected=expected)
 
     return run_step
 
@@ -448,6 +448,13 @@ def test_a_challenger_of_another_data_version_is_not_measured(
         DataError, match=r"challenger/generator\.safetensors was trained on data version 0{32}\.dir, but"
     ):
         compared()
+
+
+def test_a_dataset_of_another_version_than_the_one_that_the_run_ingested_is_not_measured(
+    compared: Callable[..., str],
+) -> None:
+    with pytest.raises(DataError, match=r"but this run ingested 1234\.dir: run ingest again"):
+        compared(expected="1234.dir")
 
 
 def test_a_damaged_photograph_is_found_before_the_measurement(compared: Callable[..., str], dataset: Path) -> None:

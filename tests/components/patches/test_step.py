@@ -336,3 +336,11 @@ def test_the_step_does_not_import_torch() -> None:
     code = "import sys, components.patches.step; sys.exit('torch' in sys.modules)"
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, env=variables).returncode == 0
+
+
+def test_a_dataset_of_another_version_than_the_one_that_the_run_ingested_is_refused(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", [Entry(noise(1, 96, 96))])
+    make_patches(dataset, tmp_path / "out", PARAMS, data_version(dataset))
+    message = rf"dataset is of data version {data_version(dataset)}, but this run ingested 1234\.dir: run ingest again"
+    with pytest.raises(DataError, match=message):
+        make_patches(dataset, tmp_path / "out", PARAMS, "1234.dir")

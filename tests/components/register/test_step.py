@@ -391,3 +391,14 @@ def test_a_relative_file_of_credentials_is_found_by_the_process_that_loads_the_m
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == "tests version 1 (promote); champion: 1\n"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_verdict_about_another_data_version_than_the_one_that_the_run_ingested_is_refused(
+    challenger: Path, evaluated: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = evaluated(challenger, "promote")
+    message = r"evaluation is of data version 0123\.dir, but this run ingested 1234\.dir: run evaluate again"
+    with step_run("register", AUTOMATIC) as run, pytest.raises(DataError, match=message):
+        register(challenger, folder, tmp_path / "out", params=AUTOMATIC, run=run, expected="1234.dir")
+    assert versions() == 0

@@ -274,6 +274,14 @@ def test_a_kubeflow_task_exits_with_the_error_and_code_of_the_launcher(
     )
 
 
+def test_patches_of_another_data_version_are_not_sent_to_other_machines(
+    patches: Path, warmup: Path, tmp_path: Path
+) -> None:
+    settings = from_yaml(TrainJobSettings, yaml.safe_dump(SETTINGS))
+    with pytest.raises(DataError, match=r"is of data version 0{32}\.dir, but this run ingested 1234\.dir"):
+        launch(patches, warmup, tmp_path / "out", "s3://b/c", params=tiny(), settings=settings, data_version="1234.dir")
+
+
 def test_the_launcher_does_not_import_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; import components.train.launch"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
