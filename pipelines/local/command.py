@@ -21,6 +21,7 @@ from components.stores import absolute
 from components.stores.data_version import check_complete
 from components.stores.dataset import summary_lines
 from components.tracking.address import VARIABLE, tracking_uri
+from components.tracking.killed import end_killed_runs
 from components.tracking.ledger import last
 from components.tracking.registry import champion, check_ledger
 from components.tracking.runs import ended_runs, fetch_artifacts
@@ -139,6 +140,8 @@ def run(options: argparse.Namespace) -> None:
     containers = import_module("pipelines.local.containers") if options.containers else None
     job = job_here(options.params, options.source, containers.code_of_images() if containers else None)
     decision = decide(job, force=options.force)
+    if not options.dry_run:
+        end_killed_runs()
     if options.dry_run:
         _print_plan(job, decision, places)
     elif decision.action == "skip":

@@ -20,7 +20,7 @@ from typing import NamedTuple, TextIO
 import psutil
 from kfp import local
 
-from bebygan.errors import ConfigError, Preempted, ServiceError, error_of, without_password
+from bebygan.errors import ConfigError, Preempted, error_of, without_password
 from bebygan.files import files_in, lock, whole_folder
 from components.cli import FAILURE_FILE, RUNNER
 from components.job import Job
@@ -28,8 +28,8 @@ from components.outputs import DIGEST, damaged, record_digest
 from components.progress import WATCHER, say
 from components.stores import absolute
 from components.stores.data_version import push
-from components.tracking.client import service_errors
-from components.tracking.runs import PARENT, PIPELINE, UNSENT, StepRun, step_run
+from components.tracking.killed import end_runs_of_tasks, process_tag
+from components.tracking.runs import PIPELINE, UNSENT, StepRun, step_run
 from pipelines.retrain import retrain_here
 
 _log = logging.getLogger(__name__)
@@ -170,14 +170,7 @@ def _failure_of_task(path: Path, log: Path, *, stopped: bool) -> Exception:
 
 
 def _end_runs_of_killed_tasks(parent: StepRun) -> None:
-    wanted = f"tags.`{PARENT}` = '{parent.run_id}' and attributes.status = 'RUNNING'"
-    try:
-        with service_errors("ending the runs of killed tasks"):
-            experiment = parent.client.get_run(parent.run_id).info.experiment_id
-            for run in parent.client.search_runs([experiment], wanted):
-                parent.client.set_terminated(run.info.run_id, "KILLED")
-    except ServiceError as error:
-        _log.warning("warning: %s", error)
+    end_runs_of_tasks(parent.client, parent.run_id)
 
 
 @contextmanager
@@ -260,7 +253,7 @@ def run(
     workspace = workspace.resolve()
     remote, ledger = absolute(remote), absolute(ledger)
     log, outputs_of_tasks, cache = workspace / "run.log", workspace / "pipeline", workspace / "cache"
-    tags = {**job.tags, "reason": reason, "remote": without_password(remote)}
+    tags = {**job.tags, **process_tag(), "reason": reason, "remote": without_password(remote)}
     unsent = {UNSENT: os.environ.get(UNSENT) or str(workspace / "untracked")}
     # If Docker created it, it would belong to root.
     outputs_of_tasks.mkdir(exist_ok=True)

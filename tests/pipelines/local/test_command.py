@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,20 @@ def test_nothing_to_do_tells_that_the_champion_is_another_than_by_the_ledger(
         f"{workspace}/ledger gives it to version 3: unless somebody moved it on purpose, set it again by `bebygan "
         "promote`"
     )
+
+
+def test_the_run_in_mlflow_of_a_killed_run_is_ended_by_the_next_run(
+    workspace: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", *options(workspace, photographs)]
+    pipe = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe) as process:
+        while not (workspace / "mlflow.db").exists() or "retrain" not in runs():
+            assert process.poll() is None
+            time.sleep(0.5)
+        process.kill()
+    unknown = ("--set", "warmup.weights=unknown.safetensors")
+    assert cli.main(options(workspace, photographs, *unknown)) == 5
+    assert "unknown.safetensors" in capsys.readouterr().err
+    [ended] = [run for run in mlflow_client().search_runs(["1"]) if run.data.tags["step"] == "retrain"]
+    assert ended.info.status == "KILLED"
