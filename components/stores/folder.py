@@ -92,6 +92,9 @@ class FolderStore:
                 found.append(self._stored(path))
         return sorted(found, key=lambda file: file.name)
 
+    def originals(self) -> list[StoredFile]:
+        return self.files()
+
     def read(self, name: str, first: int | None = None) -> bytes:
         path = self.folder / name
         if _leads_into_the_system(path, self.folder):

@@ -23,6 +23,7 @@ from bebygan.errors import ConfigError, ServiceError
 from bebygan.files import whole_file
 from components.stores.store import StoredFile
 
+_warn_once = cache(logging.getLogger(__name__).warning)
 _CONNECTIONS = 16
 _ONE_THREAD = TransferConfig(use_threads=False)
 _REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
@@ -193,6 +194,33 @@ class S3Store:
         # Some programs write an object whose key ends with a slash for each folder.
         stored = [self._stored(entry) for entry in found if not entry["Key"].endswith("/")]
         return sorted(stored, key=lambda file: file.name)
+
+    def originals(self) -> list[StoredFile]:
+        with self._client() as client:
+            pages = client.get_paginator("list_object_versions").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            try:
+                versions = [version for page in pages for version in page.get("Versions", ())]
+            except exceptions.ClientError as error:
+                # `files` needs fewer rights, and fails if the store refuses those too.
+                _warn_once("%s does not list versions (%s): the newest version counts", self.address, _code(error))
+                return self.files()
+        oldest = {version["Key"]: version for version in versions}  # the newest version of a key comes first
+        newest = {version["Key"]: version for version in versions if version["IsLatest"]}
+        found = []
+        for key, version in sorted(oldest.items()):
+            file = self._stored(version)
+            if not version["IsLatest"]:
+                file = replace(file, read=partial(self._read_version, file.name, version["VersionId"]))
+                if newest.get(key, {}).get("ETag") != version["ETag"]:
+                    _warn_once("%s/%s was overwritten or deleted: its first version counts", self.address, file.name)
+            if not key.endswith("/"):
+                found.append(file)
+        return found
+
+    def _read_version(self, name: str, version: str) -> bytes:
+        with self._reader(name) as client:
+            found = client.get_object(Bucket=self._bucket, Key=self._prefix + name, VersionId=version)
+            return bytes(found["Body"].read())
 
     def read(self, name: str, first: int | None = None) -> bytes:
         content = io.BytesIO()

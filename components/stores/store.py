@@ -56,6 +56,12 @@ class Store(Protocol):
             DataError: a folder cannot be listed.
         """
 
+    def originals(self) -> list[StoredFile]:
+        """List the files as `files`, each with the content that was written first.
+
+        A bucket with versions also keeps files that were overwritten or deleted later. Elsewhere this is `files`.
+        """
+
     def read(self, name: str, first: int | None = None) -> bytes:
         """Return the bytes of a file, or at most the `first` bytes of a file that is not empty.
 

@@ -3,6 +3,8 @@
 Each entry holds the digest of the one before, and the registered model has the digest of the newest as a tag. So an
 entry that was changed, lost or replaced later is found, and so is a ledger of another place.
 
+In a bucket with versions, the first version of an entry counts, also if it was overwritten or deleted later.
+
 It has one JSON file per move, `<ledger>/<model>/<NNNNNN>.json`, in a folder or below s3://bucket/prefix. Only the first
 writer of a number succeeds, so one of two concurrent promotions wins: MLflow's aliases have no conditional updates.
 """
@@ -104,7 +106,7 @@ def entries(ledger: str, model: str) -> list[Move]:
     """
     place = f"{ledger}/{model}"
     found: list[Move] = []
-    for file in open_store(place).files():
+    for file in open_store(place).originals():
         if not _NAME.fullmatch(file.name):
             continue
         move, before = _move(file, place), found[-1] if found else None
@@ -166,7 +168,9 @@ def append(ledger: str, model: str, move: Move) -> str | None:
     before = entries(ledger, model)[: move.number - 1]
     chained = dataclasses.replace(move, before=digest(before[-1]) if before else None)
     written = open_store(f"{ledger}/{model}").write_if_absent(f"{move.number:06}.json", _content(chained))
-    return head_of(chained) if written else None
+    # Where an entry was deleted, a bucket with versions accepts another one, which does not count.
+    counts = written and digest(entries(ledger, model)[move.number - 1]) == digest(chained)
+    return head_of(chained) if counts else None
 
 
 def check_complete(ledger: str, model: str, head: str) -> None:

@@ -16,6 +16,8 @@ folder=$(dirname "$backup")
 tables=$(in_postgres psql --no-align --tuples-only \
     --command "select count(*) from information_schema.tables where table_schema = 'public'")
 [ "$tables" -eq 0 ] || { echo "restore: the database is not empty: nothing was changed" >&2; exit 1; }
+# Entries of the ledger are protected if their bucket is locked before they are written.
+case " ${BUCKETS-ledger} " in *" ledger "*) in_tracker python "$scripts/setup.py" --ledger ledger ;; esac
 in_tracker python "$scripts/buckets.py" restore "$folder" "$backup/objects.jsonl"
 in_postgres pg_restore --no-owner --exit-on-error --single-transaction --dbname="${PGDATABASE:-mlflow}" \
     < "$backup/database.dump"

@@ -14,7 +14,8 @@ cat > "$identities" <<EOF
    "actions": ["Read:photographs", "List:photographs", "Write:photographs", "Tagging:photographs"]},
   {"name": "pipeline", "credentials": [{"accessKey": "$PIPELINE_KEY_ID", "secretKey": "$PIPELINE_KEY"}],
    "actions": ["Read:photographs", "List:photographs",
-               "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan"]},
+               "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan",
+               "Read:ledger", "List:ledger", "Write:ledger/*"]},
   {"name": "mlflow", "credentials": [{"accessKey": "$MLFLOW_KEY_ID", "secretKey": "$MLFLOW_KEY"}],
    "actions": ["Read:mlflow", "List:mlflow", "Write:mlflow", "Tagging:mlflow"]}
 ]}

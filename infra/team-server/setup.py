@@ -1,7 +1,8 @@
 """Creates missing buckets of a team server, and accounts of its tracking server.
 
 `setup.py` creates the buckets BUCKETS and the accounts `retrain` and `serve`, and sets their passwords to
-PIPELINE_PASSWORD and SERVE_PASSWORD. It denies the pipeline's key to delete entries of the ledger.
+PIPELINE_PASSWORD and SERVE_PASSWORD. It locks the bucket `ledger`, whose entries then cannot be altered or deleted.
+`setup.py --ledger BUCKET` creates and locks such a bucket only. AWS_* hold the key of the bucket's administrator.
 `setup.py --account NAME` creates an account that may read all runs and models, or changes the password of an existing
 account. It reads the password from standard input.
 """
@@ -29,15 +30,25 @@ def make_bucket(name: str) -> None:
 
 
 def keep_ledger(bucket: str) -> None:
-    """Deny the pipeline's key to delete entries of the ledger in a bucket."""
-    denied = {
-        "Effect": "Deny",
-        "Principal": {"AWS": "arn:aws:iam::*:user/pipeline"},
-        "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"],
-        "Resource": f"arn:aws:s3:::{bucket}/ledger/*.json",
-    }
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [denied]})
-    Session().client("s3").put_bucket_policy(Bucket=bucket, Policy=policy)
+    """Lock a bucket: what is written from now on is kept for 100 years, also if it is overwritten or deleted."""
+    s3 = Session().client("s3")
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    # Only an administrator may delete a version earlier.
+    lock = {"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": {"Mode": "GOVERNANCE", "Years": 100}}}
+    s3.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration=lock)
+
+
+def move_ledger(old: str, prefix: str, bucket: str) -> None:
+    """Copy the entries of an earlier version's ledger, below a prefix of another bucket, which the ledger lacks."""
+    s3 = Session().client("s3")
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=old, Prefix=prefix):
+        for found in page.get("Contents", ()):
+            key = found["Key"].removeprefix(prefix)
+            if key.endswith(".json") and not s3.list_objects_v2(Bucket=bucket, Prefix=key).get("KeyCount"):
+                # Unlike a new object, SeaweedFS locks no copy.
+                entry = s3.get_object(Bucket=old, Key=found["Key"])["Body"].read()
+                s3.put_object(Bucket=bucket, Key=key, Body=entry)
+                print(f"ledger: {key} copied from {old}/{prefix}")
 
 
 def _ask(method: str, what: str, name: str, password: str) -> str:
@@ -71,15 +82,22 @@ def main() -> None:
     """Create buckets and accounts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--account", metavar="NAME", help="create this account; password from standard input")
-    account = parser.parse_args().account
+    parser.add_argument("--ledger", metavar="BUCKET", help="create and lock this bucket only")
+    options = parser.parse_args()
+    account = options.account
     try:
+        if options.ledger:
+            make_bucket(options.ledger)
+            keep_ledger(options.ledger)
+            return
         if account:
             made = make_account(account, sys.stdin.readline().rstrip("\n"))
             print(f"account {account}: {'made' if made else 'has the new password'}")
             return
         for bucket in os.environ["BUCKETS"].split():
             make_bucket(bucket)
-        keep_ledger("bebygan")
+        keep_ledger("ledger")
+        move_ledger("bebygan", "ledger/", "ledger")
         for name, variable in (("retrain", "PIPELINE_PASSWORD"), ("serve", "SERVE_PASSWORD")):
             if make_account(name, os.environ[variable]):
                 print(f"account {name}: made")

@@ -11,7 +11,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -22,8 +22,11 @@ import yaml
 from boto3.session import Session
 from botocore.exceptions import ClientError
 
+from components.tracking.ledger import append, entries
 from pipelines.kubeflow.manifests import build, containers
+from tests.components.moves import FIRST
 from tests.conftest import free_ports
+from tests.infra.attacks import attack_ledger
 from tests.infra.manifest_checks import Manifest, name_of, pod_template
 from tests.servers import STRANGER, answers, listening, mlflow_server, open_to_strangers, postgres, wait_for
 
@@ -113,7 +116,7 @@ def store(described: Described, tmp_path_factory: pytest.TempPathFactory) -> Ite
     try:
         address = f"http://{POD_ADDRESS}:{ports['s3']}"
         wait_for(lambda: answers(f"{address}/healthz"), server, log)
-        wanted = ("photographs", "bebygan", "mlflow", "backup")
+        wanted = ("photographs", "bebygan", "ledger", "mlflow", "backup")
         made = subprocess.run(
             [
                 PROGRAMS / "weed", "shell",
@@ -190,7 +193,7 @@ def test_the_pod_of_the_store_answers_nothing_but_s3_without_a_login(store: str)
 def test_each_key_opens_only_its_own_buckets(described: Described, store: str) -> None:
     def may(secret: str) -> set[str]:
         s3, found = client(described, store, secret), set()
-        for bucket in ("photographs", "bebygan", "mlflow", "backup"):
+        for bucket in ("photographs", "bebygan", "ledger", "mlflow", "backup"):
             for right, call in (
                 ("list", lambda bucket=bucket: s3.list_objects_v2(Bucket=bucket)),
                 ("write", lambda bucket=bucket: s3.put_object(Bucket=bucket, Key="tried", Body=b"")),
@@ -202,12 +205,38 @@ def test_each_key_opens_only_its_own_buckets(described: Described, store: str) -
                     found |= {error.response["Error"]["Code"]} - {"AccessDenied"}
         return found
 
-    assert may("bebygan-s3") == {"list photographs", "list bebygan", "write bebygan"}
+    assert may("bebygan-s3") == {
+        "list photographs", "list bebygan", "write bebygan", "list ledger", "write ledger"
+    }  # fmt: skip
     assert may("bebygan-ingest-s3") == {"list photographs", "list bebygan"}
     assert may("bebygan-training-s3") == {"list bebygan"}
     assert may("photographer") == {"list photographs", "write photographs"}
     assert may("mlflow-server") == {"list mlflow", "write mlflow"}
-    assert may("backup") == {"list photographs", "list bebygan", "list mlflow", "list backup", "write backup"}
+    assert may("backup") == {
+        "list photographs", "list bebygan", "list ledger", "list mlflow", "list backup", "write backup"
+    }  # fmt: skip
+
+
+def test_register_appends_to_the_ledger_and_can_neither_alter_nor_delete_entries(
+    described: Described, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket is locked as docs/cluster.md says."""
+    own = {"PATH": os.environ["PATH"], "AWS_ENDPOINT_URL": store, "AWS_DEFAULT_REGION": "us-east-1"}
+    lock = [sys.executable, ROOT / "infra/team-server/setup.py", "--ledger", "ledger"]
+    for _ in range(2):
+        done = subprocess.run(
+            lock, env=own | described.values("Secret", "ledger-keeper"), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    for name, value in (own | described.values("Secret", "bebygan-s3")).items():
+        monkeypatch.setenv(name, value)
+    moves = [FIRST, replace(FIRST, number=2, reason="second")]
+    for move in moves:
+        assert append("s3://ledger", "bebygan", move)
+    attack_ledger(client(described, store, "bebygan-s3"), "ledger")
+    assert entries("s3://ledger", "bebygan") == moves
+    with pytest.raises(ClientError, match="AccessDenied"):
+        client(described, store, "ledger-keeper").list_objects_v2(Bucket="bebygan")
 
 
 @pytest.mark.parametrize(("step", "own"), [("ingest", "dvc"), ("training", "checkpoints")])

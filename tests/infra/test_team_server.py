@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ import yaml
 from boto3.session import Session
 from botocore.exceptions import ClientError
 
+from components.stores import check_writable, open_store
+from components.tracking.ledger import append, entries
+from tests.components.moves import FIRST
+from tests.infra.attacks import attack_ledger
 from tests.servers import INFRA, SCRIPTS, STRANGER, listening, new_secrets, open_to_strangers, seaweedfs, services
 
 SECRETS = new_secrets()
@@ -394,29 +399,27 @@ def test_the_store_does_not_start_without_a_key_for_its_administration(tmp_path:
 
 
 @pytest.mark.slow
-def test_the_pipeline_may_add_entries_to_the_ledger_and_delete_none(
+def test_the_pipeline_may_add_entries_to_the_ledger_and_neither_alter_nor_delete_them(
     described: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = {"Bucket": "bebygan", "Key": "ledger/bebygan/000001.json"}
     with seaweedfs(described["seaweedfs"], tmp_path / "seaweedfs") as store:
         for name, value in {**described["setup"]["environment"], "AWS_ENDPOINT_URL": store}.items():
             monkeypatch.setenv(name, value)
         setup = loaded("setup")
+        for bucket in ("bebygan", "ledger"):
+            setup.make_bucket(bucket)
+        # A ledger of an earlier version.
+        append("s3://bebygan/ledger", "bebygan", FIRST)
         for _ in range(2):
-            setup.make_bucket("bebygan")
-            setup.keep_ledger("bebygan")
-        keys = SECRETS["PIPELINE_KEY_ID"], SECRETS["PIPELINE_KEY"]
-        pipeline = Session(*keys, region_name="us-east-1").client("s3", endpoint_url=store)
-        pipeline.put_object(**entry, Body=b"{}", IfNoneMatch="*")
-        for refused in (
-            lambda: pipeline.delete_object(**entry),
-            lambda: pipeline.delete_bucket_policy(Bucket="bebygan"),
-        ):
-            with pytest.raises(ClientError, match="AccessDenied"):
-                refused()
-        # What preflight leaves for a moment, and what ends after two weeks.
-        for key in ("ledger/.writable-0", "checkpoints/a", "dvc/a"):
-            pipeline.put_object(Bucket="bebygan", Key=key, Body=b"")
-            pipeline.delete_object(Bucket="bebygan", Key=key)
-        kept = [each["Key"] for each in pipeline.list_objects_v2(Bucket="bebygan")["Contents"]]
-        assert kept == [entry["Key"]]
+            setup.keep_ledger("ledger")
+            setup.move_ledger("bebygan", "ledger/", "ledger")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", SECRETS["PIPELINE_KEY_ID"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["PIPELINE_KEY"])
+        check_writable(open_store("s3://ledger"), conditional=True)
+        second = replace(FIRST, number=2, reason="second")
+        append("s3://ledger", "bebygan", second)
+        written = entries("s3://ledger", "bebygan")
+        assert written == [FIRST, second]
+        attack_ledger(Session().client("s3"), "ledger")
+        assert entries("s3://ledger", "bebygan") == written
+        assert append("s3://ledger", "bebygan", replace(second, reason="forged")) is None

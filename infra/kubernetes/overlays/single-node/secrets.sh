@@ -21,8 +21,9 @@ training_id=$(random) training_key=$(random)
 tracker_id=$(random) tracker_key=$(random)
 backup_id=$(random) backup_key=$(random)
 photographer_id=$(random) photographer_key=$(random)
+ledger_id=$(random) ledger_key=$(random)
 
-# Steps: read photographs; read and write data versions, the ledger and preflight's test objects.
+# Steps: read photographs; read and write data versions and preflight's test objects; append to the ledger.
 secret bebygan-s3 AWS_ACCESS_KEY_ID "$steps_id" AWS_SECRET_ACCESS_KEY "$steps_key"
 # look and ingest, which decode foreign files: read photographs, write data versions.
 secret bebygan-ingest-s3 AWS_ACCESS_KEY_ID "$ingest_id" AWS_SECRET_ACCESS_KEY "$ingest_key"
@@ -41,6 +42,8 @@ secret backup AWS_ACCESS_KEY_ID "$backup_id" AWS_SECRET_ACCESS_KEY "$backup_key"
 secret mlflow-metrics username prometheus password "$(random)"
 # For people who upload photographs; no pod uses it.
 secret photographer AWS_ACCESS_KEY_ID "$photographer_id" AWS_SECRET_ACCESS_KEY "$photographer_key"
+# For the administrator who creates and locks the bucket of the ledger; no pod uses it.
+secret ledger-keeper AWS_ACCESS_KEY_ID "$ledger_id" AWS_SECRET_ACCESS_KEY "$ledger_key"
 # Permissions of the keys in the S3 store, and the key that signs calls of its administration on the gRPC port.
 signing=$(random)
 secret seaweedfs
@@ -52,7 +55,10 @@ cat <<END
     {"identities": [
       {"name": "steps", "credentials": [{"accessKey": "$steps_id", "secretKey": "$steps_key"}],
        "actions": ["Read:photographs", "List:photographs",
-                   "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan"]},
+                   "Read:bebygan", "List:bebygan", "Write:bebygan", "Tagging:bebygan",
+                   "Read:ledger", "List:ledger", "Write:ledger/*"]},
+      {"name": "ledger-keeper", "credentials": [{"accessKey": "$ledger_id", "secretKey": "$ledger_key"}],
+       "actions": ["Admin:ledger"]},
       {"name": "ingest", "credentials": [{"accessKey": "$ingest_id", "secretKey": "$ingest_key"}],
        "actions": ["Read:photographs", "List:photographs",
                    "List:bebygan", "Read:bebygan/dvc/*", "Write:bebygan/dvc/*"]},
