@@ -144,7 +144,7 @@ class Training(Settings):
     s3_secret: Name | None = None
     """Of warmup and train, wherever they run; null for the one in `names`."""
     mlflow_secret: Name | None = None
-    """The same. Its account needs no permission to move the champion."""
+    """Of all tasks but preflight and register; null for the one in `names`. Its account may not move the champion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,10 @@ class Names(Settings):
     s3_secret: Name
     ingest_s3_secret: Name | None = None
     """Of look and ingest, which decode photographs; null for `s3_secret`."""
+    evaluate_s3_secret: Name | None = None
+    """Of evaluate, which writes to no bucket; null for `s3_secret`."""
     mlflow_secret: Name
+    """Of register, which moves the champion, and preflight, which tests whether it may."""
     webhook_secret: Name
     claim: Name
     """Volume for checkpoints and shards, mounted at /volume; user 1000 must be able to write it."""
@@ -215,18 +218,16 @@ _ON_VOLUME = frozenset(("preflight", "warmup", "train", "launch"))
 """Tasks by what they read, or mount."""
 
 
-_INGESTS = frozenset(("look", "ingest"))
-_TRAINS = frozenset(("warmup", "train"))
+_REGISTERS = frozenset(("preflight", "register"))
 
 
 def _credentials(name: str, cluster: Cluster) -> tuple[str, str]:
     """Return the Secrets of a task for S3 and for MLflow."""
     names, training = cluster.names, cluster.training
-    if name in _INGESTS:
-        return names.ingest_s3_secret or names.s3_secret, names.mlflow_secret
-    if name not in _TRAINS:
-        return names.s3_secret, names.mlflow_secret
-    return training.s3_secret or names.s3_secret, training.mlflow_secret or names.mlflow_secret
+    own = dict.fromkeys(("look", "ingest"), names.ingest_s3_secret)
+    own |= dict.fromkeys(("warmup", "train"), training.s3_secret) | {"evaluate": names.evaluate_s3_secret}
+    mlflow = names.mlflow_secret if name in _REGISTERS else training.mlflow_secret
+    return own.get(name) or names.s3_secret, mlflow or names.mlflow_secret
 
 
 def _set_environment(task: dsl.PipelineTask, name: str, cluster: Cluster) -> None:

@@ -1,10 +1,11 @@
-"""Logs a run as a training does, and then tries what the account of training may not do at the tracking server."""
+"""Logs a run as a training does, reads as evaluate does, and tries what this account may not do."""
 
 import sys
 from pathlib import Path
 
 from components.config import load_params
 from components.tracking.client import MlflowClient, MlflowException
+from components.tracking.registry import all_versions, champion
 from components.tracking.runs import step_run
 
 with step_run("train", load_params(Path("params.yaml")).train) as run:
@@ -25,4 +26,6 @@ for attempt in (
     except MlflowException as error:
         refused += "Permission denied" in str(error)
 logged = client.get_run(run.run_id)
+reigning = champion("bebygan")
 print(f"{logged.info.status} {logged.data.metrics}, {refused} attempts refused")
+print(f"version {reigning and reigning.version} of {len(all_versions('bebygan'))} reigns")

@@ -210,6 +210,7 @@ def test_each_key_opens_only_its_own_buckets(described: Described, store: str) -
     }  # fmt: skip
     assert may("bebygan-ingest-s3") == {"list photographs", "list bebygan"}
     assert may("bebygan-training-s3") == {"list bebygan"}
+    assert may("bebygan-evaluate-s3") == {"list bebygan", "list ledger"}
     assert may("photographer") == {"list photographs", "write photographs"}
     assert may("mlflow-server") == {"list mlflow", "write mlflow"}
     assert may("backup") == {
@@ -257,6 +258,18 @@ def test_ingest_and_training_write_their_own_folder_of_the_bucket_and_read_no_ot
     # Other tests copy the bucket.
     for name in ("checkpoints/a", "ledger/a", "dvc/a", f"{own}/large"):
         steps.delete_object(Bucket="bebygan", Key=name)
+
+
+def test_evaluate_reads_data_versions_and_the_ledger_and_writes_neither(described: Described, store: str) -> None:
+    steps, key = client(described, store, "bebygan-s3"), client(described, store, "bebygan-evaluate-s3")
+    for at in ({"Bucket": "bebygan", "Key": "dvc/read"}, {"Bucket": "ledger", "Key": "other/000001.json"}):
+        steps.put_object(**at, Body=b"1")
+        assert key.get_object(**at)["Body"].read() == b"1"
+        for call in (key.delete_object, partial(key.put_object, Body=b"2"), partial(key.put_object, IfNoneMatch="*")):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                call(**at)
+        steps.delete_object(**at)
+    assert key.list_object_versions(Bucket="ledger")["ResponseMetadata"]["HTTPStatusCode"] == 200
 
 
 def test_the_tracking_server_answers_to_its_names_and_accounts(described: Described, tracker: str) -> None:
@@ -322,7 +335,8 @@ def test_the_account_of_training_logs_runs_and_cannot_move_the_champion(
         [sys.executable, ROOT / "tests/infra/as_trainer.py", tmp_path / "report"],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (trained.returncode, trained.stdout) == (0, "FINISHED {'pixel': 0.5}, 6 attempts refused\n"), trained.stderr
+    said = "FINISHED {'pixel': 0.5}, 6 attempts refused\nversion 1 of 1 reigns\n"
+    assert (trained.returncode, trained.stdout) == (0, said), trained.stderr
     assert "warning" not in trained.stderr
 
 

@@ -391,7 +391,7 @@ def test_the_manifests_create_every_object_that_tasks_refer_to(
     wanted = {f"ConfigMap {names.config_map}", f"PersistentVolumeClaim {names.claim}"}
     wanted |= {f"ServiceAccount {name}" for name in [SERVICE_ACCOUNT, training.service_account]}
     wanted |= {f"Secret {name}" for name in (names.s3_secret, names.ingest_s3_secret, names.mlflow_secret)}
-    wanted |= {f"Secret {name}" for name in (training.s3_secret, training.mlflow_secret)}
+    wanted |= {f"Secret {name}" for name in (names.evaluate_s3_secret, training.s3_secret, training.mlflow_secret)}
     wanted |= {f"TrainingRuntime {training.runtime}"}
     assert wanted - {name_of(each) for each in [*manifests, *secrets]} == set()
 

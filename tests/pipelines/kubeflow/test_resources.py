@@ -333,8 +333,10 @@ def test_every_task_is_given_the_secrets_that_it_needs_by_reference_and_no_other
         secrets, maps = told.get("secretAsEnv", []), told.get("configMapAsEnv", [])
         variables = {entry["envVar"]: (secret["secretName"], entry["secretKey"]) for secret in secrets
                      for entry in secret["keyToEnv"]}  # fmt: skip
-        own = {"look": "-ingest", "ingest": "-ingest", "warmup": "-training", "train": "-training"}.get(name, "")
-        of = {key: secret.replace("bebygan", f"bebygan{own}") for key, secret in SECRET_OF.items()}
+        own = {"look": "ingest", "ingest": "ingest", "warmup": "training", "train": "training", "evaluate": "evaluate"}
+        of = SECRET_OF | (dict.fromkeys(S3, f"bebygan-{own[name]}-s3") if name in own else {})
+        if name not in ("preflight", "register"):
+            of |= dict.fromkeys(MLFLOW, "bebygan-training-mlflow")
         assert variables == {variable: (of[variable], variable) for variable in READ[name]}, name
         # A pod whose secret is missing would wait without a word; preflight says what is missing.
         assert all(entry["optional"] for entry in [*secrets, *maps]), name
@@ -541,16 +543,17 @@ def test_compiling_onto_a_full_disk_ends_with_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cluster_without_secrets_for_ingest_and_training_gives_them_those_of_the_other_steps(
+def test_a_cluster_without_secrets_for_single_steps_gives_them_those_of_the_other_steps(
     cluster: Cluster,
 ) -> None:
     shared = replace(
         cluster,
-        names=replace(cluster.names, ingest_s3_secret=None),
+        names=replace(cluster.names, ingest_s3_secret=None, evaluate_s3_secret=None),
         training=replace(cluster.training, s3_secret=None, mlflow_secret=None),
     )
     asked = from_yaml(TrainJobSettings, trainjob_yaml(shared))
     assert (asked.s3_secret, asked.mlflow_secret) == ("bebygan-s3", "bebygan-mlflow")
     told = retrain_yaml(shared, load_params(ROOT / "params.yaml")).decode()
     assert "bebygan-s3" in told
-    assert not [name for name in ("bebygan-ingest", "bebygan-training-s3", "bebygan-training-mlflow") if name in told]
+    own = ("bebygan-ingest", "bebygan-evaluate", "bebygan-training-s3", "bebygan-training-mlflow")
+    assert not [name for name in own if name in told]

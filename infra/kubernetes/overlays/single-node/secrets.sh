@@ -17,20 +17,24 @@ secret() {
 
 steps_id=$(random) steps_key=$(random)
 ingest_id=$(random) ingest_key=$(random)
+evaluate_id=$(random) evaluate_key=$(random)
 training_id=$(random) training_key=$(random)
 tracker_id=$(random) tracker_key=$(random)
 backup_id=$(random) backup_key=$(random)
 photographer_id=$(random) photographer_key=$(random)
 ledger_id=$(random) ledger_key=$(random)
 
-# Steps: read photographs; read and write data versions and preflight's test objects; append to the ledger.
+# preflight and register: read photographs; read and write data versions and test objects; append to the ledger.
 secret bebygan-s3 AWS_ACCESS_KEY_ID "$steps_id" AWS_SECRET_ACCESS_KEY "$steps_key"
 # look and ingest, which decode foreign files: read photographs, write data versions.
 secret bebygan-ingest-s3 AWS_ACCESS_KEY_ID "$ingest_id" AWS_SECRET_ACCESS_KEY "$ingest_key"
-# Steps' account at the tracking server; docs/cluster.md describes how to create it there.
+# evaluate: reads data versions and the ledger, writes nothing.
+secret bebygan-evaluate-s3 AWS_ACCESS_KEY_ID "$evaluate_id" AWS_SECRET_ACCESS_KEY "$evaluate_key"
+# Their account at the tracking server, which moves the champion; docs/cluster.md describes how to create it there.
 secret bebygan-mlflow MLFLOW_TRACKING_USERNAME retrain MLFLOW_TRACKING_PASSWORD "$(random)"
-# The same for warmup and train, which run for days on machines with GPUs: they may write checkpoints and log to runs.
+# warmup and train, which run for days on machines with GPUs, write checkpoints.
 secret bebygan-training-s3 AWS_ACCESS_KEY_ID "$training_id" AWS_SECRET_ACCESS_KEY "$training_key"
+# The account of all other steps, which may log to runs and read the registry.
 secret bebygan-training-mlflow MLFLOW_TRACKING_USERNAME trainer MLFLOW_TRACKING_PASSWORD "$(random)"
 # The account of `bebygan serve`, with the component serve: it reads the registry and the weights.
 secret bebygan-serve-mlflow MLFLOW_TRACKING_USERNAME serve MLFLOW_TRACKING_PASSWORD "$(random)"
@@ -62,6 +66,8 @@ cat <<END
       {"name": "ingest", "credentials": [{"accessKey": "$ingest_id", "secretKey": "$ingest_key"}],
        "actions": ["Read:photographs", "List:photographs",
                    "List:bebygan", "Read:bebygan/dvc/*", "Write:bebygan/dvc/*"]},
+      {"name": "evaluate", "credentials": [{"accessKey": "$evaluate_id", "secretKey": "$evaluate_key"}],
+       "actions": ["List:bebygan", "Read:bebygan/dvc/*", "Read:bebygan/ledger/*", "Read:ledger", "List:ledger"]},
       {"name": "training", "credentials": [{"accessKey": "$training_id", "secretKey": "$training_key"}],
        "actions": ["List:bebygan", "Read:bebygan/checkpoints/*", "Write:bebygan/checkpoints/*"]},
       {"name": "photographer", "credentials": [{"accessKey": "$photographer_id", "secretKey": "$photographer_key"}],
