@@ -239,6 +239,8 @@ def ingest(
     store = open_store(source)
     _refuse_dataset_in_source(store, dataset)
     files, skipped = list_source(source)
+    if expected:
+        files = [dataclasses.replace(file, read=file.read_as_listed) for file in files]
     with whole_folder(dataset) as folder:
         digests: dict[str, str] = {}
         fit, unfit = _accept_all(files, folder, params, store.parallel_reads, digests)

@@ -80,9 +80,8 @@ class FolderStore:
         name = path.relative_to(self.folder).as_posix()
         # A broken link is listed too: reading it fails.
         status = path.stat() if path.exists() else path.lstat()
-        return StoredFile(
-            name, status.st_size, status.st_mtime, partial(self.read, name), partial(_identity, path, self.folder)
-        )
+        read = partial(self.read, name)
+        return StoredFile(name, status.st_size, status.st_mtime, read, read, partial(_identity, path, self.folder))
 
     def files(self, start: str = "") -> list[StoredFile]:
         found = []

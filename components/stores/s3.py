@@ -18,14 +18,22 @@ from boto3.s3.transfer import TransferConfig
 from boto3.session import Session
 from botocore import exceptions
 from botocore.config import Config
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from bebygan.errors import ConfigError, ServiceError
+from bebygan.errors import ConfigError, DataError, ServiceError
 from bebygan.files import whole_file
 from components.stores.store import StoredFile
 
 _warn_once = cache(logging.getLogger(__name__).warning)
 _CONNECTIONS = 16
 _ONE_THREAD = TransferConfig(use_threads=False)
+_BROKEN_CONNECTION = Retrying(
+    retry=retry_if_exception_type(
+        (exceptions.ReadTimeoutError, exceptions.IncompleteReadError, exceptions.ResponseStreamingError)
+    ),
+    stop=stop_after_attempt(5),
+    reraise=True,
+)
 _REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _NO_BUCKET = {"404", "NoSuchBucket"}
 _NO_FILE = {"404", "NoSuchKey"}
@@ -185,7 +193,9 @@ class S3Store:
 
     def _stored(self, entry: Mapping[str, Any]) -> StoredFile:
         name, written = entry["Key"].removeprefix(self._prefix), entry["LastModified"].timestamp()
-        return StoredFile(name, entry["Size"], written, partial(self.read, name), partial(str, entry["ETag"]))
+        as_listed = partial(self._read_as_listed, name, entry["ETag"])
+        read, identity = partial(self.read, name), partial(str, entry["ETag"])
+        return StoredFile(name, entry["Size"], written, read, as_listed, identity)
 
     def files(self, start: str = "") -> list[StoredFile]:
         with self._client() as client:
@@ -231,6 +241,20 @@ class S3Store:
             # Unlike reading the body of get_object, boto3 retries this if the connection breaks.
             client.download_fileobj(self._bucket, self._prefix + name, content, Config=_ONE_THREAD)
         return content.getvalue()
+
+    def _read_as_listed(self, name: str, etag: str) -> bytes:
+        try:
+            with self._reader(name) as client:
+                # boto3's download, which tries again too, does not return the ETag of what it received.
+                for attempt in _BROKEN_CONNECTION.copy():
+                    with attempt:
+                        answer = client.get_object(Bucket=self._bucket, Key=self._prefix + name)
+                        content = bytes(answer["Body"].read())
+        except FileNotFoundError as error:
+            raise DataError(f"{self.address}/{name} was deleted after it had been listed: run it again") from error
+        if answer["ETag"] != etag:
+            raise DataError(f"{self.address}/{name} was replaced after it had been listed: run it again")
+        return content
 
     def write(self, name: str, content: BinaryIO) -> None:
         with self._client() as client:

@@ -17,6 +17,8 @@ class StoredFile:
     written: float
     """When it was last written, in seconds since the epoch."""
     read: Callable[[], bytes] = field(repr=False, compare=False)
+    read_as_listed: Callable[[], bytes] = field(repr=False, compare=False)
+    """As `read`, but raises DataError if an object of a bucket was replaced or deleted after the listing."""
     identity: Callable[[], str] = field(repr=False, compare=False)
     """Returns a string that changes with the content: the ETag of an object, the SHA-256 of a local file."""
 

@@ -3,6 +3,7 @@
 import os
 import re
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -35,6 +36,19 @@ def _is_known(uri: str) -> bool:
         return True
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
     return bool(mark and rest and scheme in plugins)
+
+
+def is_database_server(uri: str) -> bool:
+    """Return whether an address is that of a database server, such as PostgreSQL."""
+    return bool(_DATABASES.fullmatch(uri.partition("://")[0]))
+
+
+def with_driver(uri: str) -> str:
+    """Name PostgreSQL's driver psycopg2, which the lock file has, if the one that SQLAlchemy would take is missing."""
+    scheme, mark, rest = uri.partition("://")
+    if scheme == "postgresql" and find_spec("psycopg") is None and find_spec("psycopg2"):
+        return f"postgresql+psycopg2{mark}{rest}"
+    return uri
 
 
 def database_file(uri: str) -> Path | None:

@@ -16,11 +16,13 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from bebygan.errors import ConfigError, ServiceError, StorageError, without_password
 from bebygan.files import lock, storage_errors
-from components.tracking.address import database_file, tracking_uri
+from components.tracking.address import database_file, is_database_server, tracking_uri, with_driver
 from components.tracking.artifact_places import follow_database
 
 __all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "service_errors", "tracker", "uploading"]
@@ -28,6 +30,7 @@ __all__ = ["MlflowClient", "MlflowException", "mlflow", "mlflow_client", "servic
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _UNWRITABLE = "disk is full|readonly database"
 _LIMIT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_SECONDS_TO_CONNECT = 10
 _SECONDS_FOR_UPLOADS = 120
 """MLflow's own default."""
 _ADVICE = (
@@ -129,10 +132,17 @@ def service_errors(doing: str) -> Iterator[None]:
 def _open_database(uri: str) -> None:
     """Create the tables of an embedded database and correct the places in it, one process at a time.
 
-    MLflow does not lock this itself.
+    MLflow does not lock this itself. To a database server, connect once: MLflow would try for minutes.
     """
     file = database_file(uri)
-    if file is None or uri in _opened:
+    if uri in _opened:
+        return
+    if file is None:
+        if is_database_server(uri):
+            # libpq, which has no limit of its own, reads it.
+            os.environ.setdefault("PGCONNECT_TIMEOUT", str(_SECONDS_TO_CONNECT))
+            create_engine(uri, poolclass=NullPool).connect().close()
+            _opened.add(uri)
         return
     with storage_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +164,7 @@ def mlflow_client() -> MlflowClient:
         ServiceError: the database cannot be opened.
         StorageError: the folder of the database cannot be created.
     """
-    uri = tracking_uri()
+    uri = with_driver(tracking_uri())
     with service_errors("opening the tracker"), _opening:
         mlflow.set_tracking_uri(uri)
         try:

@@ -23,7 +23,7 @@ from components.ingest.splits import split_of
 from components.ingest.step import checks_page, ingest
 from components.stores.data_version import data_version, fetch
 from components.stores.dataset import read_thumbnails
-from components.stores.source import source_version
+from components.stores.source import list_source, source_version
 
 Picture = Callable[..., Image.Image]
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
@@ -401,3 +401,31 @@ def test_photographs_that_changed_since_the_run_looked_at_them_are_refused(photo
     shutil.copy(photographs / "01.png", photographs / "00.png")
     with pytest.raises(DataError, match="changed after the run had looked at them: run it again"):
         ingest(str(photographs), *places, PARAMS, expected=expected)
+
+
+def test_an_object_that_changes_between_the_listing_and_the_reading_is_refused(
+    photographs: Path, tmp_path: Path, s3: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in photographs.iterdir():
+        s3.upload_file(str(path), bucket, path.name)
+    source, places = f"s3://{bucket}", (tmp_path / "dataset", tmp_path / "docs")
+    expected = source_version(source)
+    changes: dict[str, Callable[[], None]] = {
+        "replaced": lambda: s3.upload_file(str(photographs / "08.png"), bucket, "07.png"),
+        "deleted": lambda: s3.delete_object(Bucket=bucket, Key="07.png"),
+    }
+    for said, change in changes.items():
+        s3.upload_file(str(photographs / "07.png"), bucket, "07.png")
+
+        def list_and_change(source: str, change: Callable[[], None] = change) -> Any:
+            found = list_source(source)
+            change()
+            return found
+
+        monkeypatch.setattr("components.ingest.step.list_source", list_and_change)
+        with pytest.raises(DataError, match=rf"/07\.png was {said} after it had been listed: run it again$"):
+            ingest(source, *places, PARAMS, expected=expected)
+        assert not places[0].exists()
+    # A step that is not part of a run, such as a stage of DVC, takes what it finds.
+    monkeypatch.setattr("components.ingest.step.list_source", list_source)
+    assert sum(ingest(source, *places, PARAMS).splits.values()) == 23

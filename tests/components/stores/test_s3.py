@@ -203,3 +203,33 @@ def test_check_writable_rejects_a_server_that_ignores_conditional_writes(monkeyp
             check_writable(store, conditional=True)
         server.shutdown()
     assert not _IgnoresConditions.objects
+
+
+class _BreaksOnce(_IgnoresConditions):
+    """An S3 server that breaks the first connection in the middle of an object."""
+
+    answers: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        if "list-type" in self.path:
+            entry = "<Key>a</Key><Size>4</Size><ETag>1</ETag><LastModified>2026-01-01T00:00:00Z</LastModified>"
+            self.answer(content=f"<ListBucketResult><Contents>{entry}</Contents></ListBucketResult>".encode())
+            return
+        self.answers.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.send_header("ETag", "1")
+        self.end_headers()
+        self.wfile.write(b"1234"[: 2 * len(self.answers)])
+        self.close_connection = True
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_an_object_is_read_again_as_listed_if_the_connection_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _BreaksOnce) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        [file] = open_store("s3://bucket", patient=False).files()
+        assert file.read_as_listed() == b"1234"
+        server.shutdown()
+    assert len(_BreaksOnce.answers) == 2

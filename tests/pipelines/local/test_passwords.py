@@ -1,6 +1,7 @@
 """No failure of a service prints the password in its address: the real command, with servers that really fail."""
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
+from tests.conftest import free_ports
+from tests.servers import new_secrets, postgres, services
 
 SAMPLE = Path(__file__).parents[3] / "data" / "sample"
 LOGIN = "ann:s3cret@"
@@ -70,3 +73,36 @@ def test_a_service_that_fails_is_named_without_its_password(
     assert printed.startswith("error: ")
     assert "s3cret" not in printed
     assert "ann:" not in printed
+
+
+def _refused(address: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a run ends at an address of PostgreSQL, within seconds and without the password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    params = str(SAMPLE.parents[1] / "params/compact.yaml")
+    started = time.monotonic()
+    assert cli.main(["run", "--source", str(SAMPLE), "--workspace", "w", "--params", params]) == 4
+    assert time.monotonic() - started < 30
+    printed = "".join(capfd.readouterr())
+    assert printed.startswith("error: opening the tracker failed at MLflow's postgresql")
+    assert printed.count("\n") == 1
+    assert "s3cret" not in printed
+    return printed
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2"])
+def test_a_database_server_that_does_not_run_is_named_within_seconds(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = f"{scheme}://{LOGIN}127.0.0.1:{free_ports(1)[0]}/mlflow"
+    assert "Connection refused" in _refused(address, monkeypatch, capfd)
+
+
+@pytest.mark.slow
+def test_a_database_server_that_refuses_the_password_is_named_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with postgres(services(new_secrets())["postgres"]) as variables:
+        place = f"127.0.0.1:{variables['PGPORT']}/{variables['PGDATABASE']}"
+        assert "password authentication failed" in _refused(f"postgresql://{LOGIN}{place}", monkeypatch, capfd)
