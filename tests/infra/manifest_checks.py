@@ -9,13 +9,15 @@ from urllib.parse import urlsplit
 import kubernetes_validate
 
 from pipelines.kubeflow.manifests import containers
+from pipelines.kubeflow.resources import TASKS
 
 Manifest = dict[str, Any]
 
 CLUSTER_WIDE = {"Namespace"}
+_OF_A_RUN = {"pipelines.kubeflow.org/v2_component": "true", "workflows.argoproj.io/workflow": "bebygan-retrain-x7k2p"}
 # Pods that others make in our namespace.
 FOREIGN_PODS = [
-    ({"pipelines.kubeflow.org/v2_component": "true", "workflows.argoproj.io/workflow": "bebygan-retrain-x7k2p"}, None),
+    *(({**_OF_A_RUN, "bebygan/task": task}, None) for task in TASKS),
     ({"app": "ml-pipeline-ui-artifact"}, None),
     ({"jobset.sigs.k8s.io/replicatedjob-name": "node", "app.kubernetes.io/name": "bebygan-training"}, None),
 ]

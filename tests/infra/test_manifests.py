@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.infra.manifest_checks import (
     flow_allowed,
     name_of,
     pod_template,
+    selected,
     wrong_cron,
     wrong_schemas,
     wrong_security,
@@ -224,6 +226,41 @@ def test_pods_reach_what_they_need_and_nothing_else(single_node: list[Manifest])
     assert sorted(map(str, found)) == sorted(map(str, expected))
 
 
+def outside(manifests: list[Manifest], labels: dict[str, str]) -> set[tuple[str, int]]:
+    """Ranges of addresses and ports that a pod may reach beside the pods of the cluster."""
+    return {
+        (peer["ipBlock"]["cidr"], port["port"])
+        for each in manifests
+        if each["kind"] == "NetworkPolicy" and selected(each["spec"]["podSelector"], labels)
+        for rule in each["spec"].get("egress", [])
+        for peer in rule["to"]
+        if "ipBlock" in peer
+        for port in rule["ports"]
+    }
+
+
+PRIVATE = {
+    (range_, port)
+    for range_ in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+    for port in (443, 6443)
+}
+
+
+def test_tasks_reach_public_addresses_only_where_a_bucket_or_the_webhook_is_there(
+    single_node: list[Manifest], tmp_path: Path
+) -> None:
+    production = list(yaml.safe_load_all(build(KUBERNETES / "overlays/production")))
+    webhook = with_every_component("single-node", tmp_path)
+    for task in TASKS:
+        labels = {**TASK, "workflows.argoproj.io/workflow": "w", "bebygan/task": task}
+        bucket = {("0.0.0.0/0", 443)} if task not in ("patches", "decide", "notify") else set()
+        assert outside(single_node, labels) == PRIVATE, task
+        assert outside(production, labels) == PRIVATE | bucket, task
+        assert outside(webhook, labels) == PRIVATE | ({("0.0.0.0/0", 443)} if task == "notify" else set()), task
+    assert outside(single_node, TRAINING) == set()
+    assert outside(production, TRAINING) == {("0.0.0.0/0", 443)}
+
+
 def test_no_policy_lets_a_pod_reach_the_cloud_s_metadata_service(manifests: list[Manifest]) -> None:
     blocks = [
         peer["ipBlock"]
@@ -233,8 +270,10 @@ def test_no_policy_lets_a_pod_reach_the_cloud_s_metadata_service(manifests: list
         for peer in rule["to"]
         if "ipBlock" in peer
     ]
-    assert blocks
-    assert all("169.254.169.254/32" in block["except"] for block in blocks)
+    metadata = ip_address("169.254.169.254")
+    open_ = [block for block in blocks if metadata in ip_network(block["cidr"])]
+    assert open_
+    assert all("169.254.169.254/32" in block["except"] for block in open_)
 
 
 def test_only_pods_of_runs_get_a_token_of_the_api(manifests: list[Manifest]) -> None:
@@ -269,7 +308,7 @@ def test_no_manifest_contains_a_secret(manifests: list[Manifest]) -> None:
 
 def test_every_vault_entry_is_a_secret_that_is_used(manifests: list[Manifest], secrets: list[Manifest]) -> None:
     entries = {each["metadata"]["name"] for each in manifests if each["kind"] == "ExternalSecret"}
-    assert entries == {each["metadata"]["name"] for each in secrets} - {"seaweedfs", "photographer"}
+    assert entries == {each["metadata"]["name"] for each in secrets} - {"seaweedfs", "photographer", "ledger-keeper"}
 
 
 def test_passwords_are_long_and_never_the_same(secrets: list[Manifest]) -> None:
