@@ -8,12 +8,9 @@ import re
 import subprocess
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +20,12 @@ from boto3.session import Session
 from botocore.exceptions import ClientError
 
 from components.tracking.ledger import append, entries
-from pipelines.kubeflow.manifests import build, containers
+from pipelines.kubeflow.manifests import build
 from tests.components.moves import FIRST
 from tests.conftest import free_ports
 from tests.infra.attacks import attack_ledger
-from tests.infra.manifest_checks import Manifest, name_of, pod_template
+from tests.infra.described import Described, ask, client
+from tests.infra.manifest_checks import name_of
 from tests.servers import STRANGER, answers, listening, mlflow_server, open_to_strangers, postgres, wait_for
 
 pytestmark = pytest.mark.slow
@@ -39,46 +37,6 @@ RESTORER = {"AWS_ACCESS_KEY_ID": "restorer", "AWS_SECRET_ACCESS_KEY": "not-a-sec
 """A key that may write every bucket, which no key in the manifests may."""
 POD_ADDRESS = "127.0.0.3"
 """Of the S3 store's pod. Nothing else on this machine listens there."""
-POD = {"metadata.namespace": "bebygan", "status.podIP": "10.1.2.3"}
-"""What the API server would fill in."""
-
-
-@dataclass(frozen=True)
-class Described:
-    """Manifests of the single node and its secrets, by kind and name."""
-
-    objects: dict[str, Manifest]
-
-    def container(self, workload: str, name: str) -> Any:
-        [found] = [each for each in containers(self.template(workload)) if each["name"] == name]
-        return found
-
-    def template(self, workload: str) -> Any:
-        return pod_template(self.objects[workload])
-
-    def values(self, kind: str, name: str) -> dict[str, str]:
-        found = self.objects[f"{kind} {name}"]
-        return dict(found.get("data", {}) | found.get("stringData", {}))
-
-    def environment(self, container: Any) -> dict[str, str]:
-        """A container's variables, with what they refer to."""
-        found: dict[str, str] = {}
-        for source in container.get("envFrom", []):
-            for kind, key in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
-                found |= self.values(kind, source[key]["name"]) if key in source else {}
-        for variable in container.get("env", []):
-            origin = variable.get("valueFrom", {})
-            if secret := origin.get("secretKeyRef"):
-                found[variable["name"]] = self.values("Secret", secret["name"])[secret["key"]]
-            else:
-                found[variable["name"]] = variable.get("value") or POD[origin["fieldRef"]["fieldPath"]]
-        return found
-
-    def command(self, container: Any) -> list[str]:
-        """A container's command and arguments, with $(NAME) filled in as a kubelet does."""
-        environment = self.environment(container)
-        words = [*container.get("command", []), *container.get("args", [])]
-        return [re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], word) for word in words]
 
 
 @pytest.fixture(scope="module")
@@ -158,29 +116,6 @@ def tracker(
     folder = tmp_path_factory.mktemp("mlflow")
     with mlflow_server(service, database, store, folder, port) as address:
         yield address
-
-
-def client(described: Described, store: str, secret: str) -> Any:
-    keys = described.values("Secret", secret)
-    return Session(keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1").client(
-        "s3", endpoint_url=store
-    )
-
-
-def ask(
-    address: str, path: str, login: str = "", host: str = "mlflow:5000", *, body: object = None, method: str = ""
-) -> tuple[int, bytes]:
-    """Status and text of the answer; a body makes it a POST of JSON, bytes a PUT."""
-    headers = {"Host": host, "Content-Type": "application/json"}
-    if login:
-        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
-    connection = HTTPConnection(address.removeprefix("http://"), timeout=60)
-    method = method or ("GET" if body is None else "PUT" if isinstance(body, bytes) else "POST")
-    sent = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    with closing(connection):
-        connection.request(method, path, sent, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
 
 
 def test_the_pod_of_the_store_answers_nothing_but_s3_without_a_login(store: str) -> None:
