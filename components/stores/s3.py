@@ -26,6 +26,8 @@ from components.stores.store import StoredFile
 
 _warn_once = cache(logging.getLogger(__name__).warning)
 _CONNECTIONS = 16
+_SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER = 5, 20
+"""Of a client that is not patient."""
 _ONE_THREAD = TransferConfig(use_threads=False)
 _BROKEN_CONNECTION = Retrying(
     retry=retry_if_exception_type(
@@ -64,8 +66,8 @@ def _client(*, patient: bool) -> Any:
     # Below ERROR, botocore logs where it found credentials and endpoint, and tracebacks of errors that we report.
     logging.getLogger("botocore").setLevel(logging.ERROR)
     config = Config(
-        connect_timeout=10 if patient else 5,
-        read_timeout=60 if patient else 20,
+        connect_timeout=10 if patient else _SECONDS_TO_CONNECT,
+        read_timeout=60 if patient else _SECONDS_TO_ANSWER,
         retries={"mode": "adaptive", "total_max_attempts": 10} if patient else {"total_max_attempts": 2},
         max_pool_connections=_CONNECTIONS,
         # Not all compatible servers know the checksums that newer clients send.

@@ -5,14 +5,15 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.system.faults.behind import dead_servers
 from tests.system.faults.columns import COLUMNS, Column
 from tests.system.faults.sandbox import Ended, Sandbox
-from tests.system.faults.table import HARMLESS, REPAIRED, TOLD, WORDS
+from tests.system.faults.table import HARMLESS, NOT_BEHIND, REPAIRED, TOLD, WORDS
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,40 @@ def _read_only(box: Sandbox, column: Column, known: Known, _: random.Random) -> 
     return _refused(box, column, known, "a read-only disk", lambda: box.make_read_only(False))
 
 
+def _cut_off(box: Sandbox, column: Column, cut: Callable[[Callable[[], Any]], Ended]) -> str:
+    """Write and read what lies behind a server with and without it; return how that ended without."""
+
+    def all_of() -> list[Any]:
+        return [_succeeded(box.call(work), "use with the server") for work in column.behind]
+
+    expected = all_of()
+    found = {_judged(cut(work), value, column, False) for work, value in zip(column.behind, expected, strict=True)}
+    if (after := all_of()) != expected:
+        raise SilentlyWrongError(f"{after} instead of {expected} after the server was there again")
+    return " or ".join(sorted(found))
+
+
+def _server_dies(box: Sandbox, column: Column, _known: Known, _: random.Random) -> str:
+    if not column.behind:
+        return NOT_BEHIND
+
+    def cut(work: Callable[[], Any]) -> Ended:
+        with dead_servers():
+            return box.call(work)
+
+    return _cut_off(box, column, cut)
+
+
 def _without_network(box: Sandbox, column: Column, known: Known, _: random.Random) -> str:
+    behind = ""
+    if column.behind:
+        behind = _cut_off(box, column, lambda work: box.call(lambda: (box.cut_network(), work())[1]))
+        box.reset()
     box.call(column.remove)
     box.cut_network()
     _succeeded(box.call(column.make), "make without network")
-    ended = box.call(column.use)
-    return _judged(ended, known.used, column, repaired=False)
+    here = _judged(box.call(column.use), known.used, column, repaired=False)
+    return f"{here} or {behind}" if behind else here
 
 
 def _two_at_once(box: Sandbox, column: Column, known: Known, _: random.Random) -> str:
@@ -185,6 +214,7 @@ ROWS: dict[str, Row] = {
     "disk full": _full,
     "read-only": _read_only,
     "network cut": _without_network,
+    "server dies": _server_dies,
     "two at once": _two_at_once,
     "flipped bit": _damaged(lambda content, _path, _column, chance: _flip(content, chance), times=2),
     "truncated": _damaged(lambda content, _path, _column, chance: content[: chance.randrange(len(content))]),
@@ -193,7 +223,8 @@ ROWS: dict[str, Row] = {
 }
 
 
-def run_cell(folder: Path, row: str, column: str, known: Known, seed: int) -> str:
-    """Return how a cell ends; called in a process of its own."""
+def run_cell(folder: Path, row: str, column: str, known: Known, seed: int, *, servers: Mapping[str, str]) -> str:
+    """Return how a cell ends; called in a process of its own, which is told where the servers are."""
     os.environ.pop("BEBYGAN_PARENT_RUN", None)
+    os.environ |= servers
     return ROWS[row](Sandbox(folder), COLUMNS[column], known, random.Random(seed))  # noqa: S311 - not a secret

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.system.faults import things
+from tests.system.faults import behind, things
 from tests.system.faults.things import LEDGER, OLDER, REMOTE, SOURCE, WORKSPACE, of_folder, output
 
 
@@ -35,6 +35,8 @@ class Column:
     """Whether this project makes it, or a person."""
     told: str = ""
     """Pattern of the line by which a user is told that the thing is another, if that is no error."""
+    behind: tuple[Callable[[], Any], ...] = ()
+    """What writes and reads it where it lies behind a server; see `tests.system.faults.behind`."""
 
 
 class DatabaseValue:
@@ -224,6 +226,7 @@ COLUMNS: dict[str, Column] = {
         older=lambda _: (SOURCE / "05.png").read_bytes(),
         told="train: ",
         ours=False,
+        behind=(behind.read_source,),
     ),
     "manifest": _dataset(files=_in_output("ingest", "dataset", "manifest.parquet"), older=_from_older),
     "dataset": _dataset(files=_first_photographs, older=_photograph_of_older),
@@ -243,6 +246,7 @@ COLUMNS: dict[str, Column] = {
         remove=lambda: shutil.rmtree(REMOTE),
         files=_in_remote,
         older=_photograph_of_older,
+        behind=(behind.send_dataset, behind.fetch_dataset),
     ),
     "start weights": Column(
         make=things.make_start,
@@ -259,6 +263,7 @@ COLUMNS: dict[str, Column] = {
         remove=lambda: shutil.rmtree(WORKSPACE / "checkpoints"),
         files=_newest_checkpoint,
         older=lambda path: path.with_name("iteration-00000001.checkpoint").read_bytes(),
+        behind=(behind.resume,),
     ),
     "challenger": _challenger(files=_in_output("train", "challenger", "generator.safetensors")),
     "history": _challenger(files=_in_output("train", "challenger", "history.jsonl")),
@@ -277,15 +282,27 @@ COLUMNS: dict[str, Column] = {
         remove=things.forget_second,
         files=things.weights_of_second,
         older=_of_first_version,
+        behind=behind.at_tracker(things.read_model),
     ),
-    "tags": _moves(use=things.verify_first, files=_tags, older=lambda _: b"older", told="not recorded|did not record"),
-    "aliases": _moves(files=_aliases, older=lambda _: b"1"),
-    "ledger": _moves(files=lambda: sorted((LEDGER / things.MODEL).iterdir()), older=_other_entry),
+    "tags": _moves(
+        use=things.verify_first,
+        files=_tags,
+        older=lambda _: b"older",
+        told="not recorded|did not record",
+        behind=behind.at_tracker(things.verify_first),
+    ),
+    "aliases": _moves(files=_aliases, older=lambda _: b"1", behind=behind.at_tracker(things.run_again)),
+    "ledger": _moves(
+        files=lambda: sorted((LEDGER / things.MODEL).iterdir()),
+        older=_other_entry,
+        behind=(behind.write_ledger, behind.read_ledger),
+    ),
     "database": _moves(
         told="holds the alias champion of|would train: ",
         use=things.read_database,
         files=_database,
         older=lambda _: (OLDER / "mlflow.db").read_bytes(),
+        behind=behind.at_tracker(things.read_database),
     ),
     "params": Column(
         make=lambda: things.copy_slowly(OLDER / "params.yaml", Path("params.yaml")),
@@ -320,5 +337,6 @@ COLUMNS: dict[str, Column] = {
         older=lambda path: path.read_bytes().partition(b"\n")[0] + b"\n",
         state=things.kept_values,
         told="has not ended|damaged",
+        behind=behind.at_tracker(things.send_values),
     ),
 }

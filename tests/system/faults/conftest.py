@@ -3,19 +3,26 @@
 import multiprocessing
 import os
 import secrets
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from boto3.session import Session
 
 from components.config import load_params, plain
+from tests.conftest import KEYS, free_ports
+from tests.servers import answers, wait_for
 from tests.system.conftest import ROOT, TINY
 
 _PRELOADED = (
@@ -131,21 +138,58 @@ def _measured(folder: Path, column: str) -> Any:
     return measure(Sandbox(folder), COLUMNS[column])
 
 
+@pytest.fixture(scope="session")
+def servers(world: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Starts SeaweedFS with the photographs, and MLflow's server with a copy of the database, when they are needed."""
+    with ExitStack() as started:
+
+        @cache
+        def start() -> dict[str, str]:
+            endpoint, folder = request.getfixturevalue("s3_endpoint"), tmp_path_factory.mktemp("tracker")
+            client = Session().client(
+                "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+            )  # fmt: skip
+            client.create_bucket(Bucket="faults")
+            for path in (world / "photographs").iterdir():
+                client.upload_file(str(path), "faults", f"photographs/{path.name}")
+            shutil.copy(world / "workspace/mlflow.db", folder)
+            port = free_ports(1)[0]
+            command = [
+                sys.executable, "-m", "mlflow", "server", f"--backend-store-uri=sqlite:///{folder}/mlflow.db",
+                "--host=127.0.0.1", f"--port={port}", "--workers=1",
+            ]  # fmt: skip
+            log = started.enter_context((folder / "log").open("w"))
+            environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            server = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+            started.callback(server.wait)
+            started.callback(os.killpg, server.pid, signal.SIGKILL)
+            address = f"http://127.0.0.1:{port}"
+            wait_for(lambda: answers(f"{address}/health"), server, folder / "log")
+            region = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
+            return {**KEYS, **region, "AWS_ENDPOINT_URL": endpoint, "TRACKER_OF_FAULTS": address}
+
+        yield start
+
+
 @pytest.fixture
-def end_of(world: Path, outside: Outside, known: Callable[[str], Any]) -> Callable[[str, str], str]:
+def end_of(world: Path, outside: Outside, known: Callable[[str], Any], servers: Any) -> Callable[[str, str], str]:
     """Returns how a cell ends."""
 
     def run(row: str, column: str) -> str:
         seed = secrets.randbelow(2**32)
         try:
-            return str(outside(_ended, world, row, column, known(column), seed))
+            there = servers() if row in ("network cut", "server dies") else {}
+            return str(outside(_ended, there, world, row, column, known(column), seed))
         except AssertionError as error:
             pytest.fail(f"{row}, {column}, seed {seed}: {error}", pytrace=False)
 
     return run
 
 
-def _ended(*arguments: Any) -> str:
+def _ended(servers: dict[str, str], *arguments: Any) -> str:
     from tests.system.faults.cells import run_cell
 
-    return run_cell(*arguments)
+    return run_cell(*arguments, servers=servers)

@@ -1,11 +1,11 @@
 """How each cell of the table of faults ends, and why some have no meaning."""
 
-HARMLESS, REPAIRED, TOLD = "harmless", "repaired", "told"
+HARMLESS, REPAIRED, TOLD, NOT_BEHIND = "harmless", "repaired", "told", "not behind a server"
 WORDS = {code: f"detected ({code})" for code in range(2, 7)}
 
 ROWS_IN_ORDER = (
-    "kill -9", "SIGTERM", "disk full", "read-only", "network cut", "two at once", "flipped bit", "truncated", "deleted",
-    "older",
+    "kill -9", "SIGTERM", "disk full", "read-only", "network cut", "server dies", "two at once", "flipped bit",
+    "truncated", "deleted", "older",
 )  # fmt: skip
 _WRITTEN = (REPAIRED, REPAIRED, WORDS[6], WORDS[6], HARMLESS, HARMLESS)
 """Of what this project writes as a whole."""
@@ -44,8 +44,20 @@ _OUTCOMES: dict[str, tuple[str, ...]] = {
     "fetched weights": (*_WRITTEN, *[REPAIRED] * 4),
     "unsent values": (REPAIRED, REPAIRED, TOLD, TOLD, HARMLESS, HARMLESS, TOLD, _any(TOLD, HARMLESS), TOLD, TOLD),
 }
+_BEHIND = (
+    "source", "DVC remote", "checkpoints", "model artifact", "tags", "aliases", "ledger", "database", "unsent values",
+)  # fmt: skip
+"""In a bucket, or in a tracking server."""
+_PLACE = ROWS_IN_ORDER.index("network cut")
+
+
+def _all_of(column: str) -> tuple[str, ...]:
+    outcomes = _OUTCOMES[column]
+    here = outcomes[_PLACE]
+    cut, dies = (_any(here, WORDS[4]), WORDS[4]) if column in _BEHIND else (here, NOT_BEHIND)
+    return (*outcomes[:_PLACE], cut, dies, *outcomes[_PLACE + 1 :])
+
+
 OUTCOMES = {
-    (column, row): outcome
-    for column, outcomes in _OUTCOMES.items()
-    for row, outcome in zip(ROWS_IN_ORDER, outcomes, strict=True)
+    (column, row): outcome for column in _OUTCOMES for row, outcome in zip(ROWS_IN_ORDER, _all_of(column), strict=True)
 }
