@@ -155,7 +155,7 @@ def test_a_registry_that_lost_the_versions_of_the_ledger_is_refused(places: Plac
     error = failure(places, params)
     assert type(error) is ServiceError
     assert str(error).startswith(
-        f"1 of 10 checks failed: ledger {places.ledger}: it made version 3 of bebygan champion, but the "
+        f"1 of 11 checks failed: ledger {places.ledger}: it made version 3 of bebygan champion, but the "
     )
 
 
