@@ -15,7 +15,7 @@ from benchmarks.comparing import WrongResultError, write_sample
 from benchmarks.figures import Figure, table, write_figures
 from benchmarks.measuring import Rounds
 from components.cli import report_errors
-from components.config import load_params
+from components.config import Params, load_params
 from components.progress import say
 
 _OBJECTIVE = {"best_buddy": 1.0, "back_projection": 1.0, "perceptual": 1.0, "adversarial": 0.005, "dists": 0.0}
@@ -24,6 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results.json"
 CAREFUL = Rounds(least=5, seconds=15)
 QUICK = Rounds(least=2, seconds=0)
+
+
+def laptop_params() -> Params:
+    """Return the compact profile with the objective of the plain iteration."""
+    losses = [f"train.losses.{name}={weight}" for name, weight in _OBJECTIVE.items()]
+    return load_params(ROOT / "params/compact.yaml", ["train.discriminator_first=0", *losses])
 
 
 def _options(names: Sequence[str], arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,10 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong: list[str] = []
 
     def run() -> None:
-        params = load_params(
-            ROOT / "params/compact.yaml",
-            ["train.discriminator_first=0", *(f"train.losses.{name}={weight}" for name, weight in _OBJECTIVE.items())],
-        )
+        params = laptop_params()
         known = cases(params)
         options = _options(list(known), arguments)
         chosen = {name: case for name, case in known.items() if not options.only or name in options.only}

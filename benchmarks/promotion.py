@@ -69,8 +69,11 @@ def run(options: argparse.Namespace) -> None:
     bicubic, _ = measure(folder / "dataset", {}, params.evaluate)
     bicubic = bicubic[~bicubic["photograph"].isin(flat_photographs(bicubic))].set_index("photograph")
     floors: Rows = {"bicubic": bicubic[list(METRICS)], "warmup": measured(folder, warmup, params.evaluate)}
-    means = pd.DataFrame([table.mean() for table in calibration])
-    noise = {metric: least_gain(means[metric].tolist(), params.evaluate.confidence) for metric in METRICS}
+    # A metric of a region that no photograph has is not a number.
+    means = pd.DataFrame([table.mean() for table in calibration]).dropna(axis="columns")
+    noise = {
+        metric: least_gain(means[metric].tolist(), params.evaluate.confidence) for metric in METRICS if metric in means
+    }
     print(f"{len(bicubic)} held-out photographs, {options.calibration} seeds for the noise: {noise}\n")
     rows = []
     for gate, known in (("photographs alone", {}), ("and training noise", noise)):

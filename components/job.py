@@ -3,14 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 
-from bebygan.errors import ServiceError
-from bebygan.files import sha256_of
-from components.checkout import start_weights_file
 from components.config import GROUPS, Params, one_line_yaml, to_yaml
-from components.progress import say
-from components.stores.source import source_version
-from components.tracking.provenance import code_hash, environment_hash
-from components.tracking.registry import all_versions, champion, find_version, lost_champion
 
 
 @dataclass(frozen=True)
@@ -24,7 +17,7 @@ class Job:
     code_version: str
     """On this machine a hash of sources, locked packages and starting weights, on a cluster the images' digests."""
     start: str = ""
-    """Registered version whose training it continues; see `start_of`."""
+    """Registered version whose training it continues; see `components.identify.start_of`."""
 
     @property
     def recipe(self) -> str:
@@ -54,59 +47,15 @@ class Job:
         return with_start(self.params, self.start)
 
 
-def start_of(params: Params) -> str:
-    """Return the registered version that `train.start` means, as models:/NAME/VERSION#SHA-256; "" for another start.
-
-    Raises:
-        ServiceError: the registry is unreachable or refuses, or it lost the champion.
-        WeightsError: there is no such version.
-    """
-    model, start = params.evaluate.model_name, params.train.start
-    if start.startswith("models:/"):
-        version = find_version(start, model)
-    elif start != "champion":
-        return ""
-    elif (reigning := champion(model)) is not None:
-        version = reigning
-    elif all_versions(model) and (lost := lost_champion(model)):
-        raise ServiceError(
-            f"train.start is champion, but {model} lost its champion ({lost}): give a version the alias champion, or "
-            "set train.start to warmup"
-        )
-    else:
-        say("train.start is champion, and there is no champion yet: training starts from the warm-up")
-        return ""
-    return f"{version.uri}#{version.tags.get('weights_sha256', '')}"
-
-
 def with_start(params: Params, start: str) -> Params:
     """Return parameters with which the warm-up step delivers what `train.start` names.
 
     Args:
         params: of the run.
-        start: from `start_of`.
+        start: from `components.identify.start_of`.
     """
     weights = start or ("" if params.train.start in ("warmup", "champion") else params.train.start)
     return replace(params, warmup=replace(params.warmup, weights=weights, iterations=0)) if weights else params
-
-
-def job_here(params: Params, source: str, code: str | None = None) -> Job:
-    """Identify photographs, code and starting weights of a run on this machine.
-
-    Args:
-        params: of the run.
-        source: see `Job.source`.
-        code: identifies the code; None takes the hash of the sources and packages here.
-
-    Raises:
-        DataError, ServiceError: the photographs cannot be listed.
-        WeightsError, ServiceError: see `start_of`.
-    """
-    digest = hashlib.sha256((code or code_hash() + environment_hash()).encode())
-    weights = start_weights_file(with_start(params, "").warmup.weights or "")
-    if weights.is_file():
-        digest.update(sha256_of(weights).encode())
-    return Job(params, source, source_version(source), digest.hexdigest(), start_of(params))
 
 
 def groups_of(params: Params) -> dict[str, str]:

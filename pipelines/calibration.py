@@ -86,12 +86,15 @@ def measured(folder: Path, weights: Path, params: EvaluateParams) -> pd.DataFram
     dataset, file = folder / "dataset", weights.parent / "per_photograph.json"
     of = {"weights": sha256_of(weights), "dataset": data_version(dataset), "params": digest(params)}
     if file.is_file() and (found := json.loads(file.read_text()))["of"] == of:
-        return pd.DataFrame(found["rows"]).set_index("photograph")
+        # A metric of a region that a photograph lacks is null.
+        return pd.DataFrame(found["rows"]).set_index("photograph").astype(float)
     rows, _ = measure(dataset, {"challenger": weights}, params)
     kept = (rows["candidate"] == "challenger") & ~rows["photograph"].isin(flat_photographs(rows))
     rows = rows.loc[kept, ["photograph", *METRICS]]
     with whole_file(file) as temporary:
-        temporary.write_text(json.dumps({"of": of, "rows": rows.to_dict("list")}))
+        temporary.write_text(
+            json.dumps({"of": of, "rows": rows.astype(object).where(rows.notna(), None).to_dict("list")})
+        )
     return rows.set_index("photograph")
 
 
@@ -135,7 +138,8 @@ def calibrate(options: argparse.Namespace) -> None:
     trainings = seeded(params, range(1, options.seeds + 1))
     with stoppable("stopped on request; calibrate again to continue"):
         means = pd.DataFrame([table.mean() for table in measured_seeds(options.source, folder, trainings)])
-    gains = {metric: least_gain(means[metric].tolist(), confidence) for metric in METRICS}
+    means = means.dropna(axis="columns")
+    gains = {metric: least_gain(means[metric].tolist(), confidence) for metric in METRICS if metric in means}
     result = {
         "seeds": options.seeds,
         "confidence": confidence,

@@ -6,7 +6,7 @@ import sys
 from components.cli import run_step, step_parser
 from components.config import Params
 from components.detect.step import decide
-from components.job import job_here
+from components.identify import job_here
 from components.progress import printable
 
 

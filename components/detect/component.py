@@ -38,7 +38,8 @@ def decide(source: str, source_version: str, code_version: str, force: str, reas
     with task("decide"):
         from components.config import Params, from_yaml
         from components.detect.step import begin
-        from components.job import Job, groups_of, start_of
+        from components.identify import start_of
+        from components.job import Job, groups_of
 
         parsed = from_yaml(Params, params)
         job = Job(parsed, source, source_version, code_version, start_of(parsed))

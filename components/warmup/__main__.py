@@ -6,7 +6,8 @@ import sys
 from components.artifacts import photographs_version
 from components.cli import add_training_arguments, run_step, step_parser
 from components.config import Params
-from components.job import start_of, with_start
+from components.identify import start_of
+from components.job import with_start
 from components.training import tracked_training
 from components.warmup.step import warm_up
 

@@ -14,7 +14,8 @@ from components.cli import end_quickly
 from components.comparison import gain_lines, text_table
 from components.config import flatten, plain
 from components.detect.step import Decision, decide
-from components.job import Job, job_here
+from components.identify import job_here
+from components.job import Job
 from components.preflight.step import Places, checks, preflight
 from components.progress import printable, say
 from components.stores import absolute

@@ -19,9 +19,8 @@ from bebygan.settings import GeneratorShape
 from benchmarks import bench, cases, comparing, losses, paths, training, upscaling
 from benchmarks.figures import Figure, compared, limited, no_worse, table, write_figures
 from benchmarks.measuring import Measured, Outputs, Prepare, Rounds, Work, difference, in_turn
-from components.config import load_params
 
-PARAMS = load_params(Path(__file__).parents[2] / "params/compact.yaml")
+PARAMS = bench.laptop_params()
 ONCE = Rounds(least=1, seconds=0)
 
 

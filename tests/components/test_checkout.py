@@ -9,7 +9,8 @@ from bebygan.errors import WeightsError
 from components.checkout import PARAMS_VARIABLE, in_checkout, start_weights_file
 from components.cli import run_step, step_parser
 from components.config import Params, load_params, plain
-from components.job import Job, job_here
+from components.identify import job_here
+from components.job import Job
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "data/pretrained/rrdb-4x32.safetensors"

@@ -8,7 +8,8 @@ import pytest
 
 from bebygan.errors import ConfigError, DataError, ServiceError, WeightsError
 from components.config import GROUPS, Params, from_yaml, load_params
-from components.job import Job, groups_of, inputs_of, job_here, start_of
+from components.identify import job_here, start_of
+from components.job import Job, groups_of, inputs_of
 from components.tracking import provenance
 from components.tracking.client import mlflow_client
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 FEW = [
     "train.iterations=2", "train.batch=1", "train.crop=64", "train.validate_every=0", "train.deliver.by=last",
     "train.losses.perceptual=0", "train.losses.adversarial=0", "evaluate.crop=64", "train.picture_every=0",
+    "train.losses.dists=0", "train.discriminator_first=0",
 ]  # fmt: skip
 
 
@@ -76,7 +77,8 @@ def test_a_calibration_proposes_noise_and_goes_on_where_it_stopped(
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "calibration" / "calibration.json").read_text())
     assert found["seeds"] == 5
-    assert set(found["training_noise"]) == set(METRICS)
+    # The pictures of this test have no flat regions.
+    assert set(found["training_noise"]) == {metric for metric in METRICS if not metric.endswith("_flat")}
     assert all(len(set(values)) > 1 for values in found["means"].values())
     proposed = said.split("evaluate:\n")[1].split("\n\n")[0]
     assert isinstance(read(tmp_path, f"evaluate:\n{proposed}"), Params)

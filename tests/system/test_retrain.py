@@ -87,7 +87,7 @@ def test_a_run_ends_with_the_table_the_champion_and_where_to_look(first_run: Fin
     values = [[float(value) for value in line.split()[1:]] for line in lines[1:4]]
     metrics = read_means(output_of(project, "evaluate", "evaluation"))
     for row, means in zip(values, metrics.values(), strict=True):
-        assert row == pytest.approx(list(means.values()), abs=0.006)
+        assert row == pytest.approx(list(means.values())[: len(row)], abs=0.006)
     said = dict(re.findall(r"^(\w+): +(.+)$", first_run.out, re.MULTILINE))
     assert said["verdict"] == "promote"
     assert said["champion"] == "bebygan version 1"
@@ -124,7 +124,7 @@ def test_training_changed_the_warm_up_weights(first_run: Finished, project: Path
     assert start["iteration"] == 0
     assert {name.partition(".")[0] for name in start} == {"iteration", "validation"}
     assert [entry["iteration"] for entry in logged] == [1, 2]
-    assert {"best_buddy", "back_projection", "perceptual", "adversarial", "discriminator"} <= logged[0].keys()
+    assert {"best_buddy", "back_projection", "dists", "adversarial", "discriminator"} <= logged[0].keys()
 
 
 def test_held_out_photographs_are_neither_trained_on_nor_left_unmeasured(first_run: Finished, project: Path) -> None:

@@ -280,7 +280,8 @@ def test_a_server_that_becomes_unreachable_does_not_stop_the_step_and_later_gets
     assert (value["run_id"], value["name"], value["value"], value["step"]) == (first.run_id, "best_buddy", 1500.0, 1500)
     assert (end["run_id"], end["status"]) == (first.run_id, "FINISHED")
     # The server is back in the next run, after a process that was killed while it wrote.
-    (spools / "killed.jsonl").write_text(json.dumps(value | {"step": 1501}) + '\n{"run_id": "cut')
+    later = {name: each for name, each in value.items() if name != "digest"} | {"step": 1501}
+    (spools / "killed.jsonl").write_text(json.dumps(later) + '\n{"run_id": "cut')
     server.start()
     with step_run("train", params.train) as second:
         second(7, {"best_buddy": 7.0})

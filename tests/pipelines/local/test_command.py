@@ -11,7 +11,7 @@ import pytest
 
 from bebygan.pretrained import DEFAULT
 from components.config import load_params
-from components.job import job_here
+from components.identify import job_here
 from components.stores.data_version import push
 from components.tracking.client import mlflow_client
 from components.tracking.ledger import HEAD, append

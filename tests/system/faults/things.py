@@ -31,8 +31,9 @@ from components.artifacts import Registration
 from components.config import Params, load_params, to_yaml
 from components.detect.step import decide
 from components.evaluate.step import evaluate
+from components.identify import job_here
 from components.ingest.step import ingest
-from components.job import Job, job_here
+from components.job import Job
 from components.outputs import record_digest
 from components.patches.step import make_patches
 from components.register.step import register
