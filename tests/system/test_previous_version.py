@@ -49,6 +49,8 @@ def project(new_project: Callable[[str], Path]) -> Path:
         archive.extractall(project, filter="data")
     # A person adds the parameters that are new.
     before = yaml.safe_load((project / "params.yaml").read_text())
+    # The archive has no DVC remote, and so no photographs of its first promotion to measure on.
+    today["evaluate"]["anchor"] = "none"
     (project / "params.yaml").write_text(yaml.safe_dump(_merged(today, before)))
     _move_to(project / "workspace" / "mlflow.db", project)
     for described in project.rglob("MLmodel"):
