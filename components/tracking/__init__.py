@@ -7,7 +7,7 @@ mlflow, which takes seconds and is not installed in the data image.
 
 import os
 
-_DEFAULTS = {
+for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -20,13 +20,5 @@ _DEFAULTS = {
     # MLflow's own S3 client: not all compatible servers know the checksums that newer clients send.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-}
-
-
-def set_defaults() -> None:
-    """Set what the environment does not; again before each use, since a library may have replaced the environment."""
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
-
-
-set_defaults()
+}.items():
+    os.environ.setdefault(_name, _value)

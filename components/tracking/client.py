@@ -22,7 +22,6 @@ from sqlalchemy.pool import NullPool
 
 from bebygan.errors import ConfigError, ServiceError, StorageError, without_password
 from bebygan.files import lock, storage_errors
-from components.tracking import set_defaults
 from components.tracking.address import database_file, is_database_server, tracking_uri, with_driver
 from components.tracking.artifact_places import follow_database
 
@@ -165,7 +164,6 @@ def mlflow_client() -> MlflowClient:
         ServiceError: the database cannot be opened.
         StorageError: the folder of the database cannot be created.
     """
-    set_defaults()
     uri = with_driver(tracking_uri())
     with service_errors("opening the tracker"), _opening:
         mlflow.set_tracking_uri(uri)

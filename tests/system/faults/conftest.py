@@ -87,12 +87,20 @@ class Outside:
 
 @pytest.fixture(scope="session")
 def outside() -> Outside:
-    """See `Outside`."""
-    for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
-        del os.environ[name]
-    # Before the forks: a library of threads that has begun to work does not survive a fork.
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
-    return Outside()
+    """See `Outside`. The process that is forked gets an environment of its own; that of other tests stays."""
+    made = Outside()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+            patch.delenv(name)
+        # Before the forks: a library of threads that has begun to work does not survive a fork.
+        for name, value in {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}.items():
+            patch.setenv(name, value)
+        made(_environment)
+    return made
+
+
+def _environment() -> dict[str, str]:
+    return dict(os.environ)
 
 
 def _older(folder: Path) -> None:
@@ -114,7 +122,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, outside: Outside, picture: A
     for number in range(_PHOTOGRAPHS):
         picture(number).save(folder / "photographs" / f"{number:02}.png")
     command = [sys.executable, "-m", "pipelines.cli", "run", "--source", "photographs", "--params", "params.yaml"]
-    subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    environment = outside(_environment) | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     outside(_older, folder)
     return folder
 
@@ -139,7 +148,9 @@ def _measured(folder: Path, column: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def servers(world: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def servers(
+    world: Path, outside: Outside, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     """Starts SeaweedFS with the photographs, and MLflow's server with a copy of the database, when they are needed."""
     with ExitStack() as started:
 
@@ -160,7 +171,7 @@ def servers(world: Path, request: pytest.FixtureRequest, tmp_path_factory: pytes
                 "--host=127.0.0.1", f"--port={port}", "--workers=1",
             ]  # fmt: skip
             log = started.enter_context((folder / "log").open("w"))
-            environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            environment = outside(_environment) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
             server = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
