@@ -17,8 +17,9 @@ from bebygan.imaging.tiling import upscale_image
 from bebygan.precision import full_precision, training_device
 from components.cli import report_errors
 from components.evaluate.evidence import intervals
+from components.evaluate.measuring import load_networks
 from components.progress import progress
-from pipelines.ablation.measures import METRICS, Photograph, Upscale, bicubic, load_networks, measure, photographs_of
+from pipelines.ablation.measures import METRICS, Photograph, Upscale, bicubic, measure, photographs_of
 
 CONFIDENCE = 0.95
 _SHOWN = ("psnr_y", "lpips", "dists", "lr_psnr")

@@ -31,6 +31,7 @@ from components.stores.data_version import data_version
 from components.train.step import train
 from components.training import is_made
 from components.warmup.step import warm_up
+from pipelines.measured import Row, measured_once
 
 FEWEST = 5
 """Seeds below which a standard deviation says nothing."""
@@ -83,19 +84,16 @@ def trained(folder: Path, params: GanSettings) -> Path:
 
 def measured(folder: Path, weights: Path, params: EvaluateParams) -> pd.DataFrame:
     """Return the metrics of a generator by photograph, of those held out that are not flat, measured now or before."""
-    dataset, file = folder / "dataset", weights.parent / "per_photograph.json"
+    dataset = folder / "dataset"
     of = {"weights": sha256_of(weights), "dataset": data_version(dataset), "params": digest(params)}
-    if file.is_file() and (found := json.loads(file.read_text()))["of"] == of:
-        # A metric of a region that a photograph lacks is null.
-        return pd.DataFrame(found["rows"]).set_index("photograph").astype(float)
-    rows, _ = measure(dataset, {"challenger": weights}, params)
-    kept = (rows["candidate"] == "challenger") & ~rows["photograph"].isin(flat_photographs(rows))
-    rows = rows.loc[kept, ["photograph", *METRICS]]
-    with whole_file(file) as temporary:
-        temporary.write_text(
-            json.dumps({"of": of, "rows": rows.astype(object).where(rows.notna(), None).to_dict("list")})
-        )
-    return rows.set_index("photograph")
+
+    def rows() -> list[Row]:
+        found, _ = measure(dataset, {"challenger": weights}, params)
+        kept = (found["candidate"] == "challenger") & ~found["photograph"].isin(flat_photographs(found))
+        records = found.loc[kept, ["photograph", *METRICS]].to_dict("records")
+        return [{str(name): value for name, value in record.items()} for record in records]
+
+    return pd.DataFrame(measured_once(weights.parent / "per_photograph.json", of, rows)).set_index("photograph")
 
 
 def seeded(params: Params, seeds: Iterable[int]) -> list[Params]:

@@ -1,7 +1,6 @@
 """Train every cell with every seed, measure all of them, and write the page; a second call goes on where one ended."""
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bebygan.errors import ConfigError
-from bebygan.files import sha256_of, storage_errors, whole_file
+from bebygan.files import sha256_of, storage_errors
 from bebygan.imaging.shards import read_patches
 from bebygan.precision import tf32, training_device
 from bebygan.training.sampling import batch
@@ -19,6 +18,7 @@ from components.artifacts import photographs_version
 from components.checkout import PARAMS_VARIABLE
 from components.cli import end_quickly
 from components.config import Params
+from components.evaluate.measuring import load_networks
 from components.progress import say
 from components.tracking.address import VARIABLE, tracking_uri
 from components.tracking.runs import StepRun
@@ -27,17 +27,16 @@ from components.training import is_made, tracked_training
 from components.warmup.step import warm_up
 from pipelines.ablation.measures import (
     Photograph,
-    Row,
     Upscale,
     bicubic,
     generator_of,
     identity_of,
-    load_networks,
     measured_rows,
     photographs_of,
 )  # fmt: skip
 from pipelines.ablation.plan import Training, read_ablation, trainings_of
 from pipelines.ablation.report import write_page
+from pipelines.measured import Row, measured_once
 
 WEIGHTS = "generator.safetensors"
 _TIMED = 3
@@ -94,15 +93,11 @@ def _measured(
     file: Path, make: Callable[[], Upscale], photographs: list[Photograph], of: Mapping[str, object]
 ) -> list[Row]:
     """Return the rows of one candidate, measured now or before; `of` is what they depend on."""
-    if file.is_file():
-        found = json.loads(file.read_text())
-        if found["of"] == of:
-            rows: list[Row] = found["rows"]
-            return rows
-    rows = measured_rows(file.stem, make(), photographs, load_networks(training_device()))
-    with whole_file(file) as temporary:
-        temporary.write_text(json.dumps({"of": of, "rows": rows}))
-    return rows
+
+    def measure() -> list[Row]:
+        return measured_rows(file.stem, make(), photographs, load_networks(training_device()))
+
+    return measured_once(file, of, measure)
 
 
 def ablate(options: argparse.Namespace) -> None:

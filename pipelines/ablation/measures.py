@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bebygan import SCALE
 from bebygan.errors import DataError
@@ -23,18 +21,16 @@ from bebygan.imaging.bicubic_uint8 import downscale_uint8, upscale_uint8
 from bebygan.imaging.picture_files import read_picture
 from bebygan.imaging.texture import local_deviation
 from bebygan.imaging.tiling import upscale_image
-from bebygan.metrics import dists, load_lpips, lpips, lr_psnr, psnr_y
-from bebygan.metrics.perceptual import Lpips
-from bebygan.networks import Dists, load_dists, load_generator
+from bebygan.metrics import dists, lpips, lr_psnr, psnr_y
+from bebygan.networks import load_generator
 from bebygan.precision import full_precision, training_device
-from bebygan.pretrained import weights_file
 from bebygan.settings import RegionSettings
 from components.artifacts import capped
+from components.evaluate.measuring import LEAST_REGION, Networks
 from components.progress import progress
+from pipelines.measured import Row
 
 Upscale = Callable[[Image], Image]
-Row = dict[str, Any]
-"""benchmark, photograph, and the metrics."""
 METRICS: Mapping[str, bool] = {
     "psnr_y": True, "lpips": False, "dists": False, "lr_psnr": True, "flat_lpips": False, "false_texture": False,
 }  # fmt: skip
@@ -45,8 +41,6 @@ DEFINITIONS: Mapping[str, str] = {
     "HR, in levels of 255: above 0 the generator invents texture there",
 }
 _REGION = RegionSettings()
-_LEAST_FLAT = 0.01
-"""Share of flat pixels below which a photograph has no value for the two."""
 _DETAIL = 5
 
 
@@ -69,20 +63,6 @@ class Photograph:
         height, width = (length - length % SCALE for length in image.shape[:2])
         hr = np.ascontiguousarray(image[:height, :width], np.uint8)
         return hr, downscale_uint8(hr, SCALE)
-
-
-@dataclass(frozen=True, slots=True)
-class Networks:
-    """The networks that the metrics need."""
-
-    lpips: Lpips
-    dists: Dists
-
-
-def load_networks(device: torch.device) -> Networks:
-    """Return the networks of the metrics; WeightsError if there are none."""
-    similar = load_lpips(weights_file("alexnet"), weights_file("lpips-alex"))
-    return Networks(similar.to(device), load_dists(weights_file("vgg16"), weights_file("dists")).to(device))
 
 
 def photographs_of(benchmarks: Mapping[str, Path]) -> list[Photograph]:
@@ -126,7 +106,7 @@ def measure(sr: Image, hr: Image, lr: Image, networks: Networks) -> dict[str, fl
         "flat_lpips": math.nan,
         "false_texture": math.nan,
     }
-    if flat.mean() >= _LEAST_FLAT:
+    if flat.mean() >= LEAST_REGION:
         values["flat_lpips"] = lpips(np.where(flat[..., None], sr, hr), hr, networks.lpips)
         values["false_texture"] = _detail(sr, flat) - _detail(hr, flat)
     return values
@@ -143,7 +123,7 @@ def generator_of(path: Path, tile: int | None) -> Upscale:
 
 
 def measured_rows(name: str, upscale: Upscale, photographs: list[Photograph], networks: Networks) -> list[Row]:
-    """Return a row for each photograph, enlarged in float32 from its LR by MATLAB's bicubic.
+    """Return benchmark, name and metrics of each photograph, enlarged in float32 from its LR by MATLAB's bicubic.
 
     Args:
         name: of the candidate, for the progress line.

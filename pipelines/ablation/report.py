@@ -13,8 +13,9 @@ from bebygan.imaging.texture import local_deviation
 from bebygan.precision import full_precision, training_device
 from components.evaluate.evidence import intervals
 from components.evaluate.pictures import most_textured, side_by_side, square_with_most
-from pipelines.ablation.measures import DEFINITIONS, METRICS, Photograph, Row, Upscale, flat_regions
+from pipelines.ablation.measures import DEFINITIONS, METRICS, Photograph, Upscale, flat_regions
 from pipelines.ablation.plan import Ablation, Cell, Training
+from pipelines.measured import Row
 
 Rows = Mapping[str, Sequence[Row]]
 """Rows by candidate, of the same photographs in the same order."""
