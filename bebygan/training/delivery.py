@@ -50,13 +50,13 @@ def choose_share(
         return {}
     weights, before, measured = state.best.weights, state.start_share, {}
     chosen: Best | None = None
+    candidate = copy.deepcopy(state.average)
     for share in dict.fromkeys((before, *shares)):
-        candidate = copy.deepcopy(state.average)
-        candidate.load_state_dict(interpolated(weights, state.start, before, share))
+        mixed = interpolated(weights, state.start, before, share)
+        candidate.load_state_dict(mixed)
         measured[share] = measure(candidate)
         found = score(measured[share], deliver)
         if found is not None and (chosen is None or found > chosen.score):
-            mixed = {name: value.clone() for name, value in candidate.state_dict().items()}
             chosen, state.start_share = Best(state.best.iteration, found, mixed), share
     state.best = chosen or state.best
     return measured

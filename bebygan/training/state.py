@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bebygan.distributed import sum_over_processes
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.generator import Generator
+from bebygan.networks.interpolation import interpolated
 from bebygan.precision import compile_in_place, resolve
 from bebygan.settings import Optimisation, Precision
 
@@ -103,8 +104,7 @@ class TrainState:
         if not self.start_share:
             return self.average
         mixed = copy.deepcopy(self.average)
-        for name, weights in mixed.state_dict().items():
-            weights.lerp_(self.start[name], self.start_share)
+        mixed.load_state_dict(interpolated(mixed.state_dict(), self.start, 0.0, self.start_share))
         return mixed
 
     def delivered(self) -> tuple[Generator, int]:
