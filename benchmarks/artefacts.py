@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from bebygan import SCALE
 from bebygan.imaging import Image

@@ -67,8 +67,8 @@ def measured_on_anchor(
         remote: DVC remote with the anchor's data version; "" for none.
 
     Returns:
-        The anchor's data version, and rows like those of `measured`. None if `evaluate.anchor` is none, or the anchor
-        is another data version and there is no remote.
+        The anchor's data version, and rows like those of `measured`. None if no anchor is measured: `evaluate.anchor`
+        is `none`, or the anchor is another data version and there is no remote.
 
     Raises:
         DataError: a photograph of the anchor is missing or altered in the remote, or all are trained on now.

@@ -174,12 +174,9 @@ def _by_candidate(measured: pd.DataFrame) -> "DataFrameGroupBy[Any, Any]":
 
 
 def _means(measured: pd.DataFrame) -> Means:
+    # pandas declares keys as hashable.
     found: Means = _by_candidate(measured).mean().dropna(axis=1).to_dict("index")  # type: ignore[assignment]
     return found
-
-
-def _measured_again(generators: Mapping[Candidate, Path], params: EvaluateParams, folder: Path) -> pd.DataFrame:
-    return measure(folder, generators, params)[0]
 
 
 def _anchor(data_version: str, rows: pd.DataFrame) -> Anchor:
@@ -305,8 +302,15 @@ def evaluate(
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
         measured, crops = measure(dataset, generators, params)
-        again = partial(_measured_again, generators, params)
-        held = measured_on_anchor(dataset, version, measured, again, params, ledger=ledger, remote=remote)
+        held = measured_on_anchor(
+            dataset,
+            version,
+            measured,
+            lambda folder: measure(folder, generators, params)[0],
+            params,
+            ledger=ledger,
+            remote=remote,
+        )
     anchor = _anchor(*held) if held else None
     flat = flat_photographs(measured)
     summary = replace(summarise(dataset, version, challenger), flat=tuple(sorted(flat)))

@@ -63,6 +63,7 @@ def _by_export(kind: ExportKind, path: Path, photographs: Arrays) -> Arrays:
     if kind == "safetensors":
         return _by_torch(load_generator(path).eval(), photographs)
     asked, answered = path.with_name("images.npz"), path.with_name("results.npz")
+    # numpy declares `allow_pickle` among these names.
     np.savez(asked, **photographs)  # type: ignore[arg-type]
     script = Path(__file__).parent / "export_check.py"
     if fault := fault_of(script, path, asked, answered, folder=path.parent):

@@ -20,6 +20,7 @@ T = TypeVar("T")
 class Protocol(H11Protocol):
     """HTTP/1.1 that closes connections of clients that send or read too slowly; uvicorn waits for them forever."""
 
+    # With the signature of uvicorn, which narrows that of asyncio.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to watch a connection."""
         super().connection_made(transport)

@@ -20,14 +20,20 @@ def test_without_a_champion_nothing_is_served_until_there_is_one(registry: Regis
     assert (follower.current.version.version, follower.fault) == ("1", None)
 
 
-def test_a_version_that_upscales_to_nothing_finite_is_not_served(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _before_a_promotion(registry: Registry) -> Follower:
+    """Return a follower that serves version 1 and has not seen yet that version 2 is champion."""
     registry.promote(registry.add(1))
     follower = Follower("champion", "bebygan", "fp32")
     follower.refresh()
-    before = follower.current
     registry.promote(registry.add(2))
+    return follower
+
+
+def test_a_version_that_upscales_to_nothing_finite_is_not_served(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = _before_a_promotion(registry)
+    before = follower.current
     monkeypatch.setattr(Generator, "forward", lambda _, lr: torch.full((1, 3, 96, 68), float("nan")) + lr.sum())
     follower.refresh()
     assert follower.current is before
@@ -37,11 +43,8 @@ def test_a_version_that_upscales_to_nothing_finite_is_not_served(
 def test_a_version_that_cannot_be_used_for_any_reason_is_not_served_and_named(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.promote(registry.add(1))
-    follower = Follower("champion", "bebygan", "fp32")
-    follower.refresh()
+    follower = _before_a_promotion(registry)
     before = follower.current
-    registry.promote(registry.add(2))
 
     def forward(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("out of memory\nwith two models")

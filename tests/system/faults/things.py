@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -193,23 +194,22 @@ def make_cached() -> None:
     record_digest(output("patches", "shards"))
 
 
+def _make_if_missing(made: Path, make: Callable[[], None]) -> None:
+    _check_cache(WORKSPACE / "cache", WORKSPACE / "pipeline", bypass=False)
+    if not made.exists():
+        made.mkdir()
+        make()
+
+
 def read_cached() -> Any:
     """What the next `bebygan run` does with the outputs of earlier ones: it checks them, and makes what is missing."""
-    shards = output("patches", "shards")
-    _check_cache(WORKSPACE / "cache", WORKSPACE / "pipeline", bypass=False)
-    if not shards.exists():
-        shards.mkdir()
-        make_cached()
+    _make_if_missing(output("patches", "shards"), make_cached)
     return read_shards()
 
 
 def read_start_of_run() -> Any:
     """What the next `bebygan run` does with the start of an earlier one."""
-    start = output("warmup", "generator")
-    _check_cache(WORKSPACE / "cache", WORKSPACE / "pipeline", bypass=False)
-    if not start.exists():
-        start.mkdir()
-        make_start()
+    _make_if_missing(output("warmup", "generator"), make_start)
     return read_start()
 
 
@@ -389,7 +389,7 @@ def _unfinished() -> str:
 
 
 def keep_values() -> None:
-    """Log values of a run while the server is away."""
+    """Log values of a run while the server is unreachable."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     delivery = Delivery(MlflowClient("http://127.0.0.1:9"), _unfinished(), WORKSPACE / "untracked")
     for step in range(5):
