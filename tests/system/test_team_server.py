@@ -92,7 +92,7 @@ def team(server: TeamServer) -> TeamServer:
     first = script(server, "setup.py")
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines() == [
-        *(f"bucket {name}: made" for name in ("photographs", "bebygan", "mlflow")),
+        *(f"bucket {name}: made" for name in ("photographs", "bebygan", "ledger", "mlflow")),
         *(f"account {name}: made" for name in ("retrain", "serve")),
     ]
     again = script(server, "setup.py")
