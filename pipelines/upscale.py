@@ -14,10 +14,9 @@ import psutil
 from PIL import Image as PillowImage
 
 import bebygan
-from bebygan import SCALE
 from bebygan.errors import ConfigError, DataError, WeightsError
-from bebygan.imaging.picture_files import UPSCALED, WRITTEN, Picture, enlarged, read_picture, write_picture
-from bebygan.imaging.tiling import out_of_memory, upscale_fast
+from bebygan.imaging.picture_files import UPSCALED, WRITTEN, Picture, held_bytes, read_picture, write_upscaled
+from bebygan.imaging.tiling import SMALLEST_TILE, band_bytes, out_of_memory, upscale_bands
 from bebygan.networks.generator import Generator
 from bebygan.networks.interpolation import interpolated
 from bebygan.networks.naming import load_generator
@@ -157,23 +156,21 @@ def _pixels(path: Path) -> int:
         return 0
 
 
-def _room(picture: Picture, limit: int | None, source: Path) -> int | None:
-    """Return the bytes that the maps of a tile may take within --max-memory.
+def _room(picture: Picture, limit: int | None, source: Path, target: Path) -> int | None:
+    """Return the bytes that tiles may take within --max-memory.
 
     Raises:
-        DataError: the photograph alone does not fit.
+        DataError: the photograph does not fit.
     """
     if limit is None:
         return None
-    pixels = picture.rgb[..., 0].size
-    used = psutil.Process().memory_info().rss
-    # The result, Pillow's copy of it with four bytes per pixel, and its encoded file.
-    needed = pixels * SCALE**2 * (3 + 4 + 1)
-    if used + needed > limit:
+    used = psutil.Process().memory_info().rss + held_bytes(picture, target.suffix.lower())
+    needed = used + band_bytes(picture.rgb) * min(SMALLEST_TILE, len(picture.rgb))
+    if needed > limit:
         raise DataError(
-            f"{source} needs about {(used + needed) / 1e9:.1f} GB of memory: raise --max-memory, or cut it into parts"
+            f"{source} needs about {needed / 1e9:.1f} GB of memory: raise --max-memory, or cut it into parts"
         )
-    return limit - used - pixels * SCALE**2 * 3
+    return limit - used
 
 
 def _upscale(
@@ -190,10 +187,10 @@ def _upscale(
     _refuse_link(source, roots)
     _hide_warnings_of_size()
     picture = read_picture(source)
-    memory = _room(picture, max_memory, source)
+    memory = _room(picture, max_memory, source, target)
+    bands = upscale_bands(generator, picture.rgb, precision=precision, tile=tile, memory=memory, advance=advance)
     try:
-        rgb = upscale_fast(generator, picture.rgb, precision=precision, tile=tile, memory=memory, advance=advance)
-        write_picture(enlarged(picture, rgb), target)
+        write_upscaled(picture, bands, target)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

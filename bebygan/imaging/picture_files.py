@@ -1,19 +1,24 @@
 """Reading photographs from files, and writing upscaled ones of the same kind."""
 
 import io
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 from PIL import ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
+from bebygan import SCALE
+from bebygan.beside import consume_beside
 from bebygan.errors import DataError
 from bebygan.files import whole_file
 from bebygan.imaging import Image, Image16
-from bebygan.imaging.deep_files import png_bytes, read_channels, tiff_bytes
+from bebygan.imaging.deep_files import read_channels
+from bebygan.imaging.encoding import BLOCK, Encode, Frame, encode_jpeg, encode_png, encode_tiff, encode_whole, in_pillow
 
 READ = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 """Pillow's names of the formats that the pipeline reads. No other decoder is started, whatever a file contains."""
@@ -22,17 +27,17 @@ UPSCALED = (*READ, "AVIF") if features.check("avif") else READ
 WRITTEN: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    # Files of the default, 6, are 4 % smaller and take three times as long.
-    ".png": {"format": "PNG", "compress_level": 4},
+    ".png": {"format": "PNG"},
     ".webp": {"format": "WEBP", "quality": 95},
-    ".tif": {"format": "TIFF", "compression": "tiff_deflate"},
-    ".tiff": {"format": "TIFF", "compression": "tiff_deflate"},
+    ".tif": {"format": "TIFF"},
+    ".tiff": {"format": "TIFF"},
     ".bmp": {"format": "BMP"},
     ".avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4"},
 }
 """Endings of the files that are written, with the options of Pillow's encoders."""
 if "AVIF" not in UPSCALED:
     del WRITTEN[".avif"]
+_IN_BLOCKS: dict[str, Encode] = {"JPEG": encode_jpeg, "PNG": encode_png, "TIFF": encode_tiff}
 _LARGEST_SIDES = {"JPEG": 65_500, "WEBP": 16_383}
 """Pixels, of libjpeg and libwebp."""
 _BITS_PER_SAMPLE = 258
@@ -164,15 +169,17 @@ def enlarged(picture: Picture, rgb: Image | Image16) -> Picture:
         picture: of any size.
         rgb: (H, W, 3), of the same type.
     """
-    alpha = picture.alpha
-    if alpha is not None:
-        size = rgb.shape[1::-1]
-        # Pillow interpolates 8-bit integers and floats.
-        source = PillowImage.fromarray(alpha if alpha.dtype == np.uint8 else alpha.astype(np.float32))
-        resized: npt.NDArray[Any] = np.asarray(source.resize(size, PillowImage.Resampling.BICUBIC))
-        resized = resized.clip(0, np.iinfo(alpha.dtype).max).round().astype(alpha.dtype)
-        return replace(picture, rgb=rgb, alpha=resized)
-    return replace(picture, rgb=rgb)
+    return replace(picture, rgb=rgb, alpha=_resized(picture.alpha, rgb.shape[1::-1]))
+
+
+def _resized(alpha: Any, size: tuple[int, ...]) -> Any:
+    """Return transparency, or None, of another width and height."""
+    if alpha is None or alpha.shape == size[::-1]:
+        return alpha
+    # Pillow interpolates 8-bit integers and floats.
+    source = PillowImage.fromarray(alpha if alpha.dtype == np.uint8 else alpha.astype(np.float32))
+    resized = np.asarray(source.resize((size[0], size[1]), PillowImage.Resampling.BICUBIC))
+    return resized.clip(0, np.iinfo(alpha.dtype).max).round().astype(alpha.dtype)
 
 
 def to_pillow(picture: Picture) -> PillowImage.Image:
@@ -184,25 +191,80 @@ def to_pillow(picture: Picture) -> PillowImage.Image:
     channels = picture.channels
     if channels.dtype == np.uint16 and channels.shape[2] > 1:
         raise ValueError("Pillow holds no colours or transparency of 16 bits")
-    image = PillowImage.fromarray(channels[..., 0] if channels.shape[2] == 1 else channels)
+    image = in_pillow(channels)
     image.info.update(picture.metadata)
     return image
 
 
-def _in_8_bits(picture: Picture, options: dict[str, Any]) -> bytes:
-    content = io.BytesIO()
-    # BMP has neither.
-    metadata: dict[str, Any] = {} if options["format"] == "BMP" else dict(picture.metadata)
-    to_pillow(picture).save(content, **options, **metadata)
-    return content.getvalue()
+def _frame(picture: Picture, scale: int, ending: str, name: object) -> Frame:
+    """Return what the encoder of a picture, enlarged, knows before its first rows.
+
+    Raises:
+        DataError: the format has no transparency, not 16 bits, or not this size.
+    """
+    kind, deep = WRITTEN[ending]["format"], picture.rgb.dtype == np.uint16
+    if picture.alpha is not None and kind in ("JPEG", "BMP"):
+        raise DataError(f"{name} cannot hold transparency: choose a name that ends with .png")
+    if deep and kind not in ("PNG", "TIFF"):
+        raise DataError(f"{name} cannot hold 16 bits per channel: choose a name that ends with .png or .tif")
+    channels = (1 if picture.grey else 3) + (picture.alpha is not None)
+    height, width = (side * scale for side in picture.rgb.shape[:2])
+    frame = Frame(width, height, channels, deep, picture.metadata, name)
+    if max(height, width) > (limit := _LARGEST_SIDES.get(kind, max(height, width))):
+        raise frame.refusal(f", only sides up to {limit}")
+    return frame
 
 
-def _in_16_bits(picture: Picture, kind: str) -> bytes:
-    if kind == "PNG":
-        return png_bytes(picture.channels, picture.metadata)
-    # Pillow and others read no TIFF of grey with alpha.
-    whole = replace(picture, grey=picture.grey and picture.alpha is None)
-    return tiff_bytes(whole.channels, picture.metadata)
+def _blocks(bands: Iterable[Image | Image16]) -> Iterator[Image | Image16]:
+    """Cut rows, given in bands of any height, into blocks."""
+    parts: list[Any] = []
+    missing = BLOCK
+    for band in bands:
+        start = 0
+        while start < len(band):
+            parts.append(band[start : start + missing])
+            start, missing = start + missing, missing - len(parts[-1])
+            if not missing:
+                yield np.concatenate(parts) if len(parts) > 1 else parts[0]
+                parts, missing = [], BLOCK
+    if parts:
+        yield np.concatenate(parts)
+
+
+def _channels(picture: Picture, frame: Frame, bands: Iterable[Image | Image16]) -> Iterator[npt.NDArray[Any]]:
+    """Yield blocks of all channels of an enlarged picture, given its colours in bands."""
+    # Pillow resizes a part in another order than the whole, which rounds differently.
+    alpha, top = _resized(picture.alpha, (frame.width, frame.height)), 0
+    for rgb in _blocks(bands):
+        part = None if alpha is None else alpha[top : top + len(rgb)]
+        yield replace(picture, rgb=rgb, alpha=part).channels
+        top += len(rgb)
+
+
+def _encoder(
+    picture: Picture, scale: int, ending: str, name: object
+) -> Callable[[IO[bytes], Iterable[Image | Image16]], None]:
+    """Return what writes an enlarged picture, given its colours in bands, to an empty file.
+
+    Raises:
+        DataError: the format has no transparency, not 16 bits, or not this size.
+    """
+    options, deep = WRITTEN[ending], picture.rgb.dtype == np.uint16
+    kind = options["format"]
+    if picture.alpha is not None and kind in ("JPEG", "BMP"):
+        raise DataError(f"{name} cannot hold transparency: choose a name that ends with .png")
+    if deep and kind not in ("PNG", "TIFF"):
+        raise DataError(f"{name} cannot hold 16 bits per channel: choose a name that ends with .png or .tif")
+    if deep and kind == "TIFF":
+        # Pillow and others read no TIFF of grey with alpha.
+        picture = replace(picture, grey=picture.grey and picture.alpha is None)
+    channels = (1 if picture.grey else 3) + (picture.alpha is not None)
+    height, width = (side * scale for side in picture.rgb.shape[:2])
+    frame = Frame(width, height, channels, deep, picture.metadata, name)
+    if max(height, width) > (limit := _LARGEST_SIDES.get(kind, max(height, width))):
+        raise frame.refusal(f", only sides up to {limit}")
+    encode = _IN_BLOCKS.get(kind, encode_whole)
+    return lambda file, bands: encode(file, frame, _channels(picture, frame, bands), options)
 
 
 def encoded(picture: Picture, ending: str, name: object) -> bytes:
@@ -216,20 +278,9 @@ def encoded(picture: Picture, ending: str, name: object) -> bytes:
     Raises:
         DataError: the format has no transparency, not 16 bits, or not this size.
     """
-    options = WRITTEN[ending]
-    if picture.alpha is not None and options["format"] in ("JPEG", "BMP"):
-        raise DataError(f"{name} cannot hold transparency: choose a name that ends with .png")
-    deep = picture.rgb.dtype == np.uint16
-    if deep and options["format"] not in ("PNG", "TIFF"):
-        raise DataError(f"{name} cannot hold 16 bits per channel: choose a name that ends with .png or .tif")
-    height, width = picture.rgb.shape[:2]
-    too_large = f"{name} cannot hold {width}x{height} pixels"
-    if max(height, width) > (limit := _LARGEST_SIDES.get(options["format"], max(height, width))):
-        raise DataError(f"{too_large}, only sides up to {limit}: choose a name that ends with .png")
-    try:
-        return _in_16_bits(picture, options["format"]) if deep else _in_8_bits(picture, options)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{too_large} ({error}): choose a name that ends with .png") from error
+    content = io.BytesIO()
+    _encoder(picture, 1, ending, name)(content, [picture.rgb])
+    return content.getvalue()
 
 
 def write_picture(picture: Picture, path: Path) -> None:
@@ -239,6 +290,33 @@ def write_picture(picture: Picture, path: Path) -> None:
         DataError: see `encoded`.
         StorageError: the file cannot be written.
     """
-    content = encoded(picture, path.suffix.lower(), path)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content)
+    encode = _encoder(picture, 1, path.suffix.lower(), path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        encode(file, [picture.rgb])
+
+
+def write_upscaled(picture: Picture, bands: Iterable[Image | Image16], path: Path) -> None:
+    """Write a picture, four times as large, atomically: while one band is computed, the one before is encoded.
+
+    Of PNG, TIFF and JPEG at most two bands are in memory, and the whole transparency if there is any; of other formats
+    the whole picture. See `held_bytes`.
+
+    Args:
+        picture: before upscaling.
+        bands: (rows, 4W, 3) from top to bottom: the colours of the upscaled picture, computed when they are asked for.
+        path: of the file; its ending names the format.
+
+    Raises:
+        DataError: see `encoded`; nothing is computed.
+        StorageError: the file cannot be written.
+    """
+    encode = _encoder(picture, SCALE, path.suffix.lower(), path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        consume_beside(bands, partial(encode, file))
+
+
+def held_bytes(picture: Picture, ending: str) -> int:
+    """Return the bytes of a picture, four times as large, that its encoder needs besides the bands of colours."""
+    # Pillow's four bytes per pixel, and the encoded file.
+    whole = 0 if WRITTEN[ending]["format"] in _IN_BLOCKS else 4 + 1
+    return (whole * picture.rgb[..., 0].size + getattr(picture.alpha, "nbytes", 0)) * SCALE**2

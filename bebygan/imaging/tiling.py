@@ -1,7 +1,8 @@
 """Upscaling images of any size with bounded memory."""
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from bebygan.settings import GeneratorShape, Precision
 
 TILE = 512
 """Largest side of a tile, LR pixels, unless memory is limited. Larger ones save little: the overlap costs 20 %."""
-_SMALLEST_TILE = 32
+SMALLEST_TILE = 32
 AnyImage = TypeVar("AnyImage", bound=Image | Image16)
 
 
@@ -29,10 +30,16 @@ def enough_overlap(shape: GeneratorShape) -> int:
     return min(8 + shape.blocks, 24)
 
 
-def tile_for(shape: GeneratorShape, dtype: torch.dtype, memory: int) -> int:
-    """Return the largest side of a tile, a multiple of 32 up to `TILE`, whose maps take at most `memory` bytes.
+def tile_for(shape: GeneratorShape, dtype: torch.dtype, memory: int, row: int = 0) -> int:
+    """Return the largest side of a tile, a multiple of 32 up to `TILE`, that takes at most `memory` bytes.
 
     Not even the smallest tile may fit.
+
+    Args:
+        shape: of the generator.
+        dtype: of its arithmetic.
+        memory: bytes.
+        row: bytes that are kept for each LR row of a tile, besides its maps.
     """
 
     def needed(side: int) -> int:
@@ -40,10 +47,58 @@ def tile_for(shape: GeneratorShape, dtype: torch.dtype, memory: int) -> int:
         # The stack of a dense block, twice, and the residuals that are kept.
         trunk = pixels * (2 * (shape.features + 4 * shape.growth) + 5 * shape.features)
         last = shape.features * (pixels + 3 * SCALE**2 * min(pixels, BAND))
-        return max(trunk, last) * dtype.itemsize + pixels * 3 * SCALE**2 * (dtype.itemsize + 8)
+        return max(trunk, last) * dtype.itemsize + pixels * 3 * SCALE**2 * (dtype.itemsize + 8) + side * row
 
-    sides = range(_SMALLEST_TILE, TILE + 1, _SMALLEST_TILE)
-    return max((side for side in sides if needed(side) <= memory), default=_SMALLEST_TILE)
+    sides = range(SMALLEST_TILE, TILE + 1, SMALLEST_TILE)
+    return max((side for side in sides if needed(side) <= memory), default=SMALLEST_TILE)
+
+
+def band_bytes(image: Image | Image16) -> int:
+    """Return the bytes of two upscaled bands, for each LR row: one is computed while one is encoded."""
+    return int(2 * SCALE**2 * image[0].nbytes)
+
+
+def upscale_bands(
+    generator: Generator,
+    image: AnyImage,
+    *,
+    precision: Precision = "auto",
+    tile: int | None = None,
+    memory: int | None = None,
+    advance: Callable[[int], object] | None = None,
+    into: AnyImage | None = None,
+) -> Iterator[AnyImage]:
+    """Upscale one image on the fast path of this machine, and yield its rows in bands; see `upscale_fast`.
+
+    Args:
+        generator: see `upscale_fast`.
+        image: see `upscale_fast`.
+        precision: of the arithmetic.
+        tile: largest side of a tile; None chooses it.
+        memory: bytes that two bands and the maps of a tile may take.
+        advance: see `upscale_image`.
+        into: (4H, 4W, 3) of the same type: the bands are views of it. None makes an array for each.
+
+    Returns:
+        Bands (rows, 4W, 3) from top to bottom, each as high as a tile.
+    """
+    device = next(generator.parameters()).device
+    exact = image.dtype != np.uint8 and precision == "auto"
+    dtype = torch.float32 if exact else DTYPES[resolve(precision, device)]
+    if tile is None:
+        row = band_bytes(image) if into is None else 0
+        tile = TILE if memory is None else tile_for(generator.shape, dtype, memory, row)
+    overlap = enough_overlap(generator.shape)
+    lower = None if dtype == torch.float32 else dtype
+    return _bands(generator, image, tile=tile, overlap=overlap, dtype=lower, advance=advance, into=into)
+
+
+def _joined(image: AnyImage, bands: Callable[..., Iterator[AnyImage]]) -> AnyImage:
+    """Return a whole upscaled image, given what computes its bands."""
+    result: Any = np.empty((image.shape[0] * SCALE, image.shape[1] * SCALE, 3), image.dtype)
+    for _ in bands(into=result):
+        continue
+    return cast(AnyImage, result)
 
 
 def upscale_fast(
@@ -53,7 +108,6 @@ def upscale_fast(
     precision: Precision = "auto",
     tile: int | None = None,
     memory: int | None = None,
-    advance: Callable[[int], object] | None = None,
 ) -> AnyImage:
     """Upscale one image on the fast path of this machine: bfloat16 where the processor computes it, large tiles.
 
@@ -66,7 +120,6 @@ def upscale_fast(
         precision: of the arithmetic.
         tile: largest side of a tile; None chooses it.
         memory: bytes that the maps of a tile may take.
-        advance: see `upscale_image`.
 
     Returns:
         (4H, 4W, 3) RGB of the same type.
@@ -74,14 +127,8 @@ def upscale_fast(
     Raises:
         ValueError, MemoryError, torch.OutOfMemoryError, RuntimeError: see `upscale_image`.
     """
-    device = next(generator.parameters()).device
-    exact = image.dtype != np.uint8 and precision == "auto"
-    dtype = torch.float32 if exact else DTYPES[resolve(precision, device)]
-    if tile is None:
-        tile = TILE if memory is None else tile_for(generator.shape, dtype, memory)
-    overlap = enough_overlap(generator.shape)
-    lower = None if dtype == torch.float32 else dtype
-    return upscale_image(generator, image, tile=tile, overlap=overlap, dtype=lower, advance=advance)
+    bands = partial(upscale_bands, generator, image, precision=precision, tile=tile, memory=memory)
+    return _joined(image, bands)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -141,34 +188,51 @@ def upscale_image(
         ValueError: `image` is not (H, W, 3) uint8 or uint16, `tile` is below 1 or `overlap` below 0.
         MemoryError, torch.OutOfMemoryError, RuntimeError: not even a tile of 32 pixels fits; see `out_of_memory`.
     """
+    bands = partial(_bands, generator, image, tile=tile, overlap=overlap, dtype=dtype, advance=advance)
+    return _joined(image, bands)
+
+
+def _bands(
+    generator: Generator,
+    image: AnyImage,
+    *,
+    tile: int | None,
+    overlap: int,
+    dtype: torch.dtype | None,
+    advance: Callable[[int], object] | None,
+    into: AnyImage | None,
+) -> Iterator[AnyImage]:
+    """Yield the rows of an upscaled image, tile by tile; see `upscale_image` and `upscale_bands`."""
     if (tile is not None and tile < 1) or overlap < 0:
         raise ValueError(f"tile must be at least 1 and overlap at least 0, got {tile} and {overlap}")
     height, width = image.shape[:2]
     side = min(tile or max(height, width), max(height, width))
-    result: Any = np.empty((height * SCALE, width * SCALE, 3), image.dtype)
-    waiting = _regions(_Region(0, 0, height, width), side)[::-1]
-    while waiting:
-        region = waiting.pop()
-        if max(region.bottom - region.top, region.right - region.left) > side:
-            waiting += _regions(region, side)[::-1]
-            continue
-        try:
-            upscaled = _upscale_region(generator, image, region, overlap, dtype)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or side <= _SMALLEST_TILE:
-                raise
-            waiting.append(region)
-            side = max(_SMALLEST_TILE, side // 2)
-            # Outside of the except clause, whose traceback holds tensors.
-            upscaled = None
-        if upscaled is None:
-            torch.cuda.empty_cache()
-            continue
-        top, left, bottom, right = (SCALE * edge for edge in region)
-        result[top:bottom, left:right] = upscaled
-        if advance:
-            advance((region.bottom - region.top) * (region.right - region.left))
-    return cast(AnyImage, result)
+    for first, row in groupby(_regions(_Region(0, 0, height, width), side), lambda region: region.top):
+        waiting = list(row)[::-1]
+        shape = (SCALE * (waiting[0].bottom - first), SCALE * width, 3)
+        band: Any = np.empty(shape, image.dtype) if into is None else into[SCALE * first :][: shape[0]]
+        while waiting:
+            region = waiting.pop()
+            if max(region.bottom - region.top, region.right - region.left) > side:
+                waiting += _regions(region, side)[::-1]
+                continue
+            try:
+                upscaled = _upscale_region(generator, image, region, overlap, dtype)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or side <= SMALLEST_TILE:
+                    raise
+                waiting.append(region)
+                side = max(SMALLEST_TILE, side // 2)
+                # Outside of the except clause, whose traceback holds tensors.
+                upscaled = None
+            if upscaled is None:
+                torch.cuda.empty_cache()
+                continue
+            top, left, bottom, right = (SCALE * edge for edge in region)
+            band[top - SCALE * first : bottom - SCALE * first, left:right] = upscaled
+            if advance:
+                advance((region.bottom - region.top) * (region.right - region.left))
+        yield band
 
 
 def _upscale_region(

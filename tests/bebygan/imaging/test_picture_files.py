@@ -1,14 +1,25 @@
 import struct
+import tracemalloc
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import IFDRational
 
 from bebygan.errors import DataError
-from bebygan.imaging.picture_files import Picture, enlarged, picture_of, read_picture, write_picture
+from bebygan.imaging.picture_files import (
+    Picture,
+    enlarged,
+    picture_of,
+    read_picture,
+    to_pillow,
+    write_picture,
+    write_upscaled,
+)
 
 ORIENTATION, ARTIST = 0x0112, 0x013B
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
@@ -196,3 +207,97 @@ def test_avif_is_read_and_written_with_transparency(tmp_path: Path) -> None:
     smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 4))
     write_picture(picture_of(smooth), tmp_path / "a.avif")
     assert np.abs(read_picture(tmp_path / "a.avif").channels.astype(int) - smooth).mean() < 3
+
+
+def metadata() -> dict[str, bytes]:
+    """Return what a camera writes, with its details and its place, and a profile."""
+    exif = Image.Exif()
+    exif[ARTIST] = "Ada"
+    exif.get_ifd(0x8769).update({0x9003: "2020:01:01 10:00:00", 0x829A: IFDRational(1, 60)})
+    exif.get_ifd(0x8825).update({1: "N", 2: (IFDRational(1, 1), IFDRational(2, 1), IFDRational(3, 1))})
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return {"exif": exif.tobytes(), "icc_profile": profile}
+
+
+def large_picture(count: int, kind: type) -> tuple[Picture, np.ndarray]:
+    """Return a picture of 33 x 21 pixels, and smooth colours four times as large."""
+    random, most = np.random.default_rng(count), np.iinfo(kind).max
+    picture = picture_of(random.integers(0, most, (33, 21, count), kind, True), metadata())
+    noise = random.integers(0, most // 9, (132, 84, 1 if picture.grey else 3))
+    ramp = np.linspace(0, most * 8 // 9, 132)[:, None, None]
+    return picture, np.broadcast_to((ramp + noise).astype(kind), (132, 84, 3))
+
+
+def bands(rgb: np.ndarray) -> Iterator[np.ndarray]:
+    for top, bottom in ((0, 4), (4, 7), (7, 80), (80, 128), (128, 132)):
+        yield rgb[top:bottom]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", {}),
+        (".tif", {"compression": "tiff_deflate"}),
+        (".jpg", {"quality": 95, "subsampling": 0}),
+        (".webp", {"quality": 95}),
+        (".avif", {"quality": 90, "subsampling": "4:4:4"}),
+    ],
+)
+def test_a_picture_written_in_bands_decodes_to_what_pillow_encodes_of_the_whole(
+    suffix: str, options: dict[str, Any], count: int, tmp_path: Path
+) -> None:
+    picture, rgb = large_picture(count, np.uint8)
+    if suffix == ".jpg" and picture.alpha is not None:
+        with pytest.raises(DataError, match=r"a\.jpg cannot hold transparency"):
+            write_upscaled(picture, bands(rgb), tmp_path / "a.jpg")
+        return
+    write_upscaled(picture, bands(rgb), tmp_path / f"a{suffix}")
+    whole = to_pillow(enlarged(picture, rgb))
+    # Pillow fails at the details in a deflated TIFF.
+    whole.save(tmp_path / f"b{suffix}", **options, **({} if suffix == ".tif" else picture.metadata))
+    with Image.open(tmp_path / f"a{suffix}") as ours, Image.open(tmp_path / f"b{suffix}") as theirs:
+        assert ours.mode == theirs.mode
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+        assert ours.info["icc_profile"] == picture.metadata["icc_profile"]
+        exif = ours.getexif()
+        assert exif[ARTIST] == "Ada"
+        assert dict(exif.get_ifd(0x8769)) == {0x9003: "2020:01:01 10:00:00", 0x829A: IFDRational(1, 60)}
+        assert dict(exif.get_ifd(0x8825)) == {1: "N", 2: (1, 2, 3)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a{suffix}", f"b{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_all_16_bits_are_written_in_bands(count: int, suffix: str, tmp_path: Path) -> None:
+    picture, rgb = large_picture(count, np.uint16)
+    write_upscaled(picture, bands(rgb), tmp_path / f"a{suffix}")
+    again, whole = read_picture(tmp_path / f"a{suffix}"), enlarged(picture, rgb)
+    assert np.array_equal(again.rgb, whole.rgb)
+    assert again.alpha is None if whole.alpha is None else np.array_equal(again.alpha, whole.alpha)
+    assert again.metadata["icc_profile"] == picture.metadata["icc_profile"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+def test_only_some_rows_of_a_large_picture_are_in_memory(suffix: str, tmp_path: Path) -> None:
+    picture = picture_of(np.zeros((1000, 1000, 3), np.uint8))
+    tracemalloc.start()
+    try:
+        write_upscaled(picture, (np.zeros((200, 4000, 3), np.uint8) for _ in range(20)), tmp_path / f"a{suffix}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Two bands have 4.8 MB, the picture has 48 MB.
+    assert peak < 10e6
+    with Image.open(tmp_path / f"a{suffix}") as written:
+        assert written.size == (4000, 4000)
+
+
+def test_what_the_format_cannot_hold_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    def none() -> Iterator[np.ndarray]:
+        raise AssertionError("computed")
+        yield
+
+    with pytest.raises(DataError, match="cannot hold 80000x4 pixels, only sides up to 65500: choose"):
+        write_upscaled(picture_of(np.zeros((1, 20_000, 3), np.uint8)), none(), tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
