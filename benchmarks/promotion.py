@@ -1,18 +1,25 @@
 """Count how often the gate promotes a repeated training, and how often one that is really better.
 
-`python -m benchmarks.promotion --folder promotion --params params/compact.yaml --set train.iterations=60` calibrates
+`python -m benchmarks.promotion --folder promotion --params params/compact.yaml --set train.iterations=100` calibrates
 with some seeds, trains with many others, and asks of each ordered pair whether one would replace the other as champion.
 Then the same for trainings that are several times as long. A second call goes on where one ended.
 """
 
 import argparse
+import os
+import signal
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
+import torch
 from tabulate import tabulate
 
 from components.artifacts import Candidate, Means
@@ -21,15 +28,16 @@ from components.cli import add_params_arguments, read_params, report_errors
 from components.comparison import METRICS
 from components.config import EvaluateParams, Metric, Params
 from components.evaluate.evidence import Table, gains_of
-from components.evaluate.step import flat_photographs, measure, objective_of
+from components.evaluate.step import objective_of
 from components.evaluate.verdict import Measured, judge
-from pipelines.calibration import WEIGHTS, least_gain, measured, measured_seeds, seeded
+from components.progress import WATCHER, say
+from pipelines.calibration import WEIGHTS, measured, measured_start, prepare, seeded, trained, training_noise
 
 Rows = Mapping[Candidate, pd.DataFrame]
 """Metrics by photograph."""
 
 
-def promoted(
+def failed(
     floors: Rows,
     champion: pd.DataFrame,
     challenger: pd.DataFrame,
@@ -37,8 +45,17 @@ def promoted(
     *,
     params: EvaluateParams,
     warmup: Path,
-) -> bool:
-    """Return whether a challenger would replace a champion, measured on the same photographs."""
+) -> list[str]:
+    """Return the metrics for which a challenger would not replace a champion; [] if it would.
+
+    Args:
+        floors: bicubic and the start.
+        champion: measured on the same photographs.
+        challenger: measured on the same photographs.
+        noise: see `judge`.
+        params: of evaluate.
+        warmup: weights of the start.
+    """
     rows = {**floors, "champion": champion, "challenger": challenger}
     values: dict[Candidate, Table] = {name: each[list(METRICS)].to_numpy() for name, each in rows.items()}
     means: Means = {name: {metric: float(each[metric].mean()) for metric in METRICS} for name, each in rows.items()}
@@ -49,65 +66,105 @@ def promoted(
         photographs=len(challenger),
         objective=objective_of(warmup, means)[0],
     )
-    return judge(known, params.thresholds, params.confidence, noise)[0] == "promote"
+    recommendation, reasons = judge(known, params.thresholds, params.confidence, noise)
+    found = [reason.removeprefix("failed: ").split()[0] for reason in reasons if reason.startswith("failed: ")]
+    return [] if recommendation == "promote" else found
+
+
+def _start_worker(threads: int) -> None:
+    # Ctrl-C ends the workers at once; finished trainings and checkpoints are on the disk.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ[WATCHER] = os.devnull
+    torch.set_num_threads(threads)
+
+
+def _trained_and_measured(folder: Path, params: Params) -> pd.DataFrame:
+    return measured(folder, trained(folder, params.train), params.evaluate)
+
+
+def _in_workers(folder: Path, trainings: Sequence[Params], workers: int) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Train and measure in several processes; yield the number of a training and its metrics when it is done."""
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads,)) as pool:
+        futures: dict[Future[pd.DataFrame], int] = {
+            pool.submit(_trained_and_measured, folder, each): number for number, each in enumerate(trainings)
+        }
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def tables_of(folder: Path, trainings: Sequence[Params], workers: int) -> list[pd.DataFrame]:
+    """Return the metrics of each training by photograph, and print a line for each that is done."""
+    started, tables = time.monotonic(), {}
+    for number, table in _in_workers(folder, trainings, workers):
+        tables[number] = table
+        seconds, means = time.monotonic() - started, table.mean()
+        say(
+            f"{len(tables)} of {len(trainings)} in {seconds:.0f} s, "
+            f"{seconds / len(tables) * (len(trainings) - len(tables)):.0f} s to go: "
+            f"{trainings[number].train.iterations} iterations, seed {trainings[number].train.seed}, "
+            f"LPIPS {means['lpips']:.4f}, PSNR-Y {means['psnr_y']:.2f}, LR-PSNR {means['lr_psnr']:.2f}"
+        )
+    return [tables[number] for number in range(len(trainings))]
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, measure and print a Markdown table."""
     params: Params = read_params(options)
     folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
     longer = replace(params, train=replace(params.train, iterations=options.longer * params.train.iterations))
     trainings = [
         *seeded(params, range(1, options.calibration + 1)),
         *seeded(params, range(101, 101 + options.repeats)),
         *seeded(longer, range(201, 201 + options.planted)),
     ]
-    tables = measured_seeds(options.source, folder, trainings)
+    prepare(options.source, folder, params)
+    floors, warmup = measured_start(folder, params.evaluate), folder / "warmup" / WEIGHTS
+    tables = tables_of(folder, trainings, options.workers)
     calibration, rest = tables[: options.calibration], tables[options.calibration :]
     repeated, better = rest[: options.repeats], rest[options.repeats :]
-    warmup = folder / "warmup" / WEIGHTS
-    bicubic, _ = measure(folder / "dataset", {}, params.evaluate)
-    bicubic = bicubic[~bicubic["photograph"].isin(flat_photographs(bicubic))].set_index("photograph")
-    floors: Rows = {"bicubic": bicubic[list(METRICS)], "warmup": measured(folder, warmup, params.evaluate)}
-    # A metric of a region that no photograph has is not a number.
-    means = pd.DataFrame([table.mean() for table in calibration]).dropna(axis="columns")
-    noise = {
-        metric: least_gain(means[metric].tolist(), params.evaluate.confidence) for metric in METRICS if metric in means
-    }
-    print(f"{len(bicubic)} held-out photographs, {options.calibration} seeds for the noise: {noise}\n")
-    rows = []
+    noise = training_noise(pd.DataFrame([table.mean() for table in calibration]), params.evaluate.confidence)
+    gains = ", ".join(f"{metric} {gain:.4f}" for metric, gain in noise.items())
+    print(
+        f"\n{len(floors['bicubic'])} held-out photographs, {params.train.iterations} iterations; "
+        f"noise of {options.calibration} seeds: {gains}\n"
+    )
+    rows, whys = [], []
     for gate, known in (("photographs alone", {}), ("and training noise", noise)):
         for what, challengers in (("the same", repeated), (f"{options.longer} times as long", better)):
-            shares = []
+            promoted, why = [], Counter[str]()
             for champion in repeated:
                 others = [each for each in challengers if each is not champion]
-                passed = sum(
-                    promoted(floors, champion, each, known, params=params.evaluate, warmup=warmup) for each in others
-                )
-                shares.append(passed / len(others))
+                found = [
+                    failed(floors, champion, each, known, params=params.evaluate, warmup=warmup) for each in others
+                ]
+                promoted.append(found.count([]))
+                why.update(metric for each in found for metric in each)
+            number = len(challengers) - (challengers is repeated)
             rows.append(
                 [
                     gate,
                     what,
-                    len(challengers),
-                    f"{statistics.median(shares):.1%}",
-                    f"{max(shares):.1%}",
-                    f"{statistics.mean(shares):.1%}",
+                    number,
+                    f"{statistics.median(promoted):g}",
+                    f"{max(promoted)}",
+                    f"{min(promoted)}",
+                    f"{statistics.mean(promoted) / number:.1%}",
                 ]
             )
-    print(
-        tabulate(
-            rows,
-            ["gate", "challengers", "number", "promoted, median champion", "worst champion", "all pairs"],
-            tablefmt="github",
-        )
-    )
-    for name, tables in (("the same", repeated), ("longer", better)):
-        each = pd.DataFrame([table.mean() for table in tables])
-        print(
-            f"{name}: "
-            + ", ".join(f"{metric} {each[metric].mean():.4f} +- {each[metric].std():.4f}" for metric in METRICS)
-        )
+            pairs = number * len(repeated)
+            whys.append(f"{gate}, {what}: " + ", ".join(f"{name} {n / pairs:.0%}" for name, n in why.most_common()))
+    headings = ["gate", "challengers", "number", "promoted, median champion", "most", "least", "of all pairs"]
+    print(tabulate(rows, headings, tablefmt="github"))
+    print("\nShare of the pairs in which a metric failed:", *whys, sep="\n- ")
+    print("\nMeans over the photographs, and their standard deviation between trainings:")
+    for name, each in (("the start", [floors["warmup"]]), ("the same", repeated), ("longer", better)):
+        of = pd.DataFrame([table.mean() for table in each])
+        print(f"- {name}: " + ", ".join(f"{metric} {of[metric].mean():.4f} ± {of[metric].std():.4f}" for metric in of))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=40, help="trainings that differ in the seed alone")
     parser.add_argument("--planted", type=int, default=10, help="trainings that are longer")
     parser.add_argument("--longer", type=int, default=4, help="by this factor")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     add_params_arguments(parser)
     options = parser.parse_args(arguments)
     return report_errors(lambda: run(options))

@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from bebygan.errors import ConfigError
+from bebygan.errors import ConfigError, DataError
 from bebygan.files import sha256_of, storage_errors, whole_file
 from bebygan.settings import GanSettings
+from components.artifacts import Candidate
 from components.cli import end_quickly, stoppable
 from components.comparison import METRICS, TITLES, shown
-from components.config import PARAMS_FILE, EvaluateParams, Params, digest
+from components.config import PARAMS_FILE, EvaluateParams, Metric, Params, digest
 from components.evaluate.evidence import students_quantile
 from components.evaluate.step import flat_photographs, measure
 from components.ingest.step import ingest
@@ -38,6 +39,7 @@ FEWEST = 5
 RESULT = "calibration.json"
 _CHECKPOINTS = "checkpoints"
 WEIGHTS = "generator.safetensors"
+_START: tuple[Candidate, ...] = ("bicubic", "warmup")
 
 
 def least_gain(means: Sequence[float], confidence: float) -> float:
@@ -52,9 +54,21 @@ def least_gain(means: Sequence[float], confidence: float) -> float:
     return students_quantile((1 - confidence) / 2, len(means) - 1) * math.sqrt(2) * spread
 
 
+def training_noise(means: pd.DataFrame, confidence: float) -> dict[Metric, float]:
+    """Return `least_gain` of each metric that was measured and differs between trainings.
+
+    Args:
+        means: a row for each training, a column for each metric.
+        confidence: see `least_gain`.
+    """
+    # A metric of a region that no photograph has is NaN, which is no value.
+    differing = [metric for metric in METRICS if metric in means and means[metric].nunique() > 1]
+    return {metric: least_gain(means[metric].tolist(), confidence) for metric in differing}
+
+
 def _rounded_up(value: float) -> str:
     """Return a positive value with two digits, never below itself."""
-    digits = 1 - math.floor(math.log10(value)) if value > 0 else 2
+    digits = 1 - math.floor(math.log10(value))
     return f"{math.ceil(value * 10**digits) / 10**digits:.{max(digits, 0)}f}"
 
 
@@ -82,18 +96,41 @@ def trained(folder: Path, params: GanSettings) -> Path:
     return output / WEIGHTS
 
 
+def measured_start(folder: Path, params: EvaluateParams) -> dict[Candidate, pd.DataFrame]:
+    """Return the metrics of bicubic and the start by photograph, of those held out that are not flat.
+
+    Raises:
+        DataError: all are flat.
+    """
+    rows = _measured(folder, {"warmup": folder / "warmup" / WEIGHTS}, params, _START)
+    rows = rows[~rows["photograph"].isin(flat_photographs(rows))].set_index("photograph")
+    if rows.empty:
+        raise DataError(f"{folder / 'dataset'} holds out only flat photographs: add photographs with texture")
+    return {name: rows.loc[rows["candidate"] == name, list(METRICS)] for name in _START}
+
+
 def measured(folder: Path, weights: Path, params: EvaluateParams) -> pd.DataFrame:
-    """Return the metrics of a generator by photograph, of those held out that are not flat, measured now or before."""
+    """Return the metrics of a generator by photograph, of those held out that are not flat."""
+    generators: dict[Candidate, Path] = {"warmup": folder / "warmup" / WEIGHTS, "challenger": weights}
+    rows = _measured(folder, generators, params, ("challenger",)).set_index("photograph")
+    return rows.loc[measured_start(folder, params)["bicubic"].index, list(METRICS)]
+
+
+def _measured(
+    folder: Path, generators: Mapping[Candidate, Path], params: EvaluateParams, only: tuple[Candidate, ...]
+) -> pd.DataFrame:
+    """Return metrics by photograph and candidate, measured now or before and kept beside the last generator."""
     dataset = folder / "dataset"
-    of = {"weights": sha256_of(weights), "dataset": data_version(dataset), "params": digest(params)}
+    weights = {name: sha256_of(path) for name, path in generators.items()}
+    of = {"weights": weights, "dataset": data_version(dataset), "params": digest(params)}
 
     def rows() -> list[Row]:
-        found, _ = measure(dataset, {"challenger": weights}, params)
-        kept = (found["candidate"] == "challenger") & ~found["photograph"].isin(flat_photographs(found))
-        records = found.loc[kept, ["photograph", *METRICS]].to_dict("records")
+        found, _ = measure(dataset, generators, params, only)
+        records = found[["photograph", "candidate", *METRICS]].to_dict("records")
         return [{str(name): value for name, value in record.items()} for record in records]
 
-    return pd.DataFrame(measured_once(weights.parent / "per_photograph.json", of, rows)).set_index("photograph")
+    beside = list(generators.values())[-1].parent
+    return pd.DataFrame(measured_once(beside / "per_photograph.json", of, rows))
 
 
 def seeded(params: Params, seeds: Iterable[int]) -> list[Params]:
@@ -137,7 +174,7 @@ def calibrate(options: argparse.Namespace) -> None:
     with stoppable("stopped on request; calibrate again to continue"):
         means = pd.DataFrame([table.mean() for table in measured_seeds(options.source, folder, trainings)])
     means = means.dropna(axis="columns")
-    gains = {metric: least_gain(means[metric].tolist(), confidence) for metric in METRICS if metric in means}
+    noise = training_noise(means, confidence)
     result = {
         "seeds": options.seeds,
         "confidence": confidence,
@@ -145,22 +182,26 @@ def calibrate(options: argparse.Namespace) -> None:
         "train": digest(replace(params.train, seed=0)),
         "means": means.to_dict("list"),
         "spread": means.std().to_dict(),
-        "training_noise": gains,
+        "training_noise": noise,
     }
     with whole_file(folder / RESULT) as file:
         file.write_text(json.dumps(result, indent=2) + "\n")
     rows = [
         [TITLES[metric], *(shown(metric, value) for value in (means[metric].mean(), means[metric].std(), gain))]
-        for metric, gain in gains.items()
+        for metric in METRICS
+        if metric in means
+        for gain in [noise.get(metric, 0.0)]
     ]
     headings = ["", "mean", "standard deviation", "gain by chance"]
     print(tabulate(rows, headings, tablefmt="plain", disable_numparse=True))
-    noise = ", ".join(f"{metric}: {_rounded_up(gain)}" for metric, gain in gains.items())
+    if alike := [metric for metric in METRICS if metric in means and metric not in noise]:
+        print(f"\nthe same with every seed, so that no gain is proposed: {', '.join(alike)}")
+    proposed = ", ".join(f"{metric}: {_rounded_up(gain)}" for metric, gain in noise.items())
     print(
         f"\nof two trainings with other seeds, one is better than the other by more than the gain by chance in "
         f"{(1 - confidence) / 2:.1%} of cases ({options.seeds} seeds). To let only larger gains replace the champion, "
         f"write in {PARAMS_FILE}, and calibrate again when parameters of train or the number of photographs change:\n\n"
-        f"evaluate:\n  training_noise: {{{noise}}}\n"
+        f"evaluate:\n  training_noise: {{{proposed}}}\n"
     )
     print(f"figures: {folder / RESULT}")
     end_quickly()

@@ -4,7 +4,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,9 +112,18 @@ def _check_finite(values: Mapping[Metric, float], candidate: Candidate, photogra
 
 
 def measure(
-    dataset: Path, generators: Mapping[Candidate, Path], params: EvaluateParams
+    dataset: Path,
+    generators: Mapping[Candidate, Path],
+    params: EvaluateParams,
+    only: Collection[Candidate] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Image]]]:
     """Measure generators and bicubic on the held-out photographs.
+
+    Args:
+        dataset: folder that ingest wrote.
+        generators: files of weights. `artefacts` are those that the warm-up lacks, or bicubic without a warm-up.
+        params: of the step.
+        only: candidates to measure; None measures bicubic and all generators.
 
     Returns:
         A row per photograph and candidate with all metrics, NaN for those of a region that a photograph lacks, and
@@ -133,6 +142,7 @@ def measure(
         generator = place(load_generator(generators[candidate]), device, channels_last=True).eval()
         upscalers[candidate] = partial(upscale_fast, generator, precision=params.precision, tile=params.tile)
     networks = load_networks(device)
+    wanted = [name for name in ("bicubic", *generators) if only is None or name in only]
     measured: list[dict[str, Any]] = []
     crops: dict[str, dict[str, Image]] = {}
     for photograph in progress(photographs.to_dict("records"), "evaluate", "photographs", len(photographs)):
@@ -148,9 +158,9 @@ def measure(
             seconds[candidate] = (time.perf_counter() - started) / hr.shape[0] / hr.shape[1] * 1e6
         original = Original(hr, lr, most_textured(hr, DISTS_SIDE), networks)
         start = upscaled[twins.get("warmup", "bicubic")]
-        found = {candidate: original.metrics(sr, start) for candidate, sr in upscaled.items()}
+        found = {twin: original.metrics(upscaled[twin], start) for twin in {twins.get(name, name) for name in wanted}}
         panels: dict[str, Image] = {}
-        for candidate in ("bicubic", *generators):
+        for candidate in wanted:
             twin = twins.get(candidate, candidate)
             _check_finite(found[twin], candidate, name)
             row = {"photograph": name, "sha256": photograph["sha256"], "candidate": candidate}

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from components.comparison import METRICS
 from components.config import Params, load_params
 from pipelines import calibration, cli
-from pipelines.calibration import least_gain, seeded
+from pipelines.calibration import least_gain, seeded, training_noise
 
 ROOT = Path(__file__).parents[2]
 FEW = [
@@ -33,6 +34,11 @@ def test_one_training_in_forty_is_better_than_another_by_more_than_the_least_gai
 def test_a_gain_that_is_proposed_is_never_below_the_measured_one(value: float) -> None:
     written = float(calibration._rounded_up(value))
     assert value <= written <= value * 1.1
+
+
+def test_noise_is_known_of_metrics_that_were_measured_and_differ_between_seeds() -> None:
+    means = pd.DataFrame({"lpips": [0.1, 0.2, 0.3], "artefacts": [0.0] * 3, "lpips_flat": [np.nan] * 3})
+    assert training_noise(means, 0.95) == {"lpips": least_gain([0.1, 0.2, 0.3], 0.95)}
 
 
 def test_seeds_differ_in_nothing_else() -> None:
@@ -78,8 +84,11 @@ def test_a_calibration_proposes_noise_and_goes_on_where_it_stopped(
     found = json.loads((tmp_path / "calibration" / "calibration.json").read_text())
     assert found["seeds"] == 5
     # The pictures of this test have no flat regions.
-    assert set(found["training_noise"]) == {metric for metric in METRICS if not metric.endswith("_flat")}
-    assert all(len(set(values)) > 1 for values in found["means"].values())
+    assert set(found["means"]) == {metric for metric in METRICS if not metric.endswith("_flat")}
+    # Two iterations change little, and artefacts are those that the start does not have.
+    assert found["means"]["artefacts"] == [0] * 5
+    assert set(found["training_noise"]) == set(found["means"]) - {"artefacts"}
+    assert "the same with every seed, so that no gain is proposed: artefacts\n" in said
     proposed = said.split("evaluate:\n")[1].split("\n\n")[0]
     assert isinstance(read(tmp_path, f"evaluate:\n{proposed}"), Params)
     assert cli.main(words) == 0
