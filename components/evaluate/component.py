@@ -16,6 +16,8 @@ def evaluate(
     warmup: dsl.Input[dsl.Model],
     challenger: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
 ) -> str:
     """Compare the challenger with the other candidates and return the verdict."""
     from components.cli import task
@@ -25,6 +27,7 @@ def evaluate(
 
         from components.artifacts import read_summary
         from components.config import EvaluateParams, from_yaml
+        from components.evaluate.console import copy_report, figures
         from components.evaluate.step import CHECKS
         from components.evaluate.step import evaluate as run
         from components.stores.dataset import summary_lines
@@ -36,5 +39,7 @@ def evaluate(
             places = {"ledger": ledger, "remote": remote, "expected": data_version}
             dataset_, start, trained = folders
             verdict = run(dataset_, start, trained, output, params=group, run=tracked, docs=Path(docs.path), **places)
+        metrics.metadata.update(figures(output))
+        copy_report(output, Path(report.path))
         print(*summary_lines(read_summary(output), output / "data.json", output / CHECKS), sep="\n", flush=True)
         return verdict

@@ -166,6 +166,14 @@ def test_a_run_tells_the_folder_that_each_step_made(graph: dict[str, Any]) -> No
     assert {output["artifactSelectors"][0]["producerSubtask"] for output in outputs.values()} == set(GROUPS)
 
 
+def test_kubeflow_shows_figures_and_report_of_evaluate(graph: dict[str, Any]) -> None:
+    made = graph["components"]["comp-evaluate"]["outputDefinitions"]
+    kinds = {name: output["artifactType"]["schemaTitle"] for name, output in made["artifacts"].items()}
+    assert kinds == {"evaluation": "system.Artifact", "metrics": "system.Metrics", "report": "system.HTML"}
+    # The verdict is a parameter.
+    assert made["parameters"] == {"Output": {"parameterType": "STRING"}}
+
+
 COMPONENTS = [
     (path.relative_to(ROOT).as_posix(), node)
     for path in sorted((ROOT / "components").glob("*/*component.py"))

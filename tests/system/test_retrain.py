@@ -99,6 +99,19 @@ def test_a_run_ends_with_the_table_the_champion_and_where_to_look(first_run: Fin
     assert said["runs"].endswith("bebygan ui --workspace workspace")
 
 
+def test_evaluate_gives_kubeflow_the_figures_the_verdict_and_the_report(first_run: Finished, project: Path) -> None:
+    assert first_run.code == 0
+    evaluation = output_of(project, "evaluate", "evaluation")
+    task = json.loads((evaluation.parent / "executor_output.json").read_text())
+    [metrics], [page] = (task["artifacts"][name]["artifacts"] for name in ("metrics", "report"))
+    shown = metrics["metadata"]
+    assert (shown.pop("verdict"), task["parameterValues"]["Output"]) == ("promote", "promote")
+    assert shown.pop("summary").startswith("The challenger becomes the first champion: LPIPS ")
+    means = read_means(evaluation)
+    assert shown == {f"{name} {metric}": value for name, row in means.items() for metric, value in row.items()}
+    assert (evaluation.parent / Path(page["uri"]).name).read_text() == (evaluation / "report.html").read_text()
+
+
 def test_the_champion_is_the_challenger_that_was_trained(first_run: Finished, project: Path) -> None:
     assert first_run.code == 0
     champion = client_of(project).get_model_version_by_alias("bebygan", "champion")
