@@ -1,7 +1,7 @@
 """Metrics and candidates of the comparison, and how they are written as text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import get_args
 
 from tabulate import tabulate
@@ -72,10 +72,15 @@ def change(gain: Gain) -> str:
     return f"{text}, {gain.better} better, {ties}, {gain.worse} worse"
 
 
+def main_opponent(candidates: Collection[Candidate]) -> Candidate:
+    """Return the candidate that a challenger is compared with first: the champion, else the warm-up, else bicubic."""
+    opponents: tuple[Candidate, ...] = ("champion", "warmup")
+    return next((name for name in opponents if name in candidates), "bicubic")
+
+
 def main_gains(gains: Sequence[Gain]) -> list[Gain]:
-    """Return the gains in the main metrics over the champion, or over the warm-up if there is no champion."""
-    opponents = {gain.opponent for gain in gains}
-    main = "champion" if "champion" in opponents else "warmup"
+    """Return the gains in the main metrics over the main opponent."""
+    main = main_opponent({gain.opponent for gain in gains})
     return [gain for gain in gains if gain.opponent == main and gain.metric in MAIN]
 
 

@@ -1,15 +1,12 @@
 """`bebygan why` and `bebygan lineage`: how a version was judged, and what it was made from."""
 
 import argparse
-import io
 import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from bebygan.differences import differences
 from bebygan.errors import BebyganError, DataError
@@ -19,8 +16,7 @@ from components.cli import end_quickly
 from components.comparison import gain_lines, text_table
 from components.progress import printable
 from components.stores import absolute
-from components.stores.data_version import read_file
-from components.stores.dataset import shortened
+from components.stores.dataset import manifest_of, shortened
 from components.tracking.history import EarlierRun, earlier_run, steps_of
 from components.tracking.ledger import ROLLBACK, Move, entries
 from components.tracking.provenance import UNKNOWN
@@ -117,7 +113,7 @@ def photographs(data_version: str, remote: str) -> list[dict[str, str]]:
     Raises:
         ConfigError, DataError, ServiceError: as `components.stores.data_version.read_file`.
     """
-    manifest = pd.read_parquet(io.BytesIO(read_file(data_version, remote, "manifest.parquet")))
+    manifest = manifest_of(data_version, remote)
     columns = [name for name in ("source", "sha256", "split") if name in manifest]
     found = [{name: str(row[name]) for name in columns} for row in manifest.to_dict("records")]
     return sorted(found, key=lambda row: row["source"])

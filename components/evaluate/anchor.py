@@ -4,7 +4,6 @@ It is the test side of a data version: that of the first entry of the ledger, wh
 `evaluate.anchor` names another. The DVC remote keeps its bytes.
 """
 
-import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from components.artifacts import Anchor
 from components.config import EvaluateParams
 from components.progress import say
 from components.stores.data_version import read_file
-from components.stores.dataset import photographs_of
+from components.stores.dataset import manifest_of, photographs_of
 from components.tracking.ledger import champions, entries
 from components.tracking.registry import ANCHOR, ANCHOR_VALUE, all_versions
 
@@ -39,7 +38,7 @@ def _fetched(anchor: str, remote: str, rows: pd.DataFrame, folder: Path) -> None
 
 
 def _rows(anchor: str, remote: str) -> pd.DataFrame:
-    manifest = pd.read_parquet(io.BytesIO(read_file(anchor, remote, "manifest.parquet")))
+    manifest = manifest_of(anchor, remote)
     return manifest[manifest["split"] == "test"]
 
 

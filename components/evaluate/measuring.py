@@ -18,12 +18,12 @@ from bebygan.precision import full_precision
 from bebygan.pretrained import weights_file
 from components.artifacts import capped
 from components.config import Metric
+from components.evaluate.pictures import Square
 
 LEAST_REGION = 0.01
 """Share of the pixels below which a region is too small to be measured."""
 DISTS_SIDE = 128
 """Side of the square that DISTS is measured on, pixels: on whole photographs it takes longer than all other metrics."""
-_Square = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Original:
     """A photograph, HR and LR, with its features and regions."""
 
     @torch.inference_mode()
-    def __init__(self, hr: Image, lr: Image, square: _Square, networks: Networks) -> None:
+    def __init__(self, hr: Image, lr: Image, square: Square, networks: Networks) -> None:
         self.hr, self.lr, self.square, self.networks = hr, lr, square, networks
         self.device = networks.lpips.shift.device
         images = to_tensor(hr, self.device)

@@ -1,13 +1,11 @@
-"""Pictures of the report: crops side by side, and training curves."""
+"""Pictures of the report: which square of a photograph, squares side by side, and how a page holds them."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
@@ -15,17 +13,16 @@ from bebygan import SCALE
 from bebygan.imaging import Image
 from bebygan.imaging.texture import local_deviation
 
-SIDE = 192
-"""Side of the crops in the report, pixels."""
+SIDE = 168
+"""Side of the squares in the report, pixels: at 200 % one fits on a telephone, at 100 % two side by side do."""
 _TEXTURE_WINDOW = 11
 _GAP = 6
 _CAPTION = 22
-_CURVES_IN_A_ROW = 3
-_MARKS = ("iteration", "delivered", "stopped.")
-"""What values of the history begin with that are no curves."""
+Square = tuple[slice, slice]
+"""Rows and columns."""
 
 
-def square_with_most(values: npt.NDArray[np.float64], side: int) -> tuple[slice, slice]:
+def square_with_most(values: npt.NDArray[np.float64], side: int) -> Square:
     """Return rows and columns of the square with the largest sum of values (H, W), at multiples of the scale.
 
     Args:
@@ -40,7 +37,7 @@ def square_with_most(values: npt.NDArray[np.float64], side: int) -> tuple[slice,
     return slice(top, top + height), slice(left, left + width)
 
 
-def most_textured(image: Image, side: int) -> tuple[slice, slice]:
+def most_textured(image: Image, side: int) -> Square:
     """Return rows and columns of the square with the highest mean local deviation, at multiples of the scale.
 
     Args:
@@ -63,30 +60,15 @@ def side_by_side(panels: Mapping[str, Image]) -> PillowImage.Image:
     return picture
 
 
-def embedded(image: Image) -> str:
-    """Return an image as the data URL of a PNG."""
+def embedded(image: Image, quality: int | None = None) -> str:
+    """Return an image as the data URL of a WebP file.
+
+    Args:
+        image: (H, W, 3) RGB, or (H, W, 4) with transparency.
+        quality: from 0 to 100; None keeps every pixel as it is.
+    """
     buffer = io.BytesIO()
-    PillowImage.fromarray(image).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def training_curves(history: Sequence[Mapping[str, float]]) -> str | None:
-    """Return the logged values of a training as an SVG with one plot each, or None if it logged less than twice."""
-    names = list(dict.fromkeys(name for entry in history for name in entry if not name.startswith(_MARKS)))
-    if len(history) < 2 or not names:
-        return None
-    rows = -(-len(names) // _CURVES_IN_A_ROW)
-    figure = Figure(figsize=(9, 2.1 * rows), layout="constrained")
-    for number, name in enumerate(names):
-        axes = figure.add_subplot(rows, _CURVES_IN_A_ROW, number + 1)
-        points = [(entry["iteration"], entry[name]) for entry in history if name in entry]
-        axes.plot(*zip(*points, strict=True), color="#2563a8", linewidth=1.4)
-        axes.set_title(name.replace("_", " "), fontsize=9, loc="left")
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.StringIO()
-    # A fixed salt and no date: the same history gives the same bytes.
-    with rc_context({"svg.hashsalt": "bebygan", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    # The fastest method, 1 ms instead of 20, for 10 % more bytes.
+    kept = {"lossless": True, "quality": 20} if quality is None else {"quality": quality}
+    PillowImage.fromarray(image).save(buffer, "WEBP", method=0, **kept)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

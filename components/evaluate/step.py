@@ -4,7 +4,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,15 +41,17 @@ from components.artifacts import (
     write_summary,
     write_verdict,
 )
-from components.comparison import METRICS, NAMES, change, main_gains
+from components.comparison import METRICS, change, main_gains, main_opponent
 from components.config import EvaluateParams, Metric
 from components.evaluate.anchor import anchor_history, measured_on_anchor
+from components.evaluate.background import background
 from components.evaluate.evidence import EXACT_BELOW, RESAMPLES, Table, gains_of
+from components.evaluate.gallery import LR, Gallery, Photograph, Sight
 from components.evaluate.health import examine
 from components.evaluate.measuring import DISTS_SIDE, LEAST_REGION, Original, load_networks
-from components.evaluate.pictures import SIDE, most_textured, side_by_side
+from components.evaluate.pictures import most_textured, side_by_side
 from components.evaluate.report import html_report
-from components.evaluate.verdict import Measured, judge, summary_of
+from components.evaluate.verdict import Measured, beyond_noise, judge, summary_of
 from components.progress import progress
 from components.stores.data_version import data_version
 from components.stores.dataset import (
@@ -70,8 +72,6 @@ if TYPE_CHECKING:
 SECONDS = "seconds_per_megapixel"
 CHECKS = "checks.html"
 """Page with the results of ingest's checks, beside the report."""
-_PICTURES = 12
-"""Number of photographs in the report; all photographs are measured."""
 _FLAT_FROM = 60.0
 """dB. A photograph that bicubic restores with this PSNR-Y differs by less than the rounding to 8 bits (58.9 dB). Its
 values say nothing about the models, and would outweigh those of the others."""
@@ -116,7 +116,7 @@ def measure(
     generators: Mapping[Candidate, Path],
     params: EvaluateParams,
     only: Collection[Candidate] | None = None,
-) -> tuple[pd.DataFrame, dict[str, dict[str, Image]]]:
+) -> tuple[pd.DataFrame, list[Sight]]:
     """Measure generators and bicubic on the held-out photographs.
 
     Args:
@@ -127,7 +127,8 @@ def measure(
 
     Returns:
         A row per photograph and candidate with all metrics, NaN for those of a region that a photograph lacks, and
-        the seconds per megapixel of the result; crops by photograph and caption.
+        the seconds per megapixel of the result; squares of the photographs that the report shows, none without a
+        challenger.
 
     Raises:
         DataError: no photograph is held out, one is damaged, or a value is not finite.
@@ -142,14 +143,15 @@ def measure(
         generator = place(load_generator(generators[candidate]), device, channels_last=True).eval()
         upscalers[candidate] = partial(upscale_fast, generator, precision=params.precision, tile=params.tile)
     networks = load_networks(device)
-    wanted = [name for name in ("bicubic", *generators) if only is None or name in only]
+    candidates: tuple[Candidate, ...] = ("bicubic", *generators)
+    wanted = {name: twins.get(name, name) for name in candidates if only is None or name in only}
+    shown = only is None and "challenger" in generators
     measured: list[dict[str, Any]] = []
-    crops: dict[str, dict[str, Image]] = {}
+    gallery = Gallery()
     for photograph in progress(photographs.to_dict("records"), "evaluate", "photographs", len(photographs)):
         name = photograph["source"]
         hr = central_square(read_photograph(dataset / photograph["file"]), params.crop)
         lr = downscale_uint8(hr, SCALE)
-        rows, columns = most_textured(hr, SIDE)
         upscaled: dict[Candidate, Image] = {}
         seconds: dict[Candidate, float] = {}
         for candidate, upscale in upscalers.items():
@@ -158,17 +160,26 @@ def measure(
             seconds[candidate] = (time.perf_counter() - started) / hr.shape[0] / hr.shape[1] * 1e6
         original = Original(hr, lr, most_textured(hr, DISTS_SIDE), networks)
         start = upscaled[twins.get("warmup", "bicubic")]
-        found = {twin: original.metrics(upscaled[twin], start) for twin in {twins.get(name, name) for name in wanted}}
-        panels: dict[str, Image] = {}
-        for candidate in wanted:
-            twin = twins.get(candidate, candidate)
-            _check_finite(found[twin], candidate, name)
+        distinct = {twin: original.metrics(upscaled[twin], start) for twin in {*wanted.values()}}
+        found = {candidate: distinct[twin] for candidate, twin in wanted.items()}
+        for candidate, values in found.items():
+            _check_finite(values, candidate, name)
             row = {"photograph": name, "sha256": photograph["sha256"], "candidate": candidate}
-            measured.append(row | found[twin] | {SECONDS: seconds[twin]})
-            panels[NAMES[candidate]] = upscaled[twin][rows, columns]
-        if len(crops) < _PICTURES:
-            crops[name] = panels | {"original": hr[rows, columns]}
-    return pd.DataFrame(measured), crops
+            measured.append(row | values | {SECONDS: seconds[wanted[candidate]]})
+        if shown:
+            gallery.add(
+                Photograph(
+                    name=name,
+                    hr=hr,
+                    lr=lr,
+                    textured=original.textured,
+                    upscaled={candidate: upscaled[twin] for candidate, twin in wanted.items()},
+                    metrics=found,
+                    opponent=main_opponent(generators),
+                    start=start,
+                )
+            )
+    return pd.DataFrame(measured), gallery.sights()
 
 
 def flat_photographs(measured: pd.DataFrame) -> list[str]:
@@ -238,9 +249,17 @@ def _protocol(params: EvaluateParams) -> dict[str, str]:
     }
 
 
-def _write_pictures(folder: Path, crops: Mapping[str, Mapping[str, Image]]) -> None:
+def required_gains(params: EvaluateParams, objective: Objective) -> dict[Candidate, dict[Metric, float]]:
+    """Return the bounds of `thresholds` for gains, by opponent; `objective` is that of the warm-up."""
+    bounds = params.thresholds
+    champion_bounds = beyond_noise(bounds.champion, params.training_noise)
+    return {"bicubic": bounds.bicubic, "warmup": bounds.warmup.get(objective, {}), "champion": champion_bounds}
+
+
+def _write_pictures(folder: Path, sights: Sequence[Sight]) -> None:
     folder.mkdir()
-    for number, panels in enumerate(crops.values(), start=1):
+    for number, sight in enumerate(sights, start=1):
+        panels = {name: image for name, image in sight.panels.items() if name != LR}
         side_by_side(panels).save(folder / f"{number:02}.png", optimize=True)
 
 
@@ -311,7 +330,7 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="champion-") as scratch:
         if current:
             generators["champion"] = download_generator(current, Path(scratch))
-        measured, crops = measure(dataset, generators, params)
+        measured, sights = measure(dataset, generators, params)
         held = measured_on_anchor(
             dataset,
             version,
@@ -361,17 +380,19 @@ def evaluate(
         checked = docs is not None and (docs / "index.html").is_file()
         if docs and checked:
             shutil.copyfile(docs / "index.html", folder / CHECKS)
-        _write_pictures(folder / "pictures", crops)
+        _write_pictures(folder / "pictures", sights)
         page = html_report(
             verdict,
             means,
             measured.to_dict("records"),
-            crops,
+            sights,
             history,
             summary=summary,
             thumbnails=read_thumbnails(dataset),
             anchor=anchor,
             on_anchor=anchor_history(anchor, params.model_name, ledger),
+            bounds=required_gains(params, objective),
+            background=background(dataset, current, run.pipeline_run, remote),
             checks=CHECKS if checked else None,
         )
         (folder / "report.html").write_text(page, encoding="utf-8")

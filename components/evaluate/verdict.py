@@ -41,6 +41,12 @@ def _unmeasured(metric: Metric) -> str:
     return f"{metric} was not measured: no held-out photograph has such regions"
 
 
+def beyond_noise(bounds: Mapping[Metric, float], noise: Mapping[Metric, float]) -> dict[Metric, float]:
+    """Return the gains over the champion that are required: those of `bounds`, raised to those that noise can bring."""
+    # A tolerated loss is no claim to be better.
+    return {name: max(bound, noise.get(name, bound)) if bound >= 0 else bound for name, bound in bounds.items()}
+
+
 def _over_champion(
     measured: Measured,
     gains: dict[Metric, Gain],
@@ -48,17 +54,16 @@ def _over_champion(
     confidence: float,
     noise: Mapping[Metric, float],
 ) -> Iterator[tuple[bool, str]]:
-    required = photographs_required(confidence)
+    photographs, required = photographs_required(confidence), beyond_noise(bounds, noise)
     if not bounds:
         yield False, "no threshold compares with the champion: set evaluate.thresholds.champion"
-    elif measured.photographs < required:
-        yield False, f"{TOO_FEW} ({measured.photographs} held out, {required} are needed)"
+    elif measured.photographs < photographs:
+        yield False, f"{TOO_FEW} ({measured.photographs} held out, {photographs} are needed)"
     elif all(gain.better == gain.worse == 0 for gain in gains.values()):
         yield False, "challenger and champion measure the same on every photograph"
     else:
         for metric, bound in bounds.items():
-            # A tolerated loss is no claim to be better.
-            least = max(bound, noise.get(metric, bound)) if bound >= 0 else bound
+            least = required[metric]
             if metric not in gains:
                 yield False, _unmeasured(metric)
                 continue

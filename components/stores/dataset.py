@@ -1,5 +1,6 @@
 """Reading a dataset that ingest wrote, and the text that tells what it holds and what was left out of it."""
 
+import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,10 +19,11 @@ from components.artifacts import (
     read_quarantine,
 )
 from components.progress import printable
+from components.stores.data_version import read_file
 
 NAMED = 10
 """Number of files that a text or the report names; the rest is counted."""
-_SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp"}
 """Formats of a dataset's photographs, and the endings of their files.
@@ -57,6 +59,15 @@ def photographs_of(dataset: Path, splits: Collection[str]) -> pd.DataFrame:
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{dataset}: manifest.parquet names {name}, which is outside the dataset: run ingest again")
     return manifest[manifest["split"].isin(splits)]
+
+
+def manifest_of(data_version: str, remote: str) -> pd.DataFrame:
+    """Return the manifest of a data version in a DVC remote.
+
+    Raises:
+        ConfigError, DataError, ServiceError: as `components.stores.data_version.read_file`.
+    """
+    return pd.read_parquet(io.BytesIO(read_file(data_version, remote, "manifest.parquet")))
 
 
 def read_photograph(path: Path) -> Image:
@@ -95,12 +106,12 @@ def summarise(dataset: Path, data_version: str, patchless_in: Path | None = None
     Raises:
         DataError: a file is missing or damaged.
     """
-    manifest = photographs_of(dataset, _SPLITS)
+    manifest = photographs_of(dataset, SPLITS)
     names = dict(zip(manifest["file"], manifest["source"], strict=True))
     patchless = read_patchless(patchless_in) if patchless_in else {}
     return DataSummary(
         data_version=data_version,
-        photographs={split: int((manifest["split"] == split).sum()) for split in _SPLITS},
+        photographs={split: int((manifest["split"] == split).sum()) for split in SPLITS},
         quarantined=read_quarantine(dataset),
         patchless={split: tuple(names.get(file, file) for file in files) for split, files in patchless.items()},
         skipped=skipped,

@@ -24,7 +24,7 @@ _PACKAGES = ("bebygan", "components", "pipelines")
 @cache
 def code_hash() -> str:
     """Return the SHA-256 over paths and contents of all sources, which does not depend on git."""
-    kinds = product(_PACKAGES, ("py", "html"))
+    kinds = product(_PACKAGES, ("py", "html", "css", "js"))
     sources = (path for package, kind in kinds for path in (_ROOT / package).rglob(f"*.{kind}"))
     return json_digest(checksums(_ROOT, sources))
 

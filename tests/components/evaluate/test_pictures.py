@@ -2,10 +2,9 @@ import base64
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from components.evaluate.pictures import embedded, most_textured, side_by_side, training_curves
+from components.evaluate.pictures import embedded, most_textured, side_by_side
 
 
 def test_most_textured_finds_the_textured_square() -> None:
@@ -29,27 +28,8 @@ def test_side_by_side_keeps_the_pixels_of_the_panels() -> None:
     assert (picture[-20:, -30:] == 200).all()
 
 
-@pytest.mark.parametrize("history", [[], [{"iteration": 1, "l1": 0.5}], [{"iteration": 1}, {"iteration": 2}]])
-def test_without_logged_values_there_are_no_curves(history: list[dict[str, float]]) -> None:
-    assert training_curves(history) is None
-
-
-def test_the_delivered_iteration_is_no_curve() -> None:
-    history = [{"iteration": 1, "l1": 0.5}, {"iteration": 2, "l1": 0.4, "delivered": 1}]
-    assert ">delivered</text>" not in (training_curves(history) or "")
-
-
-def test_curves_are_reproducible_and_skip_missing_values() -> None:
-    history = [{"iteration": 1, "l1": 0.5}, {"iteration": 2, "l1": 0.4, "psnr": 20.0}]
-    curves = training_curves(history)
-    assert curves == training_curves(history)
-    assert curves is not None
-    assert curves.startswith("<svg")
-    assert all(f">{name}</text>" in curves for name in ("l1", "psnr"))
-
-
 def test_an_embedded_picture_decodes_to_the_same_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
     prefix, content = embedded(image).split(",")
-    assert prefix == "data:image/png;base64"
+    assert prefix == "data:image/webp;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))), image)

@@ -190,7 +190,7 @@ def test_the_data_are_handed_over_and_described_in_mlflow(
     assert summary.patchless == {"train": (trained["source"].iloc[0],), "validation": ()}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "old/&lt;scan&gt;.png" in page
-    assert page.count('<img src="data:image/png;base64,') == 1 + 3 * 4
+    assert page.count('<img src="data:image/webp;base64,') == 1 + 8 * page.count('<section class="sight"')
     client = mlflow_client()
     runs = client.search_runs([client.get_experiment_by_name("bebygan").experiment_id])
     assert [run.data.tags["data"] for run in runs] == [headline(summary)] * 2
@@ -327,7 +327,10 @@ def test_the_report_is_self_contained_and_complete(compared: Callable[..., str],
     compared(thresholds=NOTHING | {"absolute": {"psnr_y": 99}})
     source = (tmp_path / "out" / "report.html").read_text()
     text = html.unescape(source)
-    assert len(re.findall(r'<img src="data:image/png;base64,[^"]+"', source)) == source.count("<img ") == 3 * 4
+    sights = source.count('<section class="sight"')
+    assert sights >= 3
+    # For each: the whole photograph, LR, three candidates, the original, two masks.
+    assert len(re.findall(r'<img src="data:image/webp;base64,[^"]+"', source)) == source.count("<img ") == sights * 8
     assert "http://" not in re.sub(r'xmlns[:\w]*="[^"]*"|"http://[^"]*"', "", source)
     metrics = read_means(tmp_path / "out")
     shown = [f"{metrics['challenger']['psnr_y']:.2f}", f"{metrics['warmup']['lpips']:.4f}", "required: at least 99"]
