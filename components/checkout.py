@@ -9,6 +9,8 @@ from bebygan.pretrained import GENERATORS
 
 PARAMS_VARIABLE = "BEBYGAN_PARAMS"
 """Environment variable: absolute path of the parameters file, which tasks inherit."""
+DISCRIMINATOR = "discriminator.safetensors"
+"""Name of the discriminator's weights beside a generator's."""
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -35,3 +37,9 @@ def start_weights_file(weights: str) -> Path:
     if near := get_close_matches(weights, GENERATORS, 1):
         raise WeightsError(f"warmup.weights is {weights}, which is no file; did you mean {near[0]}?")
     return found
+
+
+def discriminator_beside(generator: Path) -> Path | None:
+    """Return the discriminator beside a generator's weights, with which a training continues, or None."""
+    path = generator.with_name(DISCRIMINATOR)
+    return path if path.is_file() else None

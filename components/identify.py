@@ -4,7 +4,7 @@ import hashlib
 
 from bebygan.errors import ServiceError
 from bebygan.files import sha256_of
-from components.checkout import start_weights_file
+from components.checkout import discriminator_beside, start_weights_file
 from components.config import Params
 from components.job import Job, with_start
 from components.progress import say
@@ -52,6 +52,7 @@ def job_here(params: Params, source: str, code: str | None = None) -> Job:
     """
     digest = hashlib.sha256((code or code_hash() + environment_hash()).encode())
     weights = start_weights_file(with_start(params, "").warmup.weights or "")
-    if weights.is_file():
-        digest.update(sha256_of(weights).encode())
+    for file in (weights, discriminator_beside(weights)):
+        if file and file.is_file():
+            digest.update(sha256_of(file).encode())
     return Job(params, source, source_version(source), digest.hexdigest(), start_of(params))

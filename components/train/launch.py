@@ -26,6 +26,7 @@ from bebygan.errors import ConfigError, DataError, StorageError, WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.settings import GanSettings
 from components.artifacts import check_data_version, photographs_version
+from components.checkout import discriminator_beside
 from components.cli import add_training_arguments, run_step, step_parser
 from components.config import Params, from_yaml, one_line_yaml, to_yaml
 from components.progress import say
@@ -119,7 +120,7 @@ def launch(
             f"checkpoints {checkpoints} would be lost with the pod: they must be below {volume}, or in s3://"
         )
     digest = sha256_of(about)
-    beside = [sha256_of(path) for path in [warmup / "discriminator.safetensors"] if path.is_file()]
+    beside = [sha256_of(path) for path in [discriminator_beside(start)] if path]
     name = trainjob_name("train", to_yaml(params), digest, sha256_of(start), settings.image, *beside)
     shards, home = volume / "shards" / digest[:16], volume / "trainjobs" / name
     challenger = home / "challenger"

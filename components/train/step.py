@@ -21,10 +21,10 @@ from bebygan.training.loop import TrainStep
 from bebygan.training.state import TrainState, new_state, place
 from bebygan.training.step import gan_step
 from components.artifacts import read_patchless, seal, write_patchless
+from components.checkout import DISCRIMINATOR, discriminator_beside
 from components.progress import say
 from components.training import Track, job_of, train_generator, write_generator
 
-DISCRIMINATOR = "discriminator.safetensors"
 START = "start.safetensors"
 
 
@@ -59,13 +59,13 @@ def prepared(start: Path, params: GanSettings) -> tuple[TrainState, TrainStep]:
     generator = load_generator(start)
     torch.manual_seed(params.seed)
     discriminator = Discriminator(params.crop, params.discriminator_width) if params.losses.adversarial else None
-    if discriminator is not None and (beside := start.with_name(DISCRIMINATOR)).is_file():
+    if discriminator is not None and (beside := discriminator_beside(start)):
         try:
             load_exactly(discriminator, read_state(beside), beside)
         except WeightsError as error:
             raise WeightsError(
                 f"{error}; to continue with it, set train.crop and train.discriminator_width to those that it was "
-                "trained with, or set train.start to warmup"
+                "trained with, start from a copy of the generator alone, or set train.start to warmup"
             ) from error
     state = new_state(generator, discriminator, params, device)
     return state, gan_step(params, _perceptual(params, device), _dists(params, device))
@@ -114,7 +114,7 @@ def train(
     start = warmup / "generator.safetensors"
     state, step = prepared(start, params)
     digests = {"start": sha256_of(start)}
-    if state.discriminator is not None and (beside := start.with_name(DISCRIMINATOR)).is_file():
+    if state.discriminator is not None and (beside := discriminator_beside(start)):
         digests["start_discriminator"] = sha256_of(beside)
     job = job_of("train", params, patches, digests)
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)

@@ -1,5 +1,6 @@
 """Train the PSNR-oriented generator that Beby-GAN starts from with L1, or import its weights."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from bebygan.settings import GeneratorShape
 from bebygan.training.state import new_state
 from bebygan.training.step import warmup_step
 from components.artifacts import write_history
-from components.checkout import start_weights_file
+from components.checkout import discriminator_beside, start_weights_file
 from components.config import WarmupParams
 from components.tracking.registry import find_version, write_start
 from components.training import Track, job_of, train_generator, write_generator
@@ -65,7 +66,8 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
         patches: folder that the patches step wrote.
         output: folder, replaced as a whole: generator.safetensors, generator_raw.safetensors, history.jsonl. The
             metadata of the weights say what they were trained for, under `objective`, if that is known. Of a version:
-            its generator.safetensors, and discriminator.safetensors if it has one.
+            its generator.safetensors, and discriminator.safetensors if it has one. Weights that are taken as they are
+            keep the discriminator.safetensors beside them.
         checkpoints: folder or s3:// prefix for the checkpoints of this and other runs.
         params: of the step.
         track: gets the logged values.
@@ -80,7 +82,7 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
         if not rank():
             _continue(str(params.weights), output, params.generator)
         return
-    start, objective = "scratch", "psnr"
+    start, objective, beside = "scratch", "psnr", None
     torch.manual_seed(params.seed)
     if params.weights is None:
         generator = Generator(params.generator)
@@ -90,6 +92,7 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
         generator = load_generator(path)
         start = sha256_of(path)
         if not params.iterations:
+            beside = discriminator_beside(path)
             objective = (KNOWN[params.weights].objective or "") if known else _objective_of(path)
         _check_shape(generator, path, params.generator)
     state = new_state(generator, None, params, training_device())
@@ -101,3 +104,5 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
         return
     with whole_folder(output) as folder:
         write_generator(folder, state, params, job | ({"objective": objective} if objective else {}))
+        if beside:
+            shutil.copyfile(beside, folder / beside.name)

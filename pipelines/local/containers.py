@@ -19,7 +19,7 @@ from requests.exceptions import RequestException  # type: ignore[import-untyped]
 from urllib3.exceptions import HTTPError
 
 from bebygan.errors import ConfigError, ServiceError
-from components.checkout import start_weights_file
+from components.checkout import discriminator_beside, start_weights_file
 from components.cli import FAILURE_FILE
 from components.container_images import DATA_IMAGE, TORCH_IMAGE
 from components.job import Job
@@ -190,7 +190,9 @@ def in_containers(
     environment = environment_of_tasks(dict(os.environ))
     named = [value for value in environment.values() if os.path.isabs(value)]
     weights = job.params_of_steps.warmup.weights
-    given = [place for place in (job.source, str(start_weights_file(weights)) if weights else "") if folder_of(place)]
+    start = start_weights_file(weights) if weights else None
+    starts = [str(file) for file in (start, start and discriminator_beside(start)) if file]
+    given = [place for place in (job.source, *starts) if folder_of(place)]
     memory = psutil.virtual_memory().total
     with _engine_errors():
         # Only steps in this image record its digest.

@@ -74,7 +74,10 @@ def test_training_may_start_from_a_file_of_weights(photographs: Path, tmp_path: 
     job = job_here(load_params(ROOT / "params.yaml", [f"train.start={weights}"]), str(photographs))
     assert (job.params_of_steps.warmup.weights, job.start) == (str(weights), "")
     weights.write_bytes(b"2")
-    assert job_here(job.params, str(photographs)).fingerprint != job.fingerprint
+    other = job_here(job.params, str(photographs))
+    assert other.fingerprint != job.fingerprint
+    weights.with_name("discriminator.safetensors").write_bytes(b"3")
+    assert job_here(job.params, str(photographs)).fingerprint != other.fingerprint
 
 
 def test_a_job_here_knows_photographs_and_starting_weights(params: Params, photographs: Path, tmp_path: Path) -> None:

@@ -407,3 +407,16 @@ def test_a_known_start_is_of_the_kind_in_its_registry(
     params = tiny("weights=realsr-df2k-x4", "iterations=0")
     warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
     assert objective_in(tmp_path / "out") == "perceptual"
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_weights_that_are_taken_as_they_are_keep_the_discriminator_beside_them(
+    iterations: int, patches: Path, weights: Path, tmp_path: Path
+) -> None:
+    beside = weights.with_name("discriminator.safetensors")
+    beside.write_bytes(b"of the discriminator")
+    params = tiny(f"weights={weights}", f"iterations={iterations}")
+    warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
+    kept = tmp_path / "out" / beside.name
+    # After a warm-up the generator is another one, which this discriminator never saw.
+    assert (kept.read_bytes() if kept.exists() else None) == (None if iterations else b"of the discriminator")
