@@ -4,10 +4,12 @@ MLflow moves an alias unconditionally and keeps no history. A process therefore 
 which only one process can do, and then moves the aliases. If it is killed in between, the next run completes the move.
 """
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from bebygan.errors import DataError, WeightsError
+from bebygan.errors import DataError, ServiceError, WeightsError
 from components.artifacts import Verdict
 from components.tracking.client import MlflowClient, MlflowException, service_errors
 from components.tracking.ledger import (
@@ -42,6 +44,23 @@ from components.tracking.runs import StepRun
 _ENTRY = "ledger_entry"
 """Tag of a version: number of the newest entry that made it champion and whose aliases were set."""
 _SECONDS_TO_SET_ALIASES = 1.0
+_INSERTED_BY_ANOTHER = re.compile("IntegrityError|UniqueViolation|Duplicate entry")
+"""In the errors of SQLite, PostgreSQL and MySQL."""
+
+
+def _unless_another_inserts(change: Callable[[], None]) -> None:
+    """Change the registry; try again if another process inserts the same row between MLflow's look and its insert.
+
+    Args:
+        change: sets tags and aliases, which a repetition overwrites.
+    """
+    for left in (2, 1, 0):
+        try:
+            change()
+            break
+        except ServiceError as error:
+            if not left or not _INSERTED_BY_ANOTHER.search(str(error)):
+                raise
 
 
 def previous_champion(moves: Sequence[Move]) -> str | None:
@@ -85,11 +104,15 @@ def _record(ledger: str, model: str, move: Move, client: MlflowClient) -> bool:
     head = append(ledger, model, move)
     if head is None:
         return False
-    with service_errors(f"recording the newest entry of the ledger of {model}"):
-        # The registered model may have been deleted since the last entry.
-        if not client.search_registered_models(f"name='{model}'"):
-            client.create_registered_model(model)
-        client.set_registered_model_tag(model, HEAD, head)
+
+    def tag() -> None:
+        with service_errors(f"recording the newest entry of the ledger of {model}"):
+            # The registered model may have been deleted since the last entry.
+            if not client.search_registered_models(f"name='{model}'"):
+                client.create_registered_model(model)
+            client.set_registered_model_tag(model, HEAD, head)
+
+    _unless_another_inserts(tag)
     return True
 
 
@@ -114,7 +137,7 @@ def _follow(ledger: str, model: str, client: MlflowClient) -> bool:
     """Set the aliases to those of the newest entry, until no newer one appears; return False without an entry."""
     seen, moves = 0, entries(ledger, model)
     while moves and moves[-1].version and moves[-1].number != seen:
-        _set_aliases(client, model, moves)
+        _unless_another_inserts(partial(_set_aliases, client, model, moves))
         seen, moves = moves[-1].number, entries(ledger, model)
     return bool(moves)
 
@@ -145,6 +168,9 @@ def settle(ledger: str, model: str, client: MlflowClient, run_id: str = "") -> i
         holds = current.version if current else None
         weights = current.tags.get("weights_sha256") if current else None
         if (newest.version, newest.weights_sha256) == (holds, weights):
+            if current and PROMOTED not in current.tags and newest.verdict != BY_HAND:
+                # A process was killed between moving the alias and tagging the version.
+                _follow(ledger, model, client)
             return newest.number
         if _interrupted(newest, holds, model, client):
             _follow(ledger, model, client)

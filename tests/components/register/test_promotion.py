@@ -165,6 +165,34 @@ def test_the_next_registration_completes_the_ledger_after_a_kill(
     assert [verdict for *_, verdict in moves(ledger)] == ["promote", "promote"]
     # The registry remembers the newest entry, also if the process was killed before it could.
     assert mlflow_client().get_registered_model("tests").tags[HEAD].startswith("2 ")
+    holder = champion("tests")
+    assert holder is not None
+    assert holder.tags["promoted"] == "true"
+
+
+@pytest.mark.parametrize("name", ["set_registered_model_alias", "set_registered_model_tag", "set_model_version_tag"])
+def test_a_row_that_another_process_inserted_meanwhile_is_updated(
+    name: str,
+    registered: Callable[..., Registration],
+    generator_folder: Callable[..., Path],
+    ledger: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    original = getattr(MlflowClient, name)
+    errors = [MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: model_version_tags.key")]
+
+    def overtaken(*arguments: Any) -> Any:
+        if moves(ledger)[1:] and errors:
+            raise errors.pop()
+        return original(*arguments)
+
+    two = generator_folder("two", 2)
+    monkeypatch.setattr(MlflowClient, name, overtaken)
+    done = registered(two, "promote", champion="1", ledger=ledger)
+    assert (done.champion, done.previous, errors) == ("2", "1", [])
 
 
 def test_the_second_of_two_concurrent_promotions_is_refused_and_not_recorded(
