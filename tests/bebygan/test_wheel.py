@@ -89,7 +89,7 @@ def test_the_base_requires_four_packages(wheel: Path) -> None:
         lines = archive.read(metadata).decode().splitlines()
     requirements = [Requirement(line.partition(": ")[2]) for line in lines if line.startswith("Requires-Dist: ")]
     assert {each.name for each in requirements if each.marker is None} == DEPENDENCIES
-    assert {"data", "train", "pipeline", "tracker", "serve", "export", "dev"} == {
+    assert {"data", "train", "pipeline", "tracker", "serve", "export", "signing", "dev"} == {
         line.partition(": ")[2] for line in lines if line.startswith("Provides-Extra: ")
     }
 

@@ -203,6 +203,7 @@ def test_a_trainjob_with_an_old_resource_version_is_watched_and_not_polled(serve
     attached = Watcher(spec())
     server.wait_until(lambda: server.requests.count(("WATCH", TRAINJOBS)) > earlier)
     time.sleep(0.5)
-    assert server.requests.count(("WATCH", TRAINJOBS)) == earlier + 1
+    # The first watcher, whose history is forgotten, may have to watch again, too.
+    assert server.requests.count(("WATCH", TRAINJOBS)) <= earlier + 2
     server.end(NAME, "Complete", "AllJobsCompleted", "done")
     assert attached.finish()[-1] == f"TrainJob team/{NAME} is complete"
