@@ -2,7 +2,8 @@
 
 `python -m benchmarks.promotion --folder promotion --params params/compact.yaml --set train.iterations=100` calibrates
 with some seeds, trains with many others, and asks of each ordered pair whether one would replace the other as champion.
-Then the same for trainings that are several times as long. A second call goes on where one ended.
+Then it asks whether they would replace champions that a worse start gave: the same start with noise in its weights.
+A second call goes on where one ended.
 """
 
 import argparse
@@ -10,11 +11,11 @@ import os
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import pandas as pd
 import torch
 from tabulate import tabulate
 
+from bebygan.networks.naming import load_generator, save_generator
 from components.artifacts import Candidate, Means
 from components.checkout import in_checkout
 from components.cli import add_params_arguments, read_params, report_errors
@@ -35,6 +37,8 @@ from pipelines.calibration import WEIGHTS, measured, measured_start, prepare, se
 
 Rows = Mapping[Candidate, pd.DataFrame]
 """Metrics by photograph."""
+WEAKER = "weaker"
+"""Folder of the worse start."""
 
 
 def failed(
@@ -71,21 +75,42 @@ def failed(
     return [] if recommendation == "promote" else found
 
 
-def _start_worker(threads: int) -> None:
-    # Ctrl-C ends the workers at once; finished trainings and checkpoints are on the disk.
+def _start_worker(threads: int, benchmark: int) -> None:
+    def watch() -> None:
+        while os.getppid() == benchmark:
+            time.sleep(1)
+        os._exit(1)
+
+    # Workers end at once on Ctrl-C and with the benchmark; finished trainings and checkpoints are on the disk.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=watch, daemon=True).start()
     os.environ[WATCHER] = os.devnull
     torch.set_num_threads(threads)
 
 
-def _trained_and_measured(folder: Path, params: Params) -> pd.DataFrame:
-    return measured(folder, trained(folder, params.train), params.evaluate)
+Training = tuple[Params, str]
+"""Parameters, and the folder with the generator to start from."""
 
 
-def _in_workers(folder: Path, trainings: Sequence[Params], workers: int) -> Iterator[tuple[int, pd.DataFrame]]:
+def _trained_and_measured(folder: Path, training: Training) -> pd.DataFrame:
+    params, start = training
+    return measured(folder, trained(folder, params.train, start), params.evaluate)
+
+
+def weaken(start: Path, weaker: Path, noise: float) -> None:
+    """Write a generator with noise in its weights: each is multiplied by a normal value around 1."""
+    generator, random = load_generator(start), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in generator.parameters():
+            weights.mul_(1 + noise * torch.randn(weights.shape, generator=random))
+    weaker.parent.mkdir(exist_ok=True)
+    save_generator(generator, weaker)
+
+
+def _in_workers(folder: Path, trainings: Sequence[Training], workers: int) -> Iterator[tuple[int, pd.DataFrame]]:
     """Train and measure in several processes; yield the number of a training and its metrics when it is done."""
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads, os.getpid())) as pool:
         futures: dict[Future[pd.DataFrame], int] = {
             pool.submit(_trained_and_measured, folder, each): number for number, each in enumerate(trainings)
         }
@@ -96,16 +121,16 @@ def _in_workers(folder: Path, trainings: Sequence[Params], workers: int) -> Iter
             pool.shutdown(cancel_futures=True)
 
 
-def tables_of(folder: Path, trainings: Sequence[Params], workers: int) -> list[pd.DataFrame]:
+def tables_of(folder: Path, trainings: Sequence[Training], workers: int) -> list[pd.DataFrame]:
     """Return the metrics of each training by photograph, and print a line for each that is done."""
     started, tables = time.monotonic(), {}
     for number, table in _in_workers(folder, trainings, workers):
         tables[number] = table
-        seconds, means = time.monotonic() - started, table.mean()
+        (params, start), seconds, means = trainings[number], time.monotonic() - started, table.mean()
         say(
             f"{len(tables)} of {len(trainings)} in {seconds:.0f} s, "
             f"{seconds / len(tables) * (len(trainings) - len(tables)):.0f} s to go: "
-            f"{trainings[number].train.iterations} iterations, seed {trainings[number].train.seed}, "
+            f"{start}, {params.train.iterations} iterations, seed {params.train.seed}, "
             f"LPIPS {means['lpips']:.4f}, PSNR-Y {means['psnr_y']:.2f}, LR-PSNR {means['lr_psnr']:.2f}"
         )
     return [tables[number] for number in range(len(trainings))]
@@ -116,17 +141,17 @@ def run(options: argparse.Namespace) -> None:
     params: Params = read_params(options)
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    longer = replace(params, train=replace(params.train, iterations=options.longer * params.train.iterations))
-    trainings = [
-        *seeded(params, range(1, options.calibration + 1)),
-        *seeded(params, range(101, 101 + options.repeats)),
-        *seeded(longer, range(201, 201 + options.planted)),
-    ]
     prepare(options.source, folder, params)
+    weaken(folder / "warmup" / WEIGHTS, folder / WEAKER / WEIGHTS, options.noise)
+    trainings: list[Training] = [
+        *((each, "warmup") for each in seeded(params, range(1, options.calibration + 1))),
+        *((each, "warmup") for each in seeded(params, range(101, 101 + options.repeats))),
+        *((each, WEAKER) for each in seeded(params, range(201, 201 + options.planted))),
+    ]
     floors, warmup = measured_start(folder, params.evaluate), folder / "warmup" / WEIGHTS
     tables = tables_of(folder, trainings, options.workers)
     calibration, rest = tables[: options.calibration], tables[options.calibration :]
-    repeated, better = rest[: options.repeats], rest[options.repeats :]
+    repeated, weak = rest[: options.repeats], rest[options.repeats :]
     noise = training_noise(pd.DataFrame([table.mean() for table in calibration]), params.evaluate.confidence)
     gains = ", ".join(f"{metric} {gain:.4f}" for metric, gain in noise.items())
     print(
@@ -135,34 +160,24 @@ def run(options: argparse.Namespace) -> None:
     )
     rows, whys = [], []
     for gate, known in (("photographs alone", {}), ("and training noise", noise)):
-        for what, challengers in (("the same", repeated), (f"{options.longer} times as long", better)):
+        for what, champions in (("one of them", repeated), ("of a worse start", weak)):
             promoted, why = [], Counter[str]()
-            for champion in repeated:
-                others = [each for each in challengers if each is not champion]
+            for champion in champions:
+                others = [each for each in repeated if each is not champion]
                 found = [
                     failed(floors, champion, each, known, params=params.evaluate, warmup=warmup) for each in others
                 ]
                 promoted.append(found.count([]))
                 why.update(metric for each in found for metric in each)
-            number = len(challengers) - (challengers is repeated)
-            rows.append(
-                [
-                    gate,
-                    what,
-                    number,
-                    f"{statistics.median(promoted):g}",
-                    f"{max(promoted)}",
-                    f"{min(promoted)}",
-                    f"{statistics.mean(promoted) / number:.1%}",
-                ]
-            )
-            pairs = number * len(repeated)
+            pairs = len(others) * len(champions)
+            numbers = [f"{each:g}" for each in (statistics.median(promoted), max(promoted), min(promoted))]
+            rows.append([gate, what, len(champions), len(others), *numbers, f"{sum(promoted) / pairs:.1%}"])
             whys.append(f"{gate}, {what}: " + ", ".join(f"{name} {n / pairs:.0%}" for name, n in why.most_common()))
-    headings = ["gate", "challengers", "number", "promoted, median champion", "most", "least", "of all pairs"]
+    headings = ["gate", "champion", "champions", "challengers", "promoted, median", "most", "least", "all pairs"]
     print(tabulate(rows, headings, tablefmt="github"))
     print("\nShare of the pairs in which a metric failed:", *whys, sep="\n- ")
     print("\nMeans over the photographs, and their standard deviation between trainings:")
-    for name, each in (("the start", [floors["warmup"]]), ("the same", repeated), ("longer", better)):
+    for name, each in (("start", [floors["warmup"]]), ("trained", repeated), ("of a worse start", weak)):
         of = pd.DataFrame([table.mean() for table in each])
         print(f"- {name}: " + ", ".join(f"{metric} {of[metric].mean():.4f} ± {of[metric].std():.4f}" for metric in of))
 
@@ -174,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", default=str(in_checkout("data/sample")), help="photographs (default: %(default)s)")
     parser.add_argument("--calibration", type=int, default=8, help="seeds that the noise is estimated from")
     parser.add_argument("--repeats", type=int, default=40, help="trainings that differ in the seed alone")
-    parser.add_argument("--planted", type=int, default=10, help="trainings that are longer")
-    parser.add_argument("--longer", type=int, default=4, help="by this factor")
+    parser.add_argument("--planted", type=int, default=10, help="champions that a worse start gave")
+    parser.add_argument("--noise", type=float, default=0.2, help="of that start's weights (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     add_params_arguments(parser)
     options = parser.parse_args(arguments)

@@ -85,10 +85,16 @@ def _track_nothing(iteration: int, values: Mapping[str, object]) -> None:
     del iteration, values
 
 
-def trained(folder: Path, params: GanSettings) -> Path:
-    """Return the weights of a training with these parameters in a prepared folder, trained now or before."""
-    patches, warmup = folder / "patches", folder / "warmup"
-    output = folder / f"trained-{digest(params)[:16]}"
+def trained(folder: Path, params: GanSettings, start: str = "warmup") -> Path:
+    """Return the weights of a training with these parameters in a prepared folder, trained now or before.
+
+    Args:
+        folder: see `prepare`.
+        params: of the training.
+        start: folder in it with the generator that training starts from.
+    """
+    patches, warmup = folder / "patches", folder / start
+    output = folder / f"trained-{digest(params)[:16]}{start.removeprefix('warmup')}"
     if not is_made(output / WEIGHTS, params, patches, warmup / WEIGHTS):
         checkpoints = folder / _CHECKPOINTS / output.name
         train(patches, warmup, output, checkpoints, params=params, track=_track_nothing)
