@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bebygan.differences import differences
-from bebygan.errors import BebyganError, DataError
+from bebygan.errors import BebyganError, DataError, WeightsError
 from bebygan.files import sha256_of
 from components.artifacts import Means, Verdict, read_means, read_verdict
 from components.cli import end_quickly
@@ -163,7 +163,10 @@ def _changed_parameters(facts: Mapping[str, Any], model: str) -> list[str]:
     """Return the parameters that differ from those of the champion that the version was compared with."""
     if facts["compared_with_champion"] == "none":
         return []
-    before = lineage_of(find_version(facts["compared_with_champion"], model))
+    try:
+        before = lineage_of(find_version(facts["compared_with_champion"], model))
+    except WeightsError:
+        return ["not known, because that version was deleted"]
     return differences(before["parameters"]["values"], facts["parameters"]["values"], 10)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bebygan import SCALE
-from bebygan.errors import DataError
+from bebygan.errors import DataError, WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, upscale_uint8
@@ -52,7 +52,7 @@ from components.evaluate.measuring import DISTS_SIDE, LEAST_REGION, Original, lo
 from components.evaluate.pictures import most_textured, side_by_side
 from components.evaluate.report import html_report
 from components.evaluate.verdict import Measured, beyond_noise, judge, summary_of
-from components.progress import progress
+from components.progress import progress, say
 from components.stores.data_version import data_version
 from components.stores.dataset import (
     check_dataset,
@@ -63,7 +63,7 @@ from components.stores.dataset import (
     summarise,
 )
 from components.tracking.provenance import provenance
-from components.tracking.registry import all_versions, champion, download_generator
+from components.tracking.registry import ModelVersion, all_versions, champion, download_generator, lost_champion
 from components.tracking.runs import StepRun
 
 if TYPE_CHECKING:
@@ -216,6 +216,20 @@ def _check_trained_on(version: str, weights: Path, dataset: Path) -> None:
         )
 
 
+def _fetched_champion(version: ModelVersion, folder: Path) -> Path:
+    """Fetch the champion's weights; refuse those that cannot be compared with a challenger's."""
+    weights = download_generator(version, folder)
+    try:
+        load_generator(weights)
+    except WeightsError as error:
+        problem = str(error).removeprefix(str(weights)).lstrip(": ")
+        raise WeightsError(
+            f"the champion {version.uri} is no generator that enlarges {SCALE} times ({problem}): make another version "
+            "champion by `bebygan rollback` or `bebygan promote`"
+        ) from error
+    return weights
+
+
 def objective_of(warmup: Path, means: Means) -> tuple[Objective, str]:
     """Return what the warm-up was trained for, and how that is known."""
     metadata = metadata_of(warmup)
@@ -327,9 +341,12 @@ def evaluate(
     check_data_version(dataset, version, expected, "ingest")
     _check_trained_on(version, generators["challenger"], dataset)
     current = champion(params.model_name)
+    lost = None if current or not all_versions(params.model_name) else lost_champion(params.model_name)
+    if lost:
+        say(f"{params.model_name} lost its champion ({lost}): the challenger is judged as the first one")
     with tempfile.TemporaryDirectory(prefix="champion-") as scratch:
         if current:
-            generators["champion"] = download_generator(current, Path(scratch))
+            generators["champion"] = _fetched_champion(current, Path(scratch))
         measured, sights = measure(dataset, generators, params)
         held = measured_on_anchor(
             dataset,
@@ -353,7 +370,7 @@ def evaluate(
     known = Measured(means=means, gains=gains, photographs=number, objective=objective)
     recommendation, reasons = judge(known, params.thresholds, params.confidence, params.training_noise)
     reigning = current.version if current else None
-    sentence = summary_of(recommendation, reasons, gains, params.thresholds, reigning)
+    sentence = summary_of(recommendation, reasons, gains, params.thresholds, reigning, lost=lost)
     with whole_folder(output) as folder:
         write_means(folder, means)
         # Times differ from run to run, and the verdict names the digest of this file.

@@ -132,6 +132,8 @@ def summary_of(
     gains: Sequence[Gain],
     thresholds: Thresholds,
     champion: str | None,
+    *,
+    lost: str | None = None,
 ) -> str:
     """Return the verdict in one sentence.
 
@@ -141,11 +143,13 @@ def summary_of(
         gains: over all candidates.
         thresholds: as given to `judge`.
         champion: version of the champion, if there is one.
+        lost: what shows that there was one before, if there is none.
     """
     if recommendation == "promote":
         if champion is None:
             shown = [gain for gain in gains if (gain.opponent, gain.metric) == ("bicubic", "lpips")]
-            new = "The challenger becomes the first champion"
+            new = f"The challenger becomes champion after the loss of the one before ({lost})"
+            new = new if lost else "The challenger becomes the first champion"
         else:
             shown = [gain for gain in gains if gain.opponent == "champion" and gain.metric in thresholds.champion]
             new = f"The challenger replaces champion version {champion}"

@@ -34,6 +34,8 @@ ANCHOR, ANCHOR_VALUE = "anchor", "anchor."
 """Tags of a version: data version of the anchor that it was measured on, and how the names of its means begin."""
 ROLLED_BACK = "rolled_back"
 """Tag of a version that a rollback replaced: when, by whom and why. A registration does not promote its weights."""
+_LAST_VERSION = 2**31 - 1
+"""Largest number that MLflow's databases can be asked for. No version has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,17 +134,24 @@ def find_version(reference: str, model: str) -> ModelVersion:
     """
     if match := re.fullmatch(r"models:/([^/@]+)[/@]([^/@]+)", reference):
         model, reference = match[1], match[2]
-    with tracker(f"looking for {reference} of {model}") as client:
+    by_number = reference.isdecimal()
+    what = f"version {reference}" if by_number else reference or "version without a name"
+    with tracker(f"looking for {what} of {model}") as client:
         try:
-            by_number = reference.isdecimal()
-            found = (client.get_model_version if by_number else client.get_model_version_by_alias)(model, reference)
+            if by_number:
+                found = client.get_model_version(model, str(min(int(reference), _LAST_VERSION)))
+            else:
+                found = client.get_model_version_by_alias(model, reference)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            what = f"version {reference}" if by_number else reference
+            named = _model(client, model)
+            gone = named.aliases.get(reference) if named else None
+            problem = f"has no {what} in this registry"
+            if gone:
+                problem = f"has the alias {reference} on version {gone}, which does not exist"
             raise WeightsError(
-                f"the model {model} has no {what} in this registry: train one with `bebygan run`, or name another with "
-                "--model"
+                f"the model {model} {problem}: name one that `bebygan models` shows, or train one with `bebygan run`"
             ) from error
     return as_version(found)
 

@@ -92,6 +92,18 @@ def test_lineage_names_the_parameters_that_changed_since_the_champion_before(
     assert "changed         train.seed 1 -> 2 (since version 1)" in command("lineage", second)[1]
 
 
+def test_lineage_of_a_version_outlives_the_champion_that_it_was_compared_with(
+    made: str, version: Callable[..., str], command: Command
+) -> None:
+    second = version(compared_with_champion=made)
+    mlflow_client().delete_model_version(MODEL, made)
+    code, told = command("lineage", second)
+    assert (code, told.splitlines()[-1]) == (
+        0,
+        "  changed         not known, because that version was deleted (since version 1)",
+    )
+
+
 def test_lineage_says_which_photographs_the_remote_has_lost(made: str, command: Command, workspace: Path) -> None:
     shutil.rmtree(workspace / "dvc-remote")
     code, told = command("lineage", made)

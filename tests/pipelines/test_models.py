@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import re
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,11 @@ def test_a_champion_that_a_person_set_back_is_recorded_before_the_rollback(comma
     [
         (["promote", "7", "--reason", "x"], 5, f"the model {MODEL} has no version 7 in this registry"),
         (["promote", "best", "--reason", "x"], 5, f"the model {MODEL} has no best in this registry"),
+        (["promote", "9" * 30, "--reason", "x"], 5, f"the model {MODEL} has no version {'9' * 30} in this registry"),
+        (["promote", "", "--reason", "x"], 5, f"the model {MODEL} has no version without a name in this registry"),
+        (["why", "7"], 5, f"the model {MODEL} has no version 7 in this registry: name one that `bebygan models` shows"),
+        (["lineage", "v1"], 5, f"the model {MODEL} has no v1 in this registry"),
+        (["verify", "champion"], 5, f"the model {MODEL} has no champion in this registry"),
         (["promote", "1", "--reason", " "], 2, "--reason is empty"),
         (["rollback", "--reason", ""], 2, "--reason is empty"),
         (["rollback", "--reason", "x"], 5, f"{MODEL} has no champion to roll back: name one by `bebygan promote`"),
@@ -132,6 +139,40 @@ def test_what_cannot_be_done_is_said_in_one_line(
     found, said = command(*words)
     assert (found, said.count("\n")) == (code, 0)
     assert said.startswith(f"error: {told}")
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["models"], 0, f"there are no versions of {MODEL} yet"),
+        (["promote", "1", "--reason", "x"], 5, f"error: the model {MODEL} has no version 1"),
+        (["rollback", "--reason", "x"], 5, f"error: {MODEL} has no champion to roll back"),
+        (["why", "champion"], 5, f"error: the model {MODEL} has no champion"),
+        (["lineage", "1"], 5, f"error: the model {MODEL} has no version 1"),
+        (["verify", "latest"], 5, f"error: the model {MODEL} has no latest"),
+    ],
+)
+def test_an_empty_registry_is_told_in_one_line(words: list[str], code: int, told: str, command: Command) -> None:
+    found, said = command(*words)
+    assert (found, said.count("\n")) == (code, 0)
+    assert said.startswith(told)
+
+
+@pytest.mark.usefixtures("three")
+def test_an_alias_of_a_version_that_does_not_exist_is_told_and_repaired(command: Command, workspace: Path) -> None:
+    with closing(sqlite3.connect(workspace / "mlflow.db")) as database, database:
+        database.execute("UPDATE registered_model_aliases SET version = 9 WHERE alias = 'champion'")
+    for words in (["why"], ["lineage"], ["verify"], ["promote", "--reason", "x"]):
+        code, told = command(words[0], "champion", *words[1:])
+        assert (code, told.partition(": name one")[0]) == (
+            5,
+            f"error: the model {MODEL} has the alias champion on version 9, which does not exist",
+        )
+    assert command("promote", "1", "--reason", "the one that is left")[0] == 0
+    assert aliases_of(MODEL)["champion"] == "1"
+    assert [move[:3] for move in moves(workspace)[3:]] == [("3", None, "by hand"), (None, "1", "by command")]
+    check_sound(workspace)
 
 
 def test_a_workspace_without_models_is_not_filled(

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from bebygan.errors import DataError, WeightsError
 from bebygan.files import sha256_of
@@ -300,6 +301,37 @@ def test_the_champion_of_the_registry_is_measured_in_the_same_run(compared: Call
     assert verdict["champion"] == "2"
     assert verdict["reasons"][-1] == "failed: too few photographs to tell (3 held out, 6 are needed)"
     assert verdict["summary"].startswith("Version 2 stays champion: too few photographs to tell (3 held out")
+
+
+def test_a_challenger_after_the_loss_of_the_champion_is_not_called_the_first_one(
+    compared: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_champion(tmp_path / "warmup" / "generator.safetensors", tmp_path / "registered")
+    mlflow_client().set_model_version_tag("tests", "1", "promoted", "true")
+    mlflow_client().delete_model_version("tests", "2")
+    assert compared(thresholds=NOTHING | {"absolute": {"lr_psnr": 0}}) == "promote"
+    lost = "version 1 was promoted and lost the alias champion"
+    assert f"tests lost its champion ({lost}): the challenger is judged as the first one" in capsys.readouterr().err
+    summary = read_verdict(tmp_path / "out").summary
+    assert summary.startswith(f"The challenger becomes champion after the loss of the one before ({lost}): LPIPS ")
+
+
+@pytest.mark.parametrize("channels", [1, 12], ids=["grey", "enlarges twice"])
+def test_a_champion_of_another_kind_is_named_with_what_to_do(
+    channels: int, compared: Callable[..., str], tmp_path: Path
+) -> None:
+    state = load_file(tmp_path / "warmup" / "generator.safetensors")
+    state["conv_first.weight"] = torch.zeros(state["conv_first.weight"].shape[0], channels, 3, 3)
+    save_file(state, tmp_path / "other.safetensors")
+    make_champion(tmp_path / "other.safetensors", tmp_path / "registered")
+    with pytest.raises(WeightsError) as caught:
+        compared()
+    assert re.fullmatch(
+        r"the champion models:/tests/2 is no generator that enlarges 4 times \(conv_first.weight has shape .*\): make "
+        r"another version champion by `bebygan rollback` or `bebygan promote`",
+        str(caught.value),
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_inputs_give_the_same_bytes(compared: Callable[..., str], tmp_path: Path) -> None:
