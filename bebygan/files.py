@@ -28,6 +28,7 @@ _CANNOT_WRITE = {
     errno.ENOTDIR: "a file is where a folder should be",
     errno.EEXIST: "a file is where a folder should be",
     errno.EISDIR: "a folder is where a file should be",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -123,7 +124,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+        # Names have at most 255 bytes.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=_PART, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
         temporary.chmod(0o644)

@@ -75,10 +75,12 @@ def find_generator(model: str, name: str, workspace: Path, fidelity: float | Non
 
 
 def _found(folder: Path, output: Path) -> Iterator[Path]:
-    """Yield the files in a folder that may be photographs, except those in the output folder."""
+    """Yield the files in a folder that may be photographs, except those in the output folder, and links out of it."""
     for path in sorted(folder.rglob("*")):
-        inside = path.resolve().is_relative_to(output.resolve())
-        if path.is_file() and not inside and not is_not_picture(path.relative_to(folder).as_posix()):
+        end = path.resolve()
+        link = path.is_symlink() and not end.is_relative_to(folder.resolve())
+        inside = end.is_relative_to(output.resolve())
+        if (path.is_file() or link) and not inside and not is_not_picture(path.relative_to(folder).as_posix()):
             yield path
 
 
@@ -94,17 +96,20 @@ def _named(place: Path) -> list[Path]:
     for each in matching:
         if not each.exists():
             raise ConfigError(f"{each} does not exist: name files, folders or patterns of photographs")
+        # A pipe or a device may never end.
+        if not each.is_file() and not each.is_dir():
+            raise ConfigError(f"{each} is neither a file nor a folder: name files, folders or patterns of photographs")
     return matching
 
 
 def _refuse_link(source: Path, roots: Sequence[Path]) -> None:
-    """Refuse a file that was found in a folder, but is a link to one outside of all inputs.
+    """Refuse what was found in a folder, but is a link to something outside of all inputs.
 
     Raises:
         DataError: it is.
     """
     if source not in roots and not any(source.resolve().is_relative_to(root.resolve()) for root in roots):
-        raise DataError(f"{source} is a link to a file outside of the folder: name that file itself")
+        raise DataError(f"{source} is a link out of the folder: name what it links to itself")
 
 
 def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
@@ -126,6 +131,8 @@ def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
     else:
         targets = []
         for place in inputs:
+            if output.resolve() == place.resolve() and place.is_dir():
+                raise ConfigError(f"{output} is the folder of the photographs: choose another --output")
             files = _found(place, output) if place.is_dir() else [place]
             targets += [(path, output / path.relative_to(place if place.is_dir() else place.parent)) for path in files]
     sources: dict[Path, Path] = {}
@@ -219,6 +226,10 @@ def upscale(options: argparse.Namespace) -> None:
         StorageError: the output cannot be written; the same command continues there.
     """
     targets = plan(options.inputs, options.output)
+    roots = [each for place in options.inputs for each in _named(place)]
+    for root in roots:
+        if root.is_dir() and options.output.resolve().is_relative_to(root.resolve()):
+            say(f"{options.output} is inside of {root}: what is there already is not upscaled")
     waiting = {source: target for source, target in targets.items() if options.overwrite or not target.exists()}
     kept, refused = len(targets) - len(waiting), 0
     if waiting:
@@ -234,7 +245,7 @@ def upscale(options: argparse.Namespace) -> None:
             precision=options.precision,
             tile=options.tile,
             max_memory=options.max_memory // processes if options.max_memory else None,
-            roots=[each for place in options.inputs for each in _named(place)],
+            roots=roots,
         )
         with progress_bar("upscale", "pixels", sum(pixels.values())) as advance:
             if processes > 1:

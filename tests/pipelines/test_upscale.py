@@ -290,10 +290,44 @@ def test_a_link_out_of_the_folder_is_refused(
     shutil.copy(folder / "a.png", tmp_path / "secret.png")
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "inside.png").symlink_to(folder / "a.png")
+    (tmp_path / "album").mkdir()
+    (folder / "album").symlink_to(tmp_path / "album")
+    (folder / "same trip").symlink_to(folder / "trip")
+    (folder / "lost.png").symlink_to(folder / "nowhere.png")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert upscale(folder, "-o", tmp_path / "out", "--model", weights) == 3
-    assert "link.png is a link to a file outside of the folder: name that file itself" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    for name in ("link.png", "album", "gone.png"):
+        assert f"{name} is a link out of the folder: name what it links to itself" in told
     assert contents(tmp_path / "out") == {"a.png", "b.bmp", "inside.png", "trip/a.jpg"}
     assert upscale(folder / "link.png", "-o", tmp_path / "out", "--model", weights) == 0
+
+
+def test_an_output_inside_of_the_photographs_is_told_and_not_upscaled_again(
+    upscale: Upscale, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for written in (3, 0):
+        assert upscale(folder, "-o", folder / "large", "--model", weights) == 0
+        told, said = capsys.readouterr()
+        assert f"{written} of 3 photographs written" in told
+        assert f"{folder / 'large'} is inside of {folder}: what is there already is not upscaled" in said
+    assert upscale(folder, "-o", folder, "--model", weights) == 2
+    assert "is the folder of the photographs: choose another --output" in capsys.readouterr().err
+
+
+def test_a_pipe_which_never_ends_is_refused(
+    upscale: Upscale, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert upscale(tmp_path / "pipe.png", "-o", tmp_path / "out", "--model", weights) == 2
+    assert "pipe.png is neither a file nor a folder" in capsys.readouterr().err
+
+
+def test_the_longest_names_are_written(upscale: Upscale, folder: Path, weights: Path, tmp_path: Path) -> None:
+    name = "é" * 125 + ".png"
+    shutil.copy(folder / "a.png", folder / name)
+    assert upscale(folder / name, "-o", tmp_path / "out", "--model", weights) == 0
+    assert contents(tmp_path / "out") == {name}
 
 
 def test_the_smallest_and_the_longest_photographs_are_upscaled_and_a_bomb_is_refused(
@@ -311,6 +345,42 @@ def test_the_smallest_and_the_longest_photographs_are_upscaled_and_a_bomb_is_ref
         path.name: (image.size, image.mode) for path in (tmp_path / "out").iterdir() for image in [Image.open(path)]
     }
     assert sizes == {"dot.png": ((4, 4), "RGB"), "line.png": ((200_000, 12), "L"), "deep.png": ((16, 20), "I;16")}
+
+
+KILLED = """
+import os, signal, sys
+from bebygan.imaging import picture_files
+from pipelines import cli
+
+encode = picture_files._IN_BLOCKS["PNG"]
+
+def encode_one(file, frame, blocks, options):
+    if os.path.exists(sys.argv[-1]):
+        file.write(next(blocks).tobytes())
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    encode(file, frame, blocks, options)
+
+picture_files._IN_BLOCKS["PNG"] = encode_one
+cli.main(sys.argv[1:-1])
+"""
+
+
+def test_after_a_kill_the_same_command_goes_on(
+    upscale: Upscale, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "a.png", folder / "c.png")
+    out, options = tmp_path / "out", ["--model", weights, "--params", ROOT / "params.yaml"]
+    command = [sys.executable, "-c", KILLED, "upscale", folder, "-o", out, *options, out / "a.png"]
+    assert subprocess.run(list(map(str, command)), cwd=ROOT, check=False).returncode == -9
+    first = (out / "a.png").stat()
+    # What it had begun is under a hidden name.
+    assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == {"a.png", "b.bmp"}
+    assert len(list(out.glob(".c.png.*.part"))) == 1
+    assert upscale(folder, "-o", out, *options) == 0
+    assert "2 of 4 photographs written" in capsys.readouterr().out
+    assert (out / "a.png").stat() == first
+    assert pixels(out / "c.png").shape == (48, 80, 3)
 
 
 def test_a_truncated_file_among_hundreds_does_not_stop_the_others(
