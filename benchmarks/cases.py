@@ -40,6 +40,14 @@ def cases(params: Params) -> dict[str, Case]:
         setup = training.Setup(crops=Crops(patches, 192, 2), vgg=vgg, generator=large, settings=settings)
         return training.checkpointing(setup, rounds.least)
 
+    def photographs(patches: Path, *_: object) -> list[Figure]:
+        crops, figures = Crops(patches, 256, 1), []
+        # Of 12 megapixels when they are upscaled, and before.
+        for height, width in ((750, 1000), (3000, 4000)):
+            for ending in (".jpg", ".png"):
+                figures += upscaling.photograph(crops, _LAPTOP_WEIGHTS, height=height, width=width, ending=ending)
+        return figures
+
     small, large = (GeneratorShape(blocks=4, features=32, growth=16), GeneratorShape(blocks=23, features=64, growth=32))
     return {
         "best-buddy": lambda patches, _, rounds: losses.best_buddy(Crops(patches, 192, 8), laptop.best_buddy, rounds),
@@ -59,9 +67,7 @@ def cases(params: Params) -> dict[str, Case]:
         "tiles-23x64": lambda patches, _, rounds: upscaling.tiling(
             Crops(patches, 256, 1), weights_file("realsr-df2k-x4"), rounds, side=512, tile=256
         ),
-        "photograph-4x32": lambda patches, _, rounds: upscaling.photograph(
-            Crops(patches, 256, 1), _LAPTOP_WEIGHTS, rounds, height=3000, width=4000
-        ),
+        "photograph-4x32": photographs,
         "paths-4x32": lambda patches, _, rounds: paths.paths(Crops(patches, 256, 1), _LAPTOP_WEIGHTS, rounds),
         "paths-23x64": lambda patches, _, rounds: paths.paths(
             Crops(patches, 128, 1), weights_file("realsr-df2k-x4"), rounds

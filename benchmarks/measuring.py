@@ -58,7 +58,7 @@ class Measured:
     """Of the first call, each flattened."""
 
 
-def _memory(field: str) -> float:
+def process_memory(field: str) -> float:
     """Return VmRSS (resident), VmHWM (its peak) or RssAnon (resident, without files) of this process, MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -84,7 +84,7 @@ def _flat(output: Tensor | Sequence[Tensor]) -> npt.NDArray[np.float32]:
 
 def _serve(connection: Connection, prepare: Prepare) -> None:
     """Prepare, work once, tell the outputs; then time a turn whenever asked; tell the memory at the end."""
-    before = _memory("RssAnon")
+    before = process_memory("RssAnon")
     work = prepare()
     started = time.perf_counter()
     outputs = work()
@@ -92,14 +92,14 @@ def _serve(connection: Connection, prepare: Prepare) -> None:
     connection.send({name: _flat(output) for name, output in outputs.items()})
     del outputs
     _give_back()
-    stays, resident = _memory("RssAnon") - before, _memory("VmRSS")
+    stays, resident = process_memory("RssAnon") - before, process_memory("VmRSS")
     _forget_peak()
     while connection.recv():
         started = time.perf_counter()
         for _ in range(calls):
             work()
         connection.send((time.perf_counter() - started) / calls)
-    connection.send(stays + _memory("VmHWM") - resident)
+    connection.send(stays + process_memory("VmHWM") - resident)
 
 
 @dataclass(frozen=True, slots=True)

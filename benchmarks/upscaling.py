@@ -3,6 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 
 import numpy as np
@@ -10,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from bebygan.imaging.convert import to_image, to_tensor
-from bebygan.imaging.picture_files import enlarged, picture_of, read_picture, write_picture
-from bebygan.imaging.tiling import enough_overlap, upscale_fast, upscale_image
+from bebygan.imaging.picture_files import picture_of, read_picture, write_picture, write_upscaled
+from bebygan.imaging.tiling import enough_overlap, upscale_bands, upscale_fast, upscale_image
 from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
 from bebygan.settings import Precision
 from bebygan.training.state import place
 from benchmarks.comparing import CPU, Crops, check_equal, psnr, time_and_memory
 from benchmarks.figures import Figure, compared, limited
-from benchmarks.measuring import Outputs, Prepare, Rounds, Work, in_turn
+from benchmarks.measuring import Outputs, Prepare, Rounds, Work, in_turn, process_memory
 
 _NOISE: dict[Precision, float] = {"fp32": 2e-3, "bf16": 1e-2}
 """Relative; rounding to 8 bits is half a step of some 100, seams and bfloat16 are one or two."""
@@ -130,7 +131,10 @@ def tiling(crops: Crops, weights: Path, rounds: Rounds, side: int, tile: int) ->
 
 
 def _from_file_to_file(crops: Crops, weights: Path, height: int, width: int, ending: str) -> Work:
-    """Upscale a photograph from a file to a file; the outputs are the seconds of all, and of the network alone."""
+    """Upscale a photograph from a file to a file, once, and then its tiles alone.
+
+    The outputs are the seconds of the former, of the network alone in the latter, and the process's peak in MB.
+    """
     generator, folder = place(load_generator(weights).eval(), CPU, channels_last=True), Path(mkdtemp())
     source, target, spans = folder / f"lr{ending}", folder / f"sr{ending}", [0.0]
     write_picture(picture_of(_mirrored(crops, height, width)), source)
@@ -138,38 +142,33 @@ def _from_file_to_file(crops: Crops, weights: Path, height: int, width: int, end
     def add(sign: int) -> None:
         spans[0] += sign * time.perf_counter()
 
+    started = time.perf_counter()
+    picture = read_picture(source)
+    write_upscaled(picture, upscale_bands(generator, picture.rgb), target)
+    seconds, peak = time.perf_counter() - started, process_memory("VmHWM")
+    rmtree(folder)
     generator.register_forward_pre_hook(lambda *_: add(-1))
     generator.register_forward_hook(lambda *_: add(1))
-
-    def work() -> Outputs:
-        spans[0], started = 0.0, time.perf_counter()
-        picture = read_picture(source)
-        write_picture(enlarged(picture, upscale_fast(generator, picture.rgb)), target)
-        seconds = time.perf_counter() - started
-        target.unlink()
-        return {"seconds": torch.tensor([seconds, spans[0]])}
-
-    return work
+    for _ in upscale_bands(generator, picture.rgb):
+        continue
+    return lambda: {"found": torch.tensor([seconds, spans[0], peak])}
 
 
-def photograph(
-    crops: Crops, weights: Path, rounds: Rounds, *, height: int, width: int, ending: str = ".jpg"
-) -> list[Figure]:
-    """Time of a photograph from file to file beside that of its tiles in the network, and its memory.
+def photograph(crops: Crops, weights: Path, *, height: int, width: int, ending: str) -> list[Figure]:
+    """Time of a photograph from file to file beside that of its tiles in the network alone, and its memory.
 
     Args:
         crops: one square crop of a photograph.
         weights: of the generator.
-        rounds: how often; the times are those of the first time.
         height: of the photograph, pixels.
         width: of the photograph, pixels.
         ending: of the files.
     """
     way = partial(_from_file_to_file, crops, weights, height, width, ending)
-    found = in_turn("photograph", {"ours": way}, rounds)["ours"]
-    name = f"photograph of {height * width / 1e6:.2g} megapixels, {ending[1:]}, from file to file"
-    seconds, network = (float(each) * 1e3 for each in found.outputs["seconds"])
+    found = in_turn("photograph", {"ours": way}, Rounds(least=1, seconds=0))["ours"]
+    seconds, network, megabytes = (float(each) for each in found.outputs["found"])
+    name = f"photograph of {width}x{height}, {ending[1:]}, from file to file"
     return [
-        compared(f"{name}: time beside that of the network", seconds, network, "ms", 1 / 1.2),
-        limited(f"{name}: memory", found.megabytes, "MB", 1000),
+        compared(f"{name}: time beside that of the network", seconds * 1e3, network * 1e3, "ms", 1 / 1.2),
+        limited(f"{name}: memory of the process", megabytes, "MB", 1000),
     ]

@@ -315,7 +315,7 @@ def test_tiles_photographs_and_ways_of_this_processor_are_compared(
     monkeypatch.setattr(paths, "_COMPILED", ())
     found = upscaling.tiling(crops, weights, ONCE, side=200, tile=100)
     assert [figure.target for figure in found] == ["ratio >= 0.909091", "ratio >= 4", "ratio >= 1", None, "ratio >= 1"]
-    seconds, memory = upscaling.photograph(crops, weights, ONCE, height=150, width=200)
+    seconds, memory = upscaling.photograph(crops, weights, height=150, width=200, ending=".png")
     assert seconds.reference is not None
     assert 0 < seconds.reference < seconds.ours
     assert memory.target == "ours <= 1000"
