@@ -8,6 +8,7 @@ the objects already, and verifies each content's SHA-256.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -63,7 +64,8 @@ def _fetch(s3: Any, store: Path, entry: dict[str, Any]) -> str | None:
         sha256 = hashlib.file_digest(part, "sha256").hexdigest()
         target = _object(store, sha256)
         target.parent.mkdir(exist_ok=True)
-        if not target.exists():
+        # Another object may have the same content, which another thread may just have stored.
+        with contextlib.suppress(FileExistsError):
             os.link(part.name, target)
     return sha256
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -340,6 +341,25 @@ def test_an_object_that_is_deleted_while_buckets_are_saved_is_left_out(
     module.save(s3, [bucket], tmp_path, tmp_path / "1" / "objects.jsonl")
     [line] = (tmp_path / "1" / "objects.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == "kept"
+
+
+def test_objects_of_equal_content_may_be_stored_at_the_same_time(
+    s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = loaded("buckets")
+    for key in ("one", "two"):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"the same")
+    link, both = os.link, threading.Barrier(2)
+
+    def link_at_once(source: str, target: Path) -> None:
+        both.wait(60)
+        link(source, target)
+
+    monkeypatch.setattr(module.os, "link", link_at_once)
+    (tmp_path / "1").mkdir()
+    module.save(s3, [bucket], tmp_path, tmp_path / "1" / "objects.jsonl")
+    assert len((tmp_path / "1" / "objects.jsonl").read_text().splitlines()) == 2
+    assert contents(tmp_path) == 1
 
 
 def test_saving_a_missing_bucket_writes_no_listing(buckets: Callable[..., Any], tmp_path: Path) -> None:
