@@ -88,6 +88,7 @@ def test_a_job_here_knows_photographs_and_starting_weights(params: Params, photo
     assert job_here(params, str(photographs)) == before
     weights.write_bytes(b"2")
     assert job_here(params, str(photographs)).code_version != before.code_version
+    assert job_here(load_params(ROOT / "params.yaml", ["warmup.weights=null"]), str(photographs)) != before
     (photographs / "00.png").unlink()
     assert job_here(params, str(photographs)).source_version != before.source_version
     with pytest.raises(DataError):

@@ -123,7 +123,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, outside: Outside, picture: A
         picture(number).save(folder / "photographs" / f"{number:02}.png")
     command = [sys.executable, "-m", "pipelines.cli", "run", "--source", "photographs", "--params", "params.yaml"]
     environment = outside(_environment) | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
     outside(_older, folder)
     return folder
 
