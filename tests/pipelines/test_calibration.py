@@ -30,6 +30,20 @@ def test_one_training_in_forty_is_better_than_another_by_more_than_the_least_gai
     assert np.mean(beyond) == pytest.approx(0.025, abs=0.006)
 
 
+def test_of_forty_trainings_at_most_two_replace_the_median_champion() -> None:
+    """The worst of forty champions is an extreme draw itself: it is replaced by more."""
+    random = np.random.default_rng(0)
+    median, worst = [], []
+    for _ in range(400):
+        least = least_gain(list(random.normal(0.1, 0.003, 8)), 0.95)
+        gains = np.subtract.outer(means := random.normal(0.1, 0.003, 40), means)
+        replaced = (gains > least).sum(1)
+        median.append(np.median(replaced))
+        worst.append(replaced.max())
+    assert np.mean(np.array(median) <= 2) > 0.95
+    assert 2 < np.median(worst) < 10
+
+
 @pytest.mark.parametrize("value", [0.00123, 0.0999, 0.5, 2.11, 17.3])
 def test_a_gain_that_is_proposed_is_never_below_the_measured_one(value: float) -> None:
     written = float(calibration._rounded_up(value))

@@ -28,6 +28,22 @@ def test_psnr_and_ssim_are_the_official_ones(official: dict[str, np.ndarray]) ->
     assert ssim_y(sr, hr) == pytest.approx(float(official["ssim_y_crop4"]), abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("images", "decibels", "similarity"),
+    [
+        (pair(), 31.43395468753188, 0.9869028887061396),
+        (pair(64, 52, 7, 60), 22.572191103644155, 0.9019345443322857),
+    ],
+)
+def test_psnr_and_ssim_are_those_of_scikit_image(
+    images: tuple[np.ndarray, np.ndarray], decibels: float, similarity: float
+) -> None:
+    """Computed by scikit-image 0.26.0, of `rgb2ycbcr` without 4 pixels of each border: `peak_signal_noise_ratio`, and
+    `structural_similarity` with gaussian_weights, sigma 1.5, use_sample_covariance=False, both with data_range 255."""
+    assert psnr_y(*images) == pytest.approx(decibels, abs=1e-9)
+    assert ssim_y(*images) == pytest.approx(similarity, abs=1e-9)
+
+
 @settings(max_examples=20, deadline=None)
 @given(height=st.integers(19, 50), width=st.integers(19, 50), seed=st.integers(0, 999), noise=st.integers(1, 200))
 def test_both_are_symmetric_and_ssim_is_that_of_the_whole_window(
