@@ -119,6 +119,7 @@ class Sandbox:
         """Run a function in a process of its own, with the errors and exit codes of a command."""
         self._count += 1
         said, value = (self._disk / "ended" / f"{self._count}.{name}" for name in ("said", "value"))
+        said.touch()  # a signal may end the process before it opens this
         if process := os.fork():
             return Started(process, said, value)
         code = 70
