@@ -205,7 +205,7 @@ def _add_upscale_command(commands: Any) -> None:
         "--model",
         default="champion",
         help="alias or number of a version, models:/NAME/NUMBER, a file of weights, or the name of pretrained weights, "
-        "such as realsr-df2k-x4 (default: %(default)s)",
+        "such as bebygan-4x32 (default: %(default)s)",
     )
     _add_fidelity(upscale)
     _add_workspace(upscale, "of the runs that made it")

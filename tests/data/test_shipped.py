@@ -9,8 +9,12 @@ from PIL import Image as PillowImage
 from bebygan import SCALE
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.imaging.tiling import upscale_image
-from bebygan.metrics.fidelity import psnr_y
+from bebygan.metrics.fidelity import lr_psnr, psnr_y
+from bebygan.metrics.perceptual import load_lpips, lpips
+from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.naming import load_generator
+from bebygan.networks.weights import load_exactly, read_state
+from bebygan.pretrained import weights_file
 from components.config import load_params
 from components.evaluate.pictures import most_textured
 from components.ingest.splits import split_of
@@ -18,6 +22,7 @@ from components.ingest.splits import split_of
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data/sample"
 WARMUP = ROOT / "data/pretrained/rrdb-4x32.safetensors"
+BEBYGAN = ROOT / "bebygan/pretrained/bebygan-4x32"
 PHOTOGRAPHS = sorted(path for path in SAMPLE.iterdir() if path.suffix in (".jpg", ".png"))
 TRAINED_ON = {
     f"{name}.{kind}"
@@ -78,3 +83,27 @@ def test_the_shipped_warmup_beats_bicubic_on_photographs_that_it_never_saw(name:
 
     ours = psnr_y(upscale_image(load_generator(WARMUP).eval(), lr), hr)
     assert ours > psnr_y(resize_uint8(lr, *hr.shape[:2]), hr) + 0.3
+
+
+@pytest.mark.slow
+def test_the_shipped_perceptual_generator_is_closer_to_unseen_photographs_than_the_warmup() -> None:
+    network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex"))
+    generators = [load_generator(path).eval() for path in (BEBYGAN / "generator.safetensors", WARMUP)]
+    distances = []
+    for name in held_out():
+        with PillowImage.open(SAMPLE / name) as picture:
+            pixels = np.asarray(picture)
+        hr = np.ascontiguousarray(pixels[most_textured(pixels, 256)])
+        lr = downscale_uint8(hr, SCALE)
+        images = [upscale_image(generator, lr) for generator in generators]
+        distances.append([lpips(image, hr, network) for image in images])
+        assert lr_psnr(images[0], lr) > 30
+    ours, warmup = np.mean(distances, 0)
+    assert ours < 0.75 * warmup
+
+
+def test_the_shipped_discriminator_continues_with_the_shipped_generator() -> None:
+    params = load_params(ROOT / "params/compact.yaml", [f"train.start={BEBYGAN / 'generator.safetensors'}"])
+    discriminator = Discriminator(96, params.train.discriminator_width)
+
+    load_exactly(discriminator, read_state(BEBYGAN / "discriminator.safetensors"), BEBYGAN)

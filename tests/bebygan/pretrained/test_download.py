@@ -32,7 +32,8 @@ from bebygan.pretrained import download
 from bebygan.pretrained.__main__ import main
 from bebygan.pretrained.download import weights_file
 from bebygan.pretrained.readers import read_pickled_arrays
-from bebygan.pretrained.registry import KNOWN, Known, Source
+from bebygan.pretrained.registry import KNOWN, Known, Source, name_of
+from bebygan.settings import GeneratorShape
 
 CLOSED = "http://127.0.0.1:9"
 
@@ -372,6 +373,14 @@ def test_the_package_index_gives_lpips_that_sees_what_people_see(online: Path) -
     # The lpips package 0.1.4 gives this for the same two images with the same weights.
     assert lpips(blurred, hr, network) == pytest.approx(0.46193, abs=2e-5)
     assert lpips(noisy, hr, network) < lpips(blurred, hr, network)
+
+
+def test_the_included_generator_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEBYGAN_CACHE", str(tmp_path))
+    monkeypatch.setenv("BEBYGAN_WEIGHTS_SOURCES", "folder")
+    generator = load_generator(weights_file("bebygan-4x32"))
+    assert generator.shape == GeneratorShape(blocks=4, features=32, growth=16)
+    assert name_of(generator.state_dict()) == "bebygan-4x32"
 
 
 @pytest.mark.slow
