@@ -160,7 +160,7 @@ def measure(
             seconds[candidate] = (time.perf_counter() - started) / hr.shape[0] / hr.shape[1] * 1e6
         original = Original(hr, lr, most_textured(hr, DISTS_SIDE), networks)
         start = upscaled[twins.get("warmup", "bicubic")]
-        distinct = {twin: original.metrics(upscaled[twin], start) for twin in {*wanted.values()}}
+        distinct = {twin: original.metrics(upscaled[twin], start) for twin in dict.fromkeys(wanted.values())}
         found = {candidate: distinct[twin] for candidate, twin in wanted.items()}
         for candidate, values in found.items():
             _check_finite(values, candidate, name)

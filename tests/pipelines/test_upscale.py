@@ -255,7 +255,10 @@ def test_an_unknown_version_is_named(
     model: str, upscale: Upscale, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert upscale(folder, "-o", tmp_path / "out", "--model", model) == 5
-    assert "in this registry: train one with `bebygan run`" in capsys.readouterr().err
+    assert (
+        "in this registry: name one that `bebygan models` shows, or train one with `bebygan run`"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_photograph_that_does_not_fit_into_the_memory_is_refused(
@@ -431,7 +434,7 @@ def test_an_unreachable_registry_and_one_without_a_champion_are_told(
         patch.setenv("MLFLOW_TRACKING_URI", database_uri(workspace / "mlflow.db"))
         mlflow_client().delete_registered_model_alias("bebygan", "champion")
     assert upscale(folder, "-o", folder.parent / "out") == 5
-    assert "the model bebygan has no champion in this registry: train one" in capsys.readouterr().err
+    assert "the model bebygan has no champion in this registry: name one that" in capsys.readouterr().err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert upscale(folder, "-o", folder.parent / "out") == 4
     assert "failed at MLflow's http://127.0.0.1:9 (Connection refused)" in capsys.readouterr().err

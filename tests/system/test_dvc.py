@@ -126,8 +126,9 @@ def test_a_second_repro_repeats_only_what_depends_on_the_registry(reproduced: Fi
     before = contents(desk)
     assert stages_run(run(desk, "dvc", "repro")) == ["evaluate", "register"]
     after = contents(desk)
-    assert set(after) == set(before)
-    changed = {path.split("/")[1] for path in before if after[path] != before[path]}
+    # Which pictures are shown depends on the champion, too.
+    assert {path for path in set(after) ^ set(before) if "/pictures/" not in path} == set()
+    changed = {path.split("/")[1] for path in before if after.get(path) != before[path]}
     assert changed <= {"evaluation", "registration"}
     check_registered(desk, versions=1)
 

@@ -94,7 +94,7 @@ def test_a_run_ends_with_the_table_the_champion_and_where_to_look(first_run: Fin
     assert "\nchange against the warm-up, with 95% intervals:\n" in first_run.out
     assert "\nThe challenger becomes the first champion: LPIPS " in first_run.out
     page = (project / said["report"]).read_text()
-    assert page.count("data:image/png;base64,") >= 4
+    assert page.count("data:image/webp;base64,") >= 4
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
     assert said["runs"].endswith("bebygan ui --workspace workspace")
 

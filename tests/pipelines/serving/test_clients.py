@@ -27,7 +27,7 @@ def raw(running: Running, sent: bytes, buffer: int | None = None) -> socket.sock
     if buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     connection.connect(("127.0.0.1", running.port))
-    connection.settimeout(20)
+    connection.settimeout(60)
     connection.sendall(sent)
     return connection
 
