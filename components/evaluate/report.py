@@ -65,7 +65,7 @@ def _encoded(sights: Iterable[Sight]) -> list[Shown]:
 
 
 def _values(rows: Sequence[Mapping[Hashable, Any]], photographs: Sequence[str], metrics: Iterable[Metric]) -> Values:
-    """Return the values of each candidate and metric in the order of the photographs; NaN where there is none."""
+    """Return the values of each candidate and metric in the order of the photographs; NaN for a missing one."""
     cells = {(row["candidate"], row["photograph"]): row for row in rows}
     return {
         candidate: {

@@ -143,7 +143,7 @@ def summary_of(
         gains: over all candidates.
         thresholds: as given to `judge`.
         champion: version of the champion, if there is one.
-        lost: what shows that there was one before, if there is none.
+        lost: what shows that a champion existed before, if none exists now.
     """
     if recommendation == "promote":
         if champion is None:

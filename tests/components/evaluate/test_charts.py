@@ -2,8 +2,23 @@ import numpy as np
 import pytest
 
 from components.artifacts import Gain
-from components.evaluate.charts import BOTTOM, LEFT, RIGHT, TOP, anchor_charts, forest, scatters, smoothed, ticks
+from components.config import Metric
+from components.evaluate.charts import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Series,
+    anchor_charts,
+    forest,
+    scatters,
+    smoothed,
+    ticks,
+)
 from components.evaluate.charts import training_curves as curves
+
+Values = dict[Metric, Series]
+"""Of each photograph, by metric."""
 
 
 @pytest.mark.parametrize("history", [[], [{"iteration": 1, "l1": 0.5}], [{"iteration": 1}, {"iteration": 2}]])
@@ -88,9 +103,17 @@ def test_a_gain_without_spread_or_interval_is_drawn() -> None:
 
 
 def test_a_photograph_lies_on_the_side_of_the_diagonal_that_says_which_is_better() -> None:
-    values = {"lpips": np.array([0.2, 0.1]), "psnr_y": np.array([30.0, 20.0]), "lr_psnr": np.array([40.0, 40.0])}
-    better = {"lpips": np.array([0.1, 0.2]), "psnr_y": np.array([31.0, 19.0]), "lr_psnr": np.array([40.0, 40.0])}
-    found = scatters({"champion": values, "challenger": better}, "champion", ["a.png", "b.png"])  # type: ignore[dict-item]
+    values: Values = {
+        "lpips": np.array([0.2, 0.1]),
+        "psnr_y": np.array([30.0, 20.0]),
+        "lr_psnr": np.array([40.0, 40.0]),
+    }
+    better: Values = {
+        "lpips": np.array([0.1, 0.2]),
+        "psnr_y": np.array([31.0, 19.0]),
+        "lr_psnr": np.array([40.0, 40.0]),
+    }
+    found = scatters({"champion": values, "challenger": better}, "champion", ["a.png", "b.png"])
     assert [[point.kind for point in chart.points] for chart in found] == [
         ["better", "worse"],
         ["better", "worse"],
@@ -103,8 +126,10 @@ def test_a_photograph_lies_on_the_side_of_the_diagonal_that_says_which_is_better
 
 
 def test_the_challenger_is_the_last_point_of_the_history_of_champions() -> None:
-    rows = [(f"version {number}", {"lpips": 0.3 - number / 100}) for number in range(1, 21)]
-    [chart] = anchor_charts([*rows, ("challenger", {"lpips": 0.05})], ["lpips"])  # type: ignore[list-item]
+    rows: list[tuple[str, dict[Metric, float]]] = [
+        (f"version {number}", {"lpips": 0.3 - number / 100}) for number in range(1, 21)
+    ]
+    [chart] = anchor_charts([*rows, ("challenger", {"lpips": 0.05})], ["lpips"])
     assert [point.kind for point in chart.points] == ["dot"] * 20 + ["newest"]
     assert len(chart.x.ticks) <= 8
     assert chart.x.ticks[-1][1] == "challenger"

@@ -125,7 +125,8 @@ def choose(tab: Browser, name: str, value: str) -> None:
 
 
 def box(tab: Browser, element: str) -> dict[str, float]:
-    return json.loads(tab.value(f"JSON.stringify({element}.getBoundingClientRect())"))  # type: ignore[no-any-return]
+    found: dict[str, float] = json.loads(tab.value(f"JSON.stringify({element}.getBoundingClientRect())"))
+    return found
 
 
 def test_a_report_fetches_nothing(tab: Browser) -> None:
