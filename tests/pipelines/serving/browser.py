@@ -93,6 +93,9 @@ class Browser:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.wait_for(f"innerWidth === {width}")
+        # The page is told of its size before the next frame.
+        self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen to a PNG file."""
