@@ -196,25 +196,6 @@ def to_pillow(picture: Picture) -> PillowImage.Image:
     return image
 
 
-def _frame(picture: Picture, scale: int, ending: str, name: object) -> Frame:
-    """Return what the encoder of a picture, enlarged, knows before its first rows.
-
-    Raises:
-        DataError: the format has no transparency, not 16 bits, or not this size.
-    """
-    kind, deep = WRITTEN[ending]["format"], picture.rgb.dtype == np.uint16
-    if picture.alpha is not None and kind in ("JPEG", "BMP"):
-        raise DataError(f"{name} cannot hold transparency: choose a name that ends with .png")
-    if deep and kind not in ("PNG", "TIFF"):
-        raise DataError(f"{name} cannot hold 16 bits per channel: choose a name that ends with .png or .tif")
-    channels = (1 if picture.grey else 3) + (picture.alpha is not None)
-    height, width = (side * scale for side in picture.rgb.shape[:2])
-    frame = Frame(width, height, channels, deep, picture.metadata, name)
-    if max(height, width) > (limit := _LARGEST_SIDES.get(kind, max(height, width))):
-        raise frame.refusal(f", only sides up to {limit}")
-    return frame
-
-
 def _blocks(bands: Iterable[Image | Image16]) -> Iterator[Image | Image16]:
     """Cut rows, given in bands of any height, into blocks."""
     parts: list[Any] = []
