@@ -40,6 +40,9 @@ def start_weights_file(weights: str) -> Path:
 
 
 def discriminator_beside(generator: Path) -> Path | None:
-    """Return the discriminator beside a generator's weights, with which a training continues, or None."""
-    path = generator.with_name(DISCRIMINATOR)
-    return path if path.is_file() else None
+    """Return the discriminator beside a generator's weights, with which a training continues, or None.
+
+    A name of known weights, and the empty path, are no file and have none.
+    """
+    path = generator.parent / DISCRIMINATOR
+    return path if generator.is_file() and path.is_file() else None

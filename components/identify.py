@@ -52,7 +52,7 @@ def job_here(params: Params, source: str, code: str | None = None) -> Job:
     """
     digest = hashlib.sha256((code or code_hash() + environment_hash()).encode())
     weights = start_weights_file(with_start(params, "").warmup.weights or "")
-    for file in (weights, discriminator_beside(weights)) if weights.is_file() else ():
-        if file:
+    for file in (weights, discriminator_beside(weights)):
+        if file and file.is_file():
             digest.update(sha256_of(file).encode())
     return Job(params, source, source_version(source), digest.hexdigest(), start_of(params))

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from bebygan.errors import WeightsError
-from components.checkout import PARAMS_VARIABLE, in_checkout, start_weights_file
+from components.checkout import PARAMS_VARIABLE, discriminator_beside, in_checkout, start_weights_file
 from components.cli import run_step, step_parser
 from components.config import Params, load_params, plain
 from components.identify import job_here
@@ -84,3 +84,14 @@ def test_a_name_like_that_of_known_weights_is_refused_with_that_name(
         start_weights_file("realsr-df2k")
     (tmp_path / "realsr-df2k").touch()
     assert start_weights_file("realsr-df2k") == Path("realsr-df2k")
+
+
+@pytest.mark.parametrize("start", ["", "realsr-df2k-x4"])
+def test_a_discriminator_in_the_working_folder_belongs_to_no_name_of_known_weights(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "discriminator.safetensors").touch()
+    assert discriminator_beside(Path(start)) is None
+    (tmp_path / "start.safetensors").touch()
+    assert discriminator_beside(Path("start.safetensors")) == Path("discriminator.safetensors")
