@@ -237,7 +237,7 @@ def test_a_damaged_champion_upscales_nothing(
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("champion", "has no models yet: train one with `bebygan run`, or name weights, such as realsr"),
+        ("champion", "has no models yet: train one with `bebygan run`, or name weights, such as bebygan-4x32"),
         ("lost.pth", "the file lost.pth does not exist"),
     ],
 )

@@ -98,17 +98,12 @@ def test_a_client_that_does_not_complete_a_request_is_disconnected(
 def test_a_client_that_does_not_take_its_answer_is_disconnected(
     ready: Ready, image: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 96_000_000
-    monkeypatch.setattr(server, "_upscaled", lambda *_: bytes(size))
+    monkeypatch.setattr(server, "_upscaled", lambda *_: bytes(96_000_000))
     monkeypatch.setattr(connections, "SECONDS_TO_SEND", 0.5)
     running = ready()
-    with raw(running, posted(image), buffer=4096) as connection:
+    with raw(running, posted(image), buffer=4096):
+        # The client reads nothing, so that its connection ends only if the server ends it.
         until(lambda: not running.program.server_state.connections and counted(running, 200) == 1)
-        received = 0
-        with suppress(ConnectionResetError):
-            while part := connection.recv(1 << 20):
-                received += len(part)
-    assert received < size
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_image_is_counted_and_harms_nobody(
