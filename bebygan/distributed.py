@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
+from torch._compile import _disable_dynamo
 
 from bebygan.errors import ConfigError, Preempted, ServiceError
 
@@ -51,7 +52,8 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# torch.compiler.disable imports the compiler, which takes a second; this imports it at the first call.
+@_disable_dynamo
 def sum_over_processes(values: Tensor) -> Tensor:
     """Return the sum of the tensors that all processes give, the same on each.
 
