@@ -63,43 +63,54 @@ def add(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage"),
+    "damages",
     [
-        ("patches/shards/shard-000.npy", delete),
-        ("patches/shards/shard-000.npy", flip),
-        ("ingest/dataset/manifest.parquet", flip),
-        ("ingest/dataset/quarantine.json", add),
-        ("warmup/generator/generator.safetensors", truncate),
-        ("warmup/generator.sha256", flip),
+        {
+            "ingest/dataset/manifest.parquet": flip,
+            "patches/shards/shard-000.npy": delete,
+            "warmup/generator/generator.safetensors": truncate,
+        },
+        {
+            "ingest/dataset/quarantine.json": add,
+            "patches/shards/shard-000.npy": flip,
+            "warmup/generator.sha256": flip,
+        },
     ],
+    ids=["missing", "changed"],
 )
-def test_a_damaged_output_is_reported_and_made_again(
-    file: str, damage: Callable[[Path], None], first: Finished, project: Path
+def test_damaged_outputs_are_reported_and_made_again(
+    damages: dict[str, Callable[[Path], None]], first: Finished, project: Path
 ) -> None:
     assert first.code == 3
-    path = max((project / "workspace" / "pipeline").glob(f"*/{file}"), key=lambda found: found.stat().st_ctime)
-    damage(path)
+    workspace = project / "workspace" / "pipeline"
+    for file, damage in damages.items():
+        damage(max(workspace.glob(f"*/{file}"), key=lambda found: found.stat().st_ctime))
     again = retrain(project)
-    step, output, *_ = file.removesuffix(".sha256").split("/")
-    [line] = [line for line in again.err.splitlines() if "damaged" in line]
-    assert line.startswith(f"{project / 'workspace' / 'pipeline'}/")
-    assert line.endswith(f"/{step}/{output} is damaged: {step} makes it again")
-    assert stepped(again) == CACHED[CACHED.index(step) :]
-    assert stepped(retrain(project)) == []
+    lines = sorted(
+        line.removeprefix(f"{workspace}/").partition("/")[2] for line in again.err.splitlines() if "damaged" in line
+    )
+    named = sorted(file.removesuffix(".sha256").split("/")[:2] for file in damages)
+    assert lines == [f"{step}/{output} is damaged: {step} makes it again" for step, output in named]
+    assert stepped(again) == CACHED
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.write_bytes(b"\xff")])
-def test_a_damaged_entry_of_the_cache_is_reported_and_its_step_runs_again(
-    damage: Callable[[Path], None], first: Finished, project: Path
-) -> None:
+def test_only_the_step_of_a_damaged_output_and_those_that_read_it_run_again(first: Finished, project: Path) -> None:
     assert first.code == 3
-    entries = [path for path in (project / "workspace" / "cache").glob("*.json") if "/warmup/" in path.read_text()]
-    entry = max(entries, key=lambda path: path.stat().st_mtime)
-    damage(entry)
+    flip(max((project / "workspace" / "pipeline").glob("*/warmup/generator/*.safetensors"), key=os.path.getctime))
+    assert stepped(retrain(project)) == ["warmup"]
+
+
+def test_damaged_entries_of_the_cache_are_reported_and_their_steps_run_again(first: Finished, project: Path) -> None:
+    assert first.code == 3
+    found = sorted((project / "workspace" / "cache").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    entries = {step: [path for path in found if f"/{step}/" in path.read_text()][-1] for step in CACHED}
+    truncate(entries["ingest"])
+    flip(entries["patches"])
+    entries["warmup"].write_bytes(b"\xff")
     again = retrain(project)
-    assert f"{entry} is damaged: its step runs again\n" in again.err
-    assert stepped(again) == ["warmup"]
-    assert stepped(retrain(project)) == []
+    for entry in entries.values():
+        assert f"{entry} is damaged: its step runs again\n" in again.err
+    assert stepped(again) == CACHED
 
 
 def test_force_uses_no_output_of_an_earlier_run(first: Finished, project: Path) -> None:
