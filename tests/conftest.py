@@ -1,5 +1,6 @@
 """What many tests need: a real S3 server, and photographs made on the fly."""
 
+import inspect
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ import pytest
 from PIL import Image
 
 KEYS = {"AWS_ACCESS_KEY_ID": "bebygan-tests", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _call_stacks_without_source_lines() -> Iterator[None]:
+    """KFP asks for the whole call stack at each setting of a task, though only for a name.
+
+    With the source lines of each of pytest's many frames, that takes most of the time of a compilation.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", partial(inspect.stack, context=0))
+        yield
 
 
 def free_ports(count: int) -> list[int]:
