@@ -18,6 +18,8 @@ from boto3.s3.transfer import TransferConfig
 from boto3.session import Session
 from botocore import exceptions
 from botocore.config import Config
+from botocore.loaders import create_loader
+from botocore.session import Session as BotocoreSession
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from bebygan.errors import ConfigError, DataError, ServiceError
@@ -61,6 +63,10 @@ _TAKEN = {"412", "PreconditionFailed", "ConditionalRequestConflict"}
 """The file is there, or another writer is about to create it."""
 
 
+_loader = cache(create_loader)
+"""Descriptions of AWS's services: reading them takes most of the time that a client takes to make."""
+
+
 def _client(*, patient: bool) -> Any:
     """Return a boto3 client; a patient one retries for minutes, the other fails within seconds."""
     # Below ERROR, botocore logs where it found credentials and endpoint, and tracebacks of errors that we report.
@@ -77,7 +83,9 @@ def _client(*, patient: bool) -> Any:
     _check_for_blanks()
     try:
         # boto3's default session would ignore variables that change later.
-        return Session().client("s3", config=config)
+        session = BotocoreSession()
+        session.register_component("data_loader", _loader())
+        return Session(botocore_session=session).client("s3", config=config)
     except (exceptions.BotoCoreError, ValueError, OSError) as error:
         raise _unusable(error) from error
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bebygan.errors import DataError
-from components.stores import StoredFile, open_store
+from components.stores import Store, StoredFile, open_store
 
 HEAD = "ledger_head"
 """Tag of a registered model: number and digest of the newest entry of its ledger."""
@@ -104,16 +104,19 @@ def entries(ledger: str, model: str) -> list[Move]:
         DataError: an entry is damaged, missing, or changed after the next one was written.
         ServiceError: the bucket is unreachable, unknown, or refuses access.
     """
-    place = f"{ledger}/{model}"
+    return _entries(open_store(f"{ledger}/{model}"))
+
+
+def _entries(store: Store) -> list[Move]:
     found: list[Move] = []
-    for file in open_store(place).originals():
+    for file in store.originals():
         if not _NAME.fullmatch(file.name):
             continue
-        move, before = _move(file, place), found[-1] if found else None
+        move, before = _move(file, store.address), found[-1] if found else None
         if move.number != len(found) + 1:
-            raise _damaged(f"{place}/{len(found) + 1:06}.json is missing")
+            raise _damaged(f"{store.address}/{len(found) + 1:06}.json is missing")
         if before and (move.before or before.before) and move.before != digest(before):
-            raise _damaged(f"{place}/{before.number:06}.json changed after {file.name} was written")
+            raise _damaged(f"{store.address}/{before.number:06}.json changed after {file.name} was written")
         found.append(move)
     return found
 
@@ -165,11 +168,14 @@ def append(ledger: str, model: str, move: Move) -> str | None:
         ServiceError: the bucket is unreachable, unknown, or refuses access.
         StorageError: the folder cannot be written, or its file system has no hard links.
     """
-    before = entries(ledger, model)[: move.number - 1]
+    store, name = open_store(f"{ledger}/{model}"), f"{move.number:06}.json"
+    before = _entries(store)[: move.number - 1]
     chained = dataclasses.replace(move, before=digest(before[-1]) if before else None)
-    written = open_store(f"{ledger}/{model}").write_if_absent(f"{move.number:06}.json", _content(chained))
+    content = _content(chained)
     # Where an entry was deleted, a bucket with versions accepts another one, which does not count.
-    counts = written and digest(entries(ledger, model)[move.number - 1]) == digest(chained)
+    counts = store.write_if_absent(name, content) and content in [
+        file.read() for file in store.originals() if file.name == name
+    ]
     return head_of(chained) if counts else None
 
 
