@@ -5,14 +5,15 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from bebygan.errors import ConfigError
 from bebygan.files import sha256_of, storage_errors
 from bebygan.imaging.shards import read_patches
-from bebygan.precision import tf32, training_device
+from bebygan.precision import resolve, tf32, training_device
 from bebygan.training.sampling import batch
 from components.artifacts import photographs_version
 from components.checkout import PARAMS_VARIABLE
@@ -39,6 +40,8 @@ from pipelines.ablation.report import write_page
 from pipelines.measured import Row, measured_once
 
 WEIGHTS = "generator.safetensors"
+SECONDS = ".seconds"
+"""Suffix of a file with the seconds that a training took, one line for each time that it was started."""
 _TIMED = 3
 """Iterations that are timed of each cell, after one that warms up."""
 
@@ -79,13 +82,29 @@ def _announce_hours(waiting: list[Training], patches: Path, start: Path) -> None
     say(f"{len(waiting)} trainings will take {total:.2f} hours on this machine, and the comparison comes on top")
 
 
+@contextmanager
+def _timed(file: Path) -> Iterator[None]:
+    """Add the seconds that the context takes to those in a file."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        with storage_errors(file), file.open("a") as taken:
+            taken.write(f"{time.monotonic() - began:.1f}\n")
+
+
+def _hours(files: Iterable[Path]) -> float:
+    return sum(float(seconds) for file in files for seconds in file.read_text().split()) / 3600
+
+
 def _train(training: Training, patches: Path, start: Path, folder: Path) -> None:
     settings = training.params.train
     with tracked_training("ablate", settings, photographs_version(patches)) as track:
         if isinstance(track, StepRun):
             track.describe({"ablation": training.cell, "mlflow.runName": training.name})
         checkpoints = folder / "checkpoints" / training.name
-        train(patches, start.parent, folder / training.name, checkpoints, params=settings, track=track)
+        with _timed(folder / f"{training.name}{SECONDS}"):
+            train(patches, start.parent, folder / training.name, checkpoints, params=settings, track=track)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -136,21 +155,21 @@ def ablate(options: argparse.Namespace) -> None:
         say(f"training {number} of {len(waiting)}: {training.name}")
         _train(training, patches, start, folder)
     upscalers: dict[str, Callable[[], Upscale]] = {
-        "bicubic": lambda: bicubic, "start": partial(generator_of, start, params.evaluate.tile),
+        "bicubic": lambda: bicubic, "start": partial(generator_of, start, params.evaluate),
     }  # fmt: skip
     weights = {"bicubic": "bicubic", "start": sha256_of(start)}
     for training in trainings:
         path = folder / training.name / WEIGHTS
-        upscalers[training.name] = partial(generator_of, path, params.evaluate.tile)
+        upscalers[training.name] = partial(generator_of, path, params.evaluate)
         weights[training.name] = sha256_of(path)
-    identity = identity_of(photographs)
+    of = {"photographs": identity_of(photographs), "precision": resolve(params.evaluate.precision, training_device())}
     rows = {
-        name: _measured(folder / f"{name}.json", make, photographs, {"weights": weights[name], "photographs": identity})
+        name: _measured(folder / f"{name}.json", make, photographs, {"weights": weights[name], **of})
         for name, make in upscalers.items()
     }
     write_page(
         options.output, ablation, trainings=trainings, rows=rows, photographs=photographs, upscalers=upscalers,
-        data_version=data_version,
+        data_version=data_version, hours=_hours(folder / f"{each.name}{SECONDS}" for each in trainings),
     )  # fmt: skip
     say(f"{options.output}: {len(ablation.cells)} cells, {len(ablation.seeds)} seeds, {len(photographs)} photographs")
     end_quickly()

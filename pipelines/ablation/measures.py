@@ -20,12 +20,14 @@ from bebygan.imaging import Image
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, upscale_uint8
 from bebygan.imaging.picture_files import read_picture
 from bebygan.imaging.texture import local_deviation
-from bebygan.imaging.tiling import upscale_image
+from bebygan.imaging.tiling import upscale_fast
 from bebygan.metrics import dists, lpips, lr_psnr, psnr_y
 from bebygan.networks import load_generator
-from bebygan.precision import full_precision, training_device
+from bebygan.precision import training_device
 from bebygan.settings import RegionSettings
+from bebygan.training.state import place
 from components.artifacts import capped
+from components.config import EvaluateParams
 from components.evaluate.measuring import LEAST_REGION, Networks
 from components.progress import progress
 from pipelines.measured import Row
@@ -117,13 +119,14 @@ def bicubic(lr: Image) -> Image:
     return upscale_uint8(lr, SCALE)
 
 
-def generator_of(path: Path, tile: int | None) -> Upscale:
-    """Return a function that enlarges by the generator in a file of weights, in tiles of at most this LR side."""
-    return partial(upscale_image, load_generator(path).to(training_device()).eval(), tile=tile)
+def generator_of(path: Path, params: EvaluateParams) -> Upscale:
+    """Return a function that enlarges by the generator in a file of weights, as evaluate does."""
+    generator = place(load_generator(path), training_device(), channels_last=True).eval()
+    return partial(upscale_fast, generator, precision=params.precision, tile=params.tile)
 
 
 def measured_rows(name: str, upscale: Upscale, photographs: list[Photograph], networks: Networks) -> list[Row]:
-    """Return benchmark, name and metrics of each photograph, enlarged in float32 from its LR by MATLAB's bicubic.
+    """Return benchmark, name and metrics of each photograph, enlarged from its LR by MATLAB's bicubic.
 
     Args:
         name: of the candidate, for the progress line.
@@ -134,8 +137,6 @@ def measured_rows(name: str, upscale: Upscale, photographs: list[Photograph], ne
     rows: list[Row] = []
     for photograph in progress(photographs, name, "photographs", len(photographs)):
         hr, lr = photograph.read()
-        with full_precision(training_device()):
-            sr = upscale(lr)
-        values = measure(sr, hr, lr, networks)
+        values = measure(upscale(lr), hr, lr, networks)
         rows.append({"benchmark": photograph.benchmark, "photograph": photograph.path.name, **values})
     return rows

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from bebygan.files import whole_file
 from bebygan.imaging.texture import local_deviation
-from bebygan.precision import full_precision, training_device
+from bebygan.precision import resolve, training_device
 from components.evaluate.evidence import intervals
 from components.evaluate.pictures import most_textured, side_by_side, square_with_most
 from pipelines.ablation.measures import DEFINITIONS, METRICS, Photograph, Upscale, flat_regions
@@ -145,15 +145,13 @@ def _pictures(
     """Write two pictures for each benchmark, and yield the lines that show them."""
     seed = ablation.seeds[0]
     shown = {"start": "start", **{cell: Training.name_of(cell, seed) for cell in ablation.cells}}
-    device = training_device()
     for benchmark in dict.fromkeys(each.benchmark for each in photographs):
         of_start = _values(rows["start"], benchmark)[:, list(METRICS).index("lpips")]
         median = [each for each in photographs if each.benchmark == benchmark][
             int(np.argsort(of_start)[len(of_start) // 2])
         ]
         hr, lr = median.read()
-        with full_precision(device):
-            found = {name: upscalers[candidate]()(lr) for name, candidate in shown.items()}
+        found = {name: upscalers[candidate]()(lr) for name, candidate in shown.items()}
         error = local_deviation(found["start"], 5) * flat_regions(hr)
         for what, square in (("texture", most_textured(hr, _SIDE)), ("flat", square_with_most(error, _SIDE))):
             panels = {name: sr[square] for name, sr in found.items()} | {"original": hr[square]}
@@ -172,6 +170,7 @@ def write_page(
     photographs: Sequence[Photograph],
     upscalers: Mapping[str, Callable[[], Upscale]],
     data_version: str,
+    hours: float,
 ) -> None:
     """Write the page, and its pictures into the folder images beside it.
 
@@ -183,6 +182,7 @@ def write_page(
         photographs: in the order of the rows.
         upscalers: makes each candidate.
         data_version: of the photographs that the cells were trained on.
+        hours: that all trainings took.
     """
     settings = trainings[0].params.train
     benchmarks = list(dict.fromkeys(each.benchmark for each in photographs))
@@ -193,11 +193,13 @@ def write_page(
         f"{len(ablation.cells)} objectives, seeds {', '.join(map(str, ablation.seeds))}, {settings.iterations} "
         f"iterations of batch {settings.batch} and crop {settings.crop} each, from "
         f"`{trainings[0].params.warmup.weights}`, on data version `{data_version}`.",
+        f"The trainings took {hours:.1f} hours in all.",
         "",
         _table(["cell", "objective"], [[name, cell.title] for name, cell in ablation.cells.items()]),
         "",
-        "Metrics as in `bebygan.metrics.PROTOCOL`, of whole photographs; grey ones count as RGB. Flat regions are "
-        "those that the paper hides from the discriminator.",
+        "Metrics as in `bebygan.metrics.PROTOCOL`, of whole photographs; grey ones count as RGB. Generators compute in "
+        f"{resolve(trainings[0].params.evaluate.precision, training_device())}. Flat regions are those that the paper "
+        "hides from the discriminator.",
         *(f"{TITLES[name]}: {text}." for name, text in DEFINITIONS.items()),
         "",
         "## The paper's claims",

@@ -126,7 +126,10 @@ def test_an_ablation_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
         first, second = (load_file(f"{each}/ablation/{name}/generator.safetensors") for each in ("trained", "whole"))
         assert all(torch.equal(first[key], second[key]) for key in first)
 
+    # The time of both starts counts.
+    assert len(Path("trained/ablation/ldl-seed-1.seconds").read_text().split()) == 2
     page = Path("trained/docs/ablation.md").read_text()
+    assert "The trainings took 0.0 hours in all." in page
     assert page == Path("whole/docs/ablation.md").read_text()
     assert "**it helps** (ldl beside l1)" in page
     assert "## Few (2 photographs)" in page
