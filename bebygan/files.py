@@ -45,6 +45,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = _CANNOT_WRITE.get(error.errno or 0)
+        if error.errno == errno.ENOENT and Path(error.filename or "") in path.parents:
+            reason = "no folder can be made there"
         if reason is None:
             raise
         raise StorageError(

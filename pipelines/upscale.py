@@ -28,6 +28,8 @@ from components.stores.source import is_not_picture
 from components.tracking.address import VARIABLE, use_registry
 from pipelines.processes import upscale_in_processes
 
+_ENDINGS = ", ".join(WRITTEN)
+
 
 def _at_fidelity(generator: Generator, start: Path, share: float, fidelity: float) -> None:
     before = load_generator(start)
@@ -112,6 +114,11 @@ def _refuse_link(source: Path, roots: Sequence[Path]) -> None:
         raise DataError(f"{source} is a link out of the folder: name what it links to itself")
 
 
+def _is_file_name(output: Path) -> bool:
+    """Return whether an output that need not exist has an ending of pictures."""
+    return output.suffix.lower() in {*WRITTEN, *PillowImage.registered_extensions()} and not output.is_dir()
+
+
 def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
     """Return the file to write for each file to read, ordered as they are read.
 
@@ -122,11 +129,16 @@ def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
         output: a folder; for a single file also a file, which its ending shows.
 
     Raises:
-        ConfigError: an input is missing or contains nothing, two inputs have the same output, or a photograph would
-            be replaced by its own enlargement.
+        ConfigError: an input is missing or contains nothing, two inputs have the same output, a photograph would be
+            replaced by its own enlargement, or the output is a file of a format that is not written, or for several
+            photographs.
     """
     inputs = [each for place in inputs for each in _named(place)]
-    if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() in WRITTEN and not output.is_dir():
+    if _is_file_name(output):
+        if output.suffix.lower() not in WRITTEN:
+            raise ConfigError(f"{output.suffix} is not written: name a folder, or a file that ends in {_ENDINGS}")
+        if len(inputs) > 1 or inputs[0].is_dir():
+            raise ConfigError(f"{output} is the name of one file, and there are several photographs: name a folder")
         targets = [(inputs[0], output)]
     else:
         targets = []

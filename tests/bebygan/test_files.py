@@ -167,6 +167,15 @@ def test_a_refused_write_says_why_and_what_to_do(tmp_path: Path, number: int, wo
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux's /proc refuses folders to everyone")
+def test_a_place_where_no_folder_can_be_made_is_named() -> None:
+    with (
+        pytest.raises(StorageError, match="cannot write /proc/none/a: no folder can be made there"),
+        whole_file(Path("/proc/none/a")),
+    ):
+        pass
+
+
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     for path in (tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"):

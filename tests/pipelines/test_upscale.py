@@ -134,6 +134,19 @@ def test_a_single_photograph_may_be_given_a_name(upscale: Upscale, folder: Path,
         assert (written.format, written.size) == ("WEBP", (80, 48))
 
 
+def test_an_output_that_names_a_file_is_not_made_a_folder(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^\.gif is not written: name a folder, or a file that ends in \.jpg, "):
+        plan([folder / "a.png"], tmp_path / "large.gif")
+    for inputs in ([folder], [folder / "a.png", folder / "trip" / "a.jpg"]):
+        with pytest.raises(
+            ConfigError, match=r"/large\.png is the name of one file, and there are several photographs"
+        ):
+            plan(inputs, tmp_path / "large.png")
+    (tmp_path / "old.gif").mkdir()
+    assert plan([folder / "a.png"], tmp_path / "old.gif") == {folder / "a.png": tmp_path / "old.gif" / "a.png"}
+    assert plan([folder / "a.png"], tmp_path / "v1.2") == {folder / "a.png": tmp_path / "v1.2" / "a.png"}
+
+
 def test_the_plan_keeps_writable_endings_and_leaves_out_its_own_output(folder: Path) -> None:
     shutil.copy(folder / "a.png", folder / "c.gif")
     out = folder / "large"
