@@ -55,7 +55,7 @@ run: setup ## Run the whole pipeline here; ARGS="--set train.iterations=50" chan
 	$(BIN)/bebygan run $(ARGS)
 
 test: setup ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## Run the tests that take less than ten seconds each
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -24,6 +24,12 @@ from PIL import Image
 KEYS = {"AWS_ACCESS_KEY_ID": "bebygan-tests", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with slow tests first, so that no worker is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, "system" not in item.path.parts))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _call_stacks_without_source_lines() -> Iterator[None]:
     """KFP asks for the whole call stack at each setting of a task, though only for a name.
