@@ -71,8 +71,9 @@ def failed(
         objective=objective_of(warmup, means)[0],
     )
     recommendation, reasons = judge(known, params.thresholds, params.confidence, noise)
-    found = [reason.removeprefix("failed: ").split()[0] for reason in reasons if reason.startswith("failed: ")]
-    return [] if recommendation == "promote" else found
+    # A metric may fail beside several candidates.
+    found = {reason.removeprefix("failed: ").split()[0] for reason in reasons if reason.startswith("failed: ")}
+    return [] if recommendation == "promote" else sorted(found)
 
 
 def _start_worker(threads: int, benchmark: int) -> None:
