@@ -68,7 +68,11 @@ def _over_champion(
                 yield False, _unmeasured(metric)
                 continue
             passed, text = _relative(measured, gains[metric], least, confidence)
-            yield passed, f"{text} (which another seed alone can gain)" if least > bound else text
+            if least > bound:
+                text += " (which another seed alone can gain)"
+            elif bound >= 0 and metric not in noise:
+                text += " (what another seed alone can gain is unknown: bebygan calibrate measures it)"
+            yield passed, text
 
 
 def _checks(
