@@ -11,6 +11,7 @@ PARAMS_VARIABLE = "BEBYGAN_PARAMS"
 """Environment variable: absolute path of the parameters file, which tasks inherit."""
 DISCRIMINATOR = "discriminator.safetensors"
 """Name of the discriminator's weights beside a generator's."""
+_PRETRAINED = Path("data/pretrained")
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -42,7 +43,8 @@ def start_weights_file(weights: str) -> Path:
 def discriminator_beside(generator: Path) -> Path | None:
     """Return the discriminator beside a generator's weights, with which a training continues, or None.
 
-    A name of known weights, and the empty path, are no file and have none.
+    That of known weights lies in a folder of their name in data/pretrained. The empty path is no file and has none.
     """
-    path = generator.parent / DISCRIMINATOR
-    return path if generator.is_file() and path.is_file() else None
+    known = str(generator) in GENERATORS
+    path = (in_checkout(_PRETRAINED / generator) if known else generator.parent) / DISCRIMINATOR
+    return path if path.is_file() and (known or generator.is_file()) else None

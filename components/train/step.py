@@ -44,6 +44,24 @@ def _dists(params: GanSettings, device: torch.device) -> Dists | None:
     return place(network, device, channels_last=params.channels_last)
 
 
+def continued_discriminator(start: Path, params: GanSettings) -> Path | None:
+    """Return the file of the discriminator that training from a generator's weights continues with, or None.
+
+    One that this project trained for known weights is only continued with where it fits.
+
+    Raises:
+        WeightsError: a file is damaged.
+    """
+    beside = discriminator_beside(start) if params.losses.adversarial else None
+    if beside is None or not name_of(read_state(start)):
+        return beside
+    with torch.device("meta"):
+        wanted = Discriminator(params.crop, params.discriminator_width).state_dict()
+    found = read_state(beside)
+    fits = {key: value.shape for key, value in wanted.items()} == {key: value.shape for key, value in found.items()}
+    return beside if fits else None
+
+
 def prepared(start: Path, params: GanSettings) -> tuple[TrainState, TrainStep]:
     """Return the state before the first iteration, on the device of training, and the iteration.
 
@@ -59,7 +77,7 @@ def prepared(start: Path, params: GanSettings) -> tuple[TrainState, TrainStep]:
     generator = load_generator(start)
     torch.manual_seed(params.seed)
     discriminator = Discriminator(params.crop, params.discriminator_width) if params.losses.adversarial else None
-    if discriminator is not None and (beside := discriminator_beside(start)):
+    if discriminator is not None and (beside := continued_discriminator(start, params)):
         try:
             load_exactly(discriminator, read_state(beside), beside)
         except WeightsError as error:
@@ -114,8 +132,13 @@ def train(
     start = warmup / "generator.safetensors"
     state, step = prepared(start, params)
     digests = {"start": sha256_of(start)}
-    if state.discriminator is not None and (beside := discriminator_beside(start)):
+    if beside := continued_discriminator(start, params):
         digests["start_discriminator"] = sha256_of(beside)
+    elif discriminator_beside(start) and params.losses.adversarial and not rank():
+        say(
+            "train: the discriminator that comes with the start judges other crops or has another width, so a new one "
+            "is trained: let it learn first (train.discriminator_first), in large batches"
+        )
     job = job_of("train", params, patches, digests)
     train_generator(state, patches, params, step, checkpoints=checkpoints, job=job, track=track)
     if rank():

@@ -92,7 +92,7 @@ def warm_up(patches: Path, output: Path, checkpoints: str | Path, *, params: War
         generator = load_generator(path)
         start = sha256_of(path)
         if not params.iterations:
-            beside = discriminator_beside(path)
+            beside = discriminator_beside(start_weights_file(params.weights))
             objective = (KNOWN[params.weights].objective or "") if known else _objective_of(path)
         _check_shape(generator, path, params.generator)
     state = new_state(generator, None, params, training_device())

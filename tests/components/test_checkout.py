@@ -86,12 +86,14 @@ def test_a_name_like_that_of_known_weights_is_refused_with_that_name(
     assert start_weights_file("realsr-df2k") == Path("realsr-df2k")
 
 
-@pytest.mark.parametrize("start", ["", "realsr-df2k-x4"])
-def test_a_discriminator_in_the_working_folder_belongs_to_no_name_of_known_weights(
-    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_discriminator_in_the_working_folder_belongs_to_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "discriminator.safetensors").touch()
-    assert discriminator_beside(Path(start)) is None
+    assert discriminator_beside(Path()) is None
+    known = discriminator_beside(Path("realsr-df2k-x4"))
+    assert known is not None
+    assert known.relative_to(ROOT).as_posix() == "data/pretrained/realsr-df2k-x4/discriminator.safetensors"
     (tmp_path / "start.safetensors").touch()
     assert discriminator_beside(Path("start.safetensors")) == Path("discriminator.safetensors")

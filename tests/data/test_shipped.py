@@ -15,6 +15,7 @@ from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import load_exactly, read_state
 from bebygan.pretrained import weights_file
+from components.checkout import discriminator_beside
 from components.config import load_params
 from components.evaluate.pictures import most_textured
 from components.ingest.splits import split_of
@@ -22,7 +23,7 @@ from components.ingest.splits import split_of
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data/sample"
 WARMUP = ROOT / "data/pretrained/rrdb-4x32.safetensors"
-BEBYGAN = ROOT / "bebygan/pretrained/bebygan-4x32"
+BEBYGAN = "bebygan-4x32"
 PHOTOGRAPHS = sorted(path for path in SAMPLE.iterdir() if path.suffix in (".jpg", ".png"))
 TRAINED_ON = {
     f"{name}.{kind}"
@@ -88,7 +89,7 @@ def test_the_shipped_warmup_beats_bicubic_on_photographs_that_it_never_saw(name:
 @pytest.mark.slow
 def test_the_shipped_perceptual_generator_is_closer_to_unseen_photographs_than_the_warmup() -> None:
     network = load_lpips(weights_file("alexnet"), weights_file("lpips-alex"))
-    generators = [load_generator(path).eval() for path in (BEBYGAN / "generator.safetensors", WARMUP)]
+    generators = [load_generator(path).eval() for path in (weights_file(BEBYGAN), WARMUP)]
     distances = []
     for name in held_out():
         with PillowImage.open(SAMPLE / name) as picture:
@@ -102,8 +103,13 @@ def test_the_shipped_perceptual_generator_is_closer_to_unseen_photographs_than_t
     assert ours < 0.75 * warmup
 
 
-def test_the_shipped_discriminator_continues_with_the_shipped_generator() -> None:
-    params = load_params(ROOT / "params/compact.yaml", [f"train.start={BEBYGAN / 'generator.safetensors'}"])
-    discriminator = Discriminator(96, params.train.discriminator_width)
+@pytest.mark.parametrize(("profile", "start"), [("params.yaml", "realsr-df2k-x4"), ("params/compact.yaml", BEBYGAN)])
+def test_a_training_from_known_weights_continues_with_the_discriminator_that_is_shipped(
+    profile: str, start: str
+) -> None:
+    params = load_params(ROOT / profile, ["train.crop=96"]).train
+    beside = discriminator_beside(Path(start))
 
-    load_exactly(discriminator, read_state(BEBYGAN / "discriminator.safetensors"), BEBYGAN)
+    assert beside is not None
+    assert beside.resolve() == ROOT / f"data/pretrained/{start}/discriminator.safetensors"
+    load_exactly(Discriminator(params.crop, params.discriminator_width), read_state(beside), beside)

@@ -26,8 +26,9 @@ from bebygan.networks.weights import metadata_of
 from bebygan.settings import GanSettings
 from components.config import load_params, to_yaml
 from components.tracking.client import mlflow_client
+from components.train import step
 from components.train.__main__ import main
-from components.train.step import prepared, train
+from components.train.step import continued_discriminator, prepared, train
 from tests.components.trained import contents, history, ignore
 
 ROOT = Path(__file__).parents[3]
@@ -127,6 +128,19 @@ def test_a_discriminator_of_another_shape_is_refused_with_what_to_set(trained: P
     ):
         prepared(trained / "generator.safetensors", tiny("discriminator_width=8"))
     assert prepared(trained / "generator.safetensors", tiny("losses.adversarial=0"))[0].discriminator is None
+
+
+def test_the_discriminator_of_known_weights_is_left_out_where_it_does_not_fit(
+    patches: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "name_of", lambda _: "known")
+    assert continued_discriminator(trained / "generator.safetensors", tiny()) == trained / "discriminator.safetensors"
+    train(
+        patches, trained, tmp_path / "out", tmp_path / "checkpoints",
+        params=tiny("iterations=1", "discriminator_width=8"), track=ignore,
+    )  # fmt: skip
+    assert "train: the discriminator that comes with the start judges other crops" in capsys.readouterr().err
+    assert "start_discriminator" not in metadata_of(tmp_path / "out" / "generator.safetensors")
 
 
 def test_every_loss_is_logged_and_in_the_history(patches: Path, warmup: Path, tmp_path: Path) -> None:

@@ -407,6 +407,8 @@ def test_a_known_start_is_of_the_kind_in_its_registry(
     params = tiny("weights=realsr-df2k-x4", "iterations=0")
     warm_up(patches, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
     assert objective_in(tmp_path / "out") == "perceptual"
+    shipped = ROOT / "data/pretrained/realsr-df2k-x4/discriminator.safetensors"
+    assert (tmp_path / "out" / shipped.name).read_bytes() == shipped.read_bytes()
 
 
 @pytest.mark.parametrize("iterations", [0, 2])
