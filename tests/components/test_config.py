@@ -129,7 +129,7 @@ def test_a_wrong_name_in_a_file_is_refused_too(tmp_path: Path, group: str, wrong
         ("train.region.window=257", r"train\.region\.window must be below twice the crop, got 257 and 96"),
         (
             "ingest.validation_share=0",
-            r"ingest\.validation_share must be above 0, got 0\.0: train\.validate_every 80 validates on these",
+            r"ingest\.validation_share must be above 0, got 0\.0: train\.validate_every 50 validates on these",
         ),
         ("evaluate.model_name=..", r"parameter evaluate\.model_name must match .*, got '\.\.'"),
         ("ingest.convert=grey", "parameter ingest.convert must be a list, got 'grey'"),

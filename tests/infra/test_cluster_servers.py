@@ -63,13 +63,14 @@ def store(described: Described, tmp_path_factory: pytest.TempPathFactory) -> Ite
     names = ("master", "volume", "filer", "s3")
     ports = dict(zip([*names, *(f"{name}.grpc" for name in names)], free_ports(8), strict=True))
     here = [f"-{key.replace('.grpc', '.port.grpc') if '.' in key else f'{key}.port'}={at}" for key, at in ports.items()]
-    command = described.command(described.container("StatefulSet seaweedfs", "seaweedfs"))
+    container = described.container("StatefulSet seaweedfs", "seaweedfs")
+    command, environment = described.command(container), described.environment(container)
     log = folder / "log"
     with log.open("w") as lines:
         server = subprocess.Popen(
             [PROGRAMS / command[0], *command[1:], f"-dir={folder}", f"-s3.config={folder / 's3.json'}",
              f"-s3.ip.bind={POD_ADDRESS}", *here],
-            stdout=lines, stderr=lines, cwd=folder,
+            stdout=lines, stderr=lines, cwd=folder, env=os.environ | environment,
         )  # fmt: skip
     try:
         address = f"http://{POD_ADDRESS}:{ports['s3']}"

@@ -221,7 +221,7 @@ def test_changed_parameters_are_named_with_their_values_and_many_are_counted(
     finish(job, monkeypatch, promote=True)
     one = decide(with_params(job, "train.iterations=7", "evaluate.thresholds.absolute={}"))
     assert one.action == "train"
-    assert "train.iterations 320 -> 7" in one.reason
+    assert "train.iterations 200 -> 7" in one.reason
     assert "evaluate.thresholds.absolute.lr_psnr 35.0 -> unset" in one.reason
     assert one.reason.endswith("since the champion, version 1")
     many = [f"train.{name}=3" for name in ("iterations", "batch", "seed", "log_every", "checkpoint_every")]
