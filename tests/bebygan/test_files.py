@@ -167,7 +167,6 @@ def test_a_refused_write_says_why_and_what_to_do(tmp_path: Path, number: int, wo
     assert names(tmp_path) == []
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux's /proc refuses folders to everyone")
 def test_a_place_where_no_folder_can_be_made_is_named() -> None:
     with (
         pytest.raises(StorageError, match="cannot write /proc/none/a: no folder can be made there"),
