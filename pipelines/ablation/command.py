@@ -94,7 +94,8 @@ def _timed(file: Path) -> Iterator[None]:
 
 
 def _hours(files: Iterable[Path]) -> float:
-    return sum(float(seconds) for file in files for seconds in file.read_text().split()) / 3600
+    # A training of an earlier version has no file.
+    return sum(float(seconds) for file in files if file.is_file() for seconds in file.read_text().split()) / 3600
 
 
 def _train(training: Training, patches: Path, start: Path, folder: Path) -> None:
