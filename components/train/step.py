@@ -53,13 +53,13 @@ def continued_discriminator(start: Path, params: GanSettings) -> Path | None:
         WeightsError: a file is damaged.
     """
     beside = discriminator_beside(start) if params.losses.adversarial else None
-    if beside is None or not name_of(read_state(start)):
-        return beside
+    if beside is None:
+        return None
     with torch.device("meta"):
         wanted = Discriminator(params.crop, params.discriminator_width).state_dict()
     found = read_state(beside)
     fits = {key: value.shape for key, value in wanted.items()} == {key: value.shape for key, value in found.items()}
-    return beside if fits else None
+    return beside if fits or not name_of(read_state(start)) else None
 
 
 def prepared(start: Path, params: GanSettings) -> tuple[TrainState, TrainStep]:
