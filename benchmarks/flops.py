@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 
 
 def of_forward(shape: GeneratorShape, side: int) -> int:
-    """Return the operations of the generator for an LR square of `side` pixels."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """Return the operations of the generator, as training computes it, for an LR square of `side` pixels."""
+    with FlopCounterMode(display=False) as counter:
         Generator(shape)(torch.rand(1, 3, side, side))
     return int(counter.get_total_flops())
 

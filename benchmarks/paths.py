@@ -25,6 +25,7 @@ from bebygan.training.state import place
 from benchmarks.comparing import CPU, Crops, psnr, time_and_memory
 from benchmarks.figures import Figure, compared
 from benchmarks.measuring import Measured, Prepare, Rounds, Work, in_turn
+from benchmarks.upscaling import plain_upscaling
 from components.progress import say
 
 _COMPILED: tuple[Precision, ...] = ("fp32",)
@@ -93,7 +94,7 @@ def paths(crops: Crops, weights: Path, rounds: Rounds) -> list[Figure]:
         rounds: how often all take their turn.
     """
     ways: dict[str, Prepare] = {
-        "plain fp32": partial(_torch, crops, weights, "fp32", channels_last=False),
+        "plain fp32": partial(plain_upscaling, crops, weights),
         "fp32, channels_last": partial(_torch, crops, weights, "fp32", channels_last=True),
         "bf16": partial(_torch, crops, weights, "bf16", channels_last=False),
         "bf16, channels_last": partial(_torch, crops, weights, "bf16", channels_last=True),

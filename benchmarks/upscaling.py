@@ -17,6 +17,7 @@ from bebygan.networks.generator import Generator
 from bebygan.networks.naming import load_generator
 from bebygan.settings import Precision
 from bebygan.training.state import place
+from benchmarks import plain
 from benchmarks.comparing import CPU, Crops, check_equal, psnr, time_and_memory
 from benchmarks.figures import Figure, compared, limited
 from benchmarks.measuring import Outputs, Prepare, Rounds, Work, in_turn, process_memory
@@ -35,14 +36,14 @@ def _ours(crops: Crops, weights: Path, precision: Precision, tile: int | None) -
     return lambda: {"sr": torch.from_numpy(upscale_fast(generator, image, precision=precision, tile=tile))}
 
 
-def _plain(crops: Crops, weights: Path) -> Work:
+def plain_upscaling(crops: Crops, weights: Path, side: int | None = None) -> Work:
+    """Compute the whole image in float32 by the plain formula; `side` continues the crop to a square."""
     generator: Generator = load_generator(weights).eval()
-    image = _photograph(crops)
+    image = _photograph(crops) if side is None else _mirrored(crops, side, side)
 
     def work() -> Outputs:
         with torch.inference_mode():
-            sr = generator.pixels(generator.features(to_tensor(image)))
-        return {"sr": torch.from_numpy(to_image(sr))}
+            return {"sr": torch.from_numpy(to_image(plain.generate(generator, to_tensor(image))))}
 
     return work
 
@@ -66,7 +67,7 @@ def upscaling(
         least_memory: target of the memory in float32.
         tile: side of the tiles; None lets the fast path choose.
     """
-    ways: dict[str, Prepare] = {"reference": partial(_plain, crops, weights)}
+    ways: dict[str, Prepare] = {"reference": partial(plain_upscaling, crops, weights)}
     ways |= {each: partial(_ours, crops, weights, each, None if each == "bf16" else tile) for each in _NOISE}
     blocks = f"{load_generator(weights).shape.blocks} blocks"
     found = in_turn(f"upscaling, {blocks}", ways, rounds)
@@ -86,16 +87,6 @@ def _mirrored(crops: Crops, height: int, width: int) -> NDArray[np.uint8]:
     return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), "symmetric")
 
 
-def _whole(crops: Crops, weights: Path, side: int) -> Work:
-    generator, image = load_generator(weights).eval(), _mirrored(crops, side, side)
-
-    def work() -> Outputs:
-        with torch.inference_mode():
-            return {"sr": torch.from_numpy(to_image(generator.pixels(generator.features(to_tensor(image)))))}
-
-    return work
-
-
 def _tiled(crops: Crops, weights: Path, side: int, *, tile: int, overlap: int | None) -> Work:
     generator = place(load_generator(weights).eval(), CPU, channels_last=overlap is None)
     image, around = _mirrored(crops, side, side), enough_overlap(generator.shape) if overlap is None else overlap
@@ -113,7 +104,7 @@ def tiling(crops: Crops, weights: Path, rounds: Rounds, side: int, tile: int) ->
         tile: side of our tiles. Real-ESRGAN's have 128 pixels and 10 around them.
     """
     ways: dict[str, Prepare] = {
-        "whole": partial(_whole, crops, weights, side),
+        "whole": partial(plain_upscaling, crops, weights, side),
         "ours": partial(_tiled, crops, weights, side, tile=tile, overlap=None),
         "theirs": partial(_tiled, crops, weights, side, tile=128, overlap=10),
     }

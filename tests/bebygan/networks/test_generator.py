@@ -1,9 +1,14 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bebygan.networks.generator import Generator, ResidualDenseBlock
-from bebygan.settings import GeneratorShape
+from bebygan.precision import autocast
+from bebygan.settings import GeneratorShape, Precision
+from bebygan.training.state import place
 from benchmarks import plain
+from benchmarks.comparing import CPU
 
 
 def test_the_papers_generator_has_16_697_987_parameters() -> None:
@@ -86,4 +91,28 @@ def test_without_gradients_bands_of_rows_give_the_whole() -> None:
         with torch.no_grad():
             banded, whole = generator(lr), generator.pixels(generator.features(lr))
         assert torch.allclose(banded, whole, atol=1e-5)
-        assert torch.equal(generator(lr), whole)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0), ("bf16", 2**-6)])
+def test_the_trunk_without_gradients_computes_what_the_trunk_with_gradients_does(
+    precision: Precision, tolerance: float, channels_last: bool
+) -> None:
+    generator = place(Generator(GeneratorShape(blocks=2, features=8, growth=4)), CPU, channels_last=channels_last)
+    lr = torch.rand(2, 3, 9, 13)
+    with autocast(precision, CPU):
+        trained = generator.features(lr)
+        with torch.no_grad():
+            torch.testing.assert_close(generator.features(lr), trained, rtol=tolerance, atol=tolerance)
+
+
+@settings(deadline=None)
+@given(features=st.integers(1, 5), height=st.integers(1, 7), width=st.integers(1, 7), seed=st.integers(0, 2**32 - 1))
+def test_the_last_layers_without_gradients_compute_the_same_function(
+    features: int, height: int, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    generator = Generator(GeneratorShape(blocks=1, features=features, growth=1)).double()
+    lr = torch.rand(2, 3, height, width, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(generator(lr), generator.pixels(generator.features(lr)), rtol=1e-12, atol=1e-13)
