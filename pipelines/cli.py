@@ -212,7 +212,7 @@ def _add_upscale_command(commands: Any) -> None:
     upscale.add_argument(
         "--tile",
         type=_count,
-        help="largest side of the parts that are computed at once, pixels (default: 512, or what --max-memory allows)",
+        help="largest side of the parts that are computed at once, pixels (default: 448, or what --max-memory allows)",
     )
     upscale.add_argument(
         "--max-memory", type=_bytes, metavar="SIZE", help="memory that all processes together may take, such as 2GB"

@@ -5,7 +5,8 @@ import argparse
 from bebygan.exporting import OPSET
 from bebygan.exporting import export as export_as
 from components.progress import printable
-from pipelines.upscale import find_generator
+from pipelines.named_model import named_model
+from pipelines.upscaling import load_named
 
 
 def export(options: argparse.Namespace) -> None:
@@ -15,9 +16,9 @@ def export(options: argparse.Namespace) -> None:
         WeightsError, ServiceError: the model is missing, damaged or unreachable, or the package onnx is missing.
         StorageError: the file cannot be written.
     """
-    generator, what = find_generator(
-        options.model, options.params.evaluate.model_name, options.workspace, options.fidelity
-    )
+    with named_model(options) as found:
+        model = found()
+        generator, what = load_named(model), model.what
     files = export_as(generator, options.to, options.output, options.naming, {"model": what})
     names = f"names of {options.naming}"
     kind = {"onnx": f"ONNX, opset {OPSET}, of any size", "ncnn": "ncnn", "safetensors": f"safetensors, {names}"}

@@ -2,78 +2,19 @@
 
 import argparse
 import glob
-import os
-import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
-import psutil
 from PIL import Image as PillowImage
 
-import bebygan
-from bebygan.errors import ConfigError, DataError, WeightsError
-from bebygan.imaging.picture_files import UPSCALED, WRITTEN, Picture, held_bytes, read_picture, write_upscaled
-from bebygan.imaging.tiling import SMALLEST_TILE, band_bytes, out_of_memory, upscale_bands
-from bebygan.networks.generator import Generator
-from bebygan.networks.interpolation import interpolated
-from bebygan.networks.naming import load_generator
-from bebygan.precision import training_device
-from bebygan.pretrained import GENERATORS
-from bebygan.settings import Precision
-from components.progress import printable, progress_bar, say
+from bebygan.errors import ConfigError, DataError
+from bebygan.imaging.picture_files import WRITTEN
+from components.progress import printable, say
 from components.stores.source import is_not_picture
-from components.tracking.address import VARIABLE, use_registry
-from pipelines.processes import upscale_in_processes
+from pipelines.named_model import named_model
 
 _ENDINGS = ", ".join(WRITTEN)
-
-
-def _at_fidelity(generator: Generator, start: Path, share: float, fidelity: float) -> None:
-    before = load_generator(start)
-    if before.shape != generator.shape:
-        raise WeightsError(f"{start} holds {before.shape}, the model is {generator.shape}: leave --fidelity out")
-    generator.load_state_dict(interpolated(generator.state_dict(), before.state_dict(), share, fidelity))
-
-
-def find_generator(model: str, name: str, workspace: Path, fidelity: float | None = None) -> tuple[Generator, str]:
-    """Return a generator and what it is, in words.
-
-    Args:
-        model: see the option --model.
-        name: registered model.
-        workspace: of the runs.
-        fidelity: see the option --fidelity.
-
-    Raises:
-        ConfigError: a fidelity is asked of a file of weights.
-        WeightsError: there is no such model, or its weights are damaged.
-        ServiceError: the registry is unreachable or refuses.
-    """
-    if model in GENERATORS or Path(model).is_file():
-        if fidelity is not None:
-            raise ConfigError(f"--fidelity needs a registered version; of {model} it is not known what it started from")
-        return bebygan.load(model), model
-    if Path(model).suffix in (".safetensors", ".pth"):
-        raise WeightsError(f"the file {model} does not exist")
-    # A database is not created to find nothing in it.
-    if not os.environ.get(VARIABLE) and not (workspace / "mlflow.db").is_file():
-        raise WeightsError(
-            f"{workspace} has no models yet: train one with `bebygan run`, or name weights, such as {GENERATORS[0]}"
-        )
-    use_registry(workspace)
-    # MLflow takes seconds to import.
-    registry = import_module("components.tracking.registry")
-    version = registry.find_version(model, name)
-    share = float(version.tags.get("train.start_share", 0))
-    with tempfile.TemporaryDirectory(prefix="model-") as scratch, tempfile.TemporaryDirectory(prefix="start-") as other:
-        generator = bebygan.load(registry.download_generator(version, Path(scratch)))
-        if fidelity is None or fidelity == share:
-            return generator, version.uri
-        _at_fidelity(generator, registry.download_start(version, Path(other)), share, fidelity)
-    return generator, f"{version.uri} at fidelity {fidelity:g}"
 
 
 def _found(folder: Path, output: Path) -> Iterator[Path]:
@@ -102,16 +43,6 @@ def _named(place: Path) -> list[Path]:
         if not each.is_file() and not each.is_dir():
             raise ConfigError(f"{each} is neither a file nor a folder: name files, folders or patterns of photographs")
     return matching
-
-
-def _refuse_link(source: Path, roots: Sequence[Path]) -> None:
-    """Refuse what was found in a folder, but is a link to something outside of all inputs.
-
-    Raises:
-        DataError: it is.
-    """
-    if source not in roots and not any(source.resolve().is_relative_to(root.resolve()) for root in roots):
-        raise DataError(f"{source} is a link out of the folder: name what it links to itself")
 
 
 def _is_file_name(output: Path) -> bool:
@@ -160,74 +91,6 @@ def plan(inputs: Iterable[Path], output: Path) -> dict[Path, Path]:
     return {source: target for target, source in sources.items()}
 
 
-def _hide_warnings_of_size() -> None:
-    """Hide Pillow's warnings of large images: `_room` refuses what does not fit, and Pillow what is twice as large."""
-    warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
-
-
-def _pixels(path: Path) -> int:
-    """Return the number of pixels that a file declares; 0 if it cannot be read, which is reported later."""
-    _hide_warnings_of_size()
-    try:
-        with PillowImage.open(path, formats=UPSCALED) as image:
-            return image.width * image.height
-    except Exception:  # noqa: BLE001 - decoders raise exceptions of any type
-        return 0
-
-
-def _room(picture: Picture, limit: int | None, source: Path, target: Path) -> int | None:
-    """Return the bytes that tiles may take within --max-memory.
-
-    Raises:
-        DataError: the photograph does not fit.
-    """
-    if limit is None:
-        return None
-    used = psutil.Process().memory_info().rss + held_bytes(picture, target.suffix.lower())
-    needed = used + band_bytes(picture.rgb) * min(SMALLEST_TILE, len(picture.rgb))
-    if needed > limit:
-        raise DataError(
-            f"{source} needs about {needed / 1e9:.1f} GB of memory: raise --max-memory, or cut it into parts"
-        )
-    return limit - used
-
-
-def _upscale(
-    generator: Generator,
-    source: Path,
-    target: Path,
-    *,
-    precision: Precision,
-    tile: int | None,
-    max_memory: int | None,
-    roots: Sequence[Path],
-    advance: Callable[[int], object] | None = None,
-) -> None:
-    _refuse_link(source, roots)
-    _hide_warnings_of_size()
-    picture = read_picture(source)
-    memory = _room(picture, max_memory, source, target)
-    bands = upscale_bands(generator, picture.rgb, precision=precision, tile=tile, memory=memory, advance=advance)
-    try:
-        write_upscaled(picture, bands, target)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        raise DataError(f"{source} needs more memory than there is: cut it into parts") from error
-
-
-def _in_turn(
-    generator: Generator, work: Callable[[Generator, Path, Path], None], targets: Mapping[Path, Path]
-) -> Iterator[tuple[Path, DataError | None]]:
-    """Upscale photographs, and yield each with the reason if it was refused."""
-    for source, target in targets.items():
-        try:
-            work(generator, source, target)
-            yield source, None
-        except DataError as error:
-            yield source, error
-
-
 def upscale(options: argparse.Namespace) -> None:
     """Upscale the named photographs, and print how many were written, kept and refused.
 
@@ -245,31 +108,11 @@ def upscale(options: argparse.Namespace) -> None:
     waiting = {source: target for source, target in targets.items() if options.overwrite or not target.exists()}
     kept, refused = len(targets) - len(waiting), 0
     if waiting:
-        generator, what = find_generator(
-            options.model, options.params.evaluate.model_name, options.workspace, options.fidelity
-        )
-        generator.to(training_device())
-        processes = min(options.processes, len(waiting))
-        say(f"upscaling {len(waiting)} photographs with {what}{f', {processes} at a time' * (processes > 1)}")
-        pixels = {source: _pixels(source) for source in waiting}
-        work = partial(
-            _upscale,
-            precision=options.precision,
-            tile=options.tile,
-            max_memory=options.max_memory // processes if options.max_memory else None,
-            roots=roots,
-        )
-        with progress_bar("upscale", "pixels", sum(pixels.values())) as advance:
-            if processes > 1:
-                done = upscale_in_processes(generator, work, waiting, processes)
-            else:
-                done = _in_turn(generator, partial(work, advance=advance), waiting)
-            for source, error in done:
-                if error:
-                    refused += 1
-                    say(f"refused: {error}")
-                elif processes > 1:
-                    advance(pixels[source])
+        with named_model(options) as found:
+            # Torch takes a second to import.
+            upscaling = import_module("pipelines.upscaling")
+            generator = upscaling.load_named(model := found())
+        refused = upscaling.upscale_files(generator, model.what, waiting, roots, options)
     print(printable(f"{len(waiting) - refused} of {len(targets)} photographs written to {options.output}"))
     if kept:
         print(f"{kept} were there already: --overwrite writes them again")

@@ -2,13 +2,11 @@
 
 import os
 import re
+from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from bebygan.errors import ConfigError, WeightsError
 from bebygan.files import storage_errors
@@ -20,6 +18,15 @@ _SQLITE = re.compile(r"sqlite(\+pysqlite)?:///([^?]*)")
 _DATABASES = re.compile(r"(postgresql|mysql|mssql)(\+\w+)?")
 
 
+def _names_database(uri: str) -> bool:
+    # A tenth of a second to import, and most addresses are not those of a database server.
+    sqlalchemy = import_module("sqlalchemy")
+    try:
+        return bool(sqlalchemy.make_url(uri))
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return False
+
+
 def _is_known(uri: str) -> bool:
     """Return whether MLflow has a store for an address, except folders, which older versions used."""
     scheme, mark, rest = uri.partition("://")
@@ -27,8 +34,8 @@ def _is_known(uri: str) -> bool:
         if scheme in ("http", "https"):
             return bool(urlsplit(uri).hostname) and urlsplit(uri).port != 0
         if _DATABASES.fullmatch(scheme):
-            return bool(rest and make_url(uri))
-    except (ArgumentError, ValueError):
+            return bool(rest) and _names_database(uri)
+    except ValueError:
         return False
     if scheme in ("sqlite", "sqlite+pysqlite"):
         return rest.startswith("/") and len(rest) > 1

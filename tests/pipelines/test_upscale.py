@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bebygan.errors import ConfigError
+from bebygan.errors import ConfigError, ServiceError
 from bebygan.files import sha256_of
 from bebygan.imaging.tiling import upscale_image
 from bebygan.networks.generator import Generator
@@ -21,6 +22,7 @@ from bebygan.settings import GeneratorShape
 from components.tracking.address import database_uri
 from components.tracking.client import mlflow_client
 from pipelines import cli
+from pipelines.named_model import in_other_process
 from pipelines.upscale import plan
 from tests.bebygan.imaging.test_picture_files import bomb
 
@@ -284,10 +286,44 @@ def test_a_photograph_that_does_not_fit_into_the_memory_is_refused(
 
 
 def test_upscaling_with_a_file_of_weights_imports_nothing_slow_but_torch() -> None:
-    code = "import sys, pipelines.upscale; print(*{'mlflow', 'torch._dynamo', 'sympy', 'pandas'} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == ""
+    for module, slow in (
+        ("pipelines.upscaling", {"mlflow", "sqlalchemy", "torch._dynamo", "sympy", "pandas"}),
+        ("pipelines.upscale", {"mlflow", "sqlalchemy", "torch", "pandas"}),
+    ):
+        code = f"import sys, {module}; print(*{slow} & set(sys.modules))"
+        assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == ""
     code = "import sys, components.tracking.registry; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("model", "ending"),
+    [
+        ("champion", (0, "upscaling 1 photographs with models:/bebygan/1")),
+        ("7", (5, "error: the model bebygan has no version 7 in this registry")),
+    ],
+)
+def test_another_process_finds_a_version_while_this_one_imports_torch(
+    folder: Path, champion: Path, tmp_path: Path, model: str, ending: tuple[int, str]
+) -> None:
+    workspace = champion.parents[2]
+    program = "import sys; from pipelines.cli import main; print(main(sys.argv[1:]), 'mlflow' in sys.modules)"
+    options = ["--model", model, "--workspace", str(workspace), "--params", str(ROOT / "params.yaml")]
+    arguments = ["upscale", str(folder / "a.png"), "-o", str(tmp_path / "a.png"), *options]
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    code, said = ending
+    assert done.stdout.splitlines()[-1] == f"{code} False"
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_is_killed_while_it_finds_a_version_is_told() -> None:
+    with (
+        pytest.raises(ServiceError, match="was killed: run the command again"),
+        in_other_process(partial(os._exit, 9)) as found,
+    ):
+        found()
 
 
 def test_a_pattern_names_what_matches_it(folder: Path, tmp_path: Path) -> None:
@@ -367,6 +403,7 @@ KILLED = """
 import os, signal, sys
 from bebygan.imaging import picture_files
 from pipelines import cli
+from pipelines.named_model import in_other_process
 
 encode = picture_files._IN_BLOCKS["PNG"]
 
