@@ -37,7 +37,9 @@ def to_array(tensor: Tensor, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     if planes.ndim != 3:
         raise ValueError(f"one image of shape (1, 3, H, W) or (3, H, W) is needed, got {tuple(tensor.shape)}")
     largest = np.iinfo(np.dtype(dtype)).max
-    values = planes.float().clamp(0, 1).mul_(largest).round_().to(torch.uint8 if largest == 255 else torch.int32)
+    # One copy in float32, which is changed in place: it is the largest array of a tile.
+    values = planes.to(torch.float32, copy=True).clamp_(0, 1).mul_(largest).round_()
+    values = values.to(torch.uint8 if largest == 255 else torch.int32)
     return np.ascontiguousarray(values.permute(1, 2, 0).cpu().numpy().astype(dtype, copy=False))
 
 

@@ -15,7 +15,7 @@ from bebygan.networks.generator import BAND, Generator
 from bebygan.precision import DTYPES, resolve
 from bebygan.settings import GeneratorShape, Precision
 
-TILE = 512
+TILE = 448
 """Largest side of a tile, LR pixels, unless memory is limited. Larger ones save little: the overlap costs 20 %."""
 SMALLEST_TILE = 32
 AnyImage = TypeVar("AnyImage", bound=Image | Image16)
