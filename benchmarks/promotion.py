@@ -2,8 +2,8 @@
 
 `python -m benchmarks.promotion --folder promotion --params params/compact.yaml --set train.iterations=100` calibrates
 with some seeds, trains with many others, and asks of each ordered pair whether one would replace the other as champion.
-Then it asks whether they would replace champions that a worse start gave: the same start with noise in its weights.
-A second call goes on where one ended.
+Then it asks whether they would replace champions that a worse start gave (the same start with noise in its weights),
+and whether trainings of four times as many iterations would replace them. A second call goes on where one ended.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -39,6 +40,8 @@ Rows = Mapping[Candidate, pd.DataFrame]
 """Metrics by photograph."""
 WEAKER = "weaker"
 """Folder of the worse start."""
+LONGER = 4
+"""Times as many iterations."""
 
 
 def failed(
@@ -144,41 +147,58 @@ def run(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     prepare(options.source, folder, params)
     weaken(folder / "warmup" / WEIGHTS, folder / WEAKER / WEIGHTS, options.noise)
-    trainings: list[Training] = [
-        *((each, "warmup") for each in seeded(params, range(1, options.calibration + 1))),
-        *((each, "warmup") for each in seeded(params, range(101, 101 + options.repeats))),
-        *((each, WEAKER) for each in seeded(params, range(201, 201 + options.planted))),
-    ]
+    longer = replace(params, train=replace(params.train, iterations=LONGER * params.train.iterations))
+    groups: dict[str, list[Training]] = {
+        "calibration": [(each, "warmup") for each in seeded(params, range(1, options.calibration + 1))],
+        "repeated": [(each, "warmup") for each in seeded(params, range(101, 101 + options.repeats))],
+        "of a worse start": [(each, WEAKER) for each in seeded(params, range(201, 201 + options.planted))],
+        "trained longer": [(each, "warmup") for each in seeded(longer, range(301, 301 + options.longer))],
+    }
     floors, warmup = measured_start(folder, params.evaluate), folder / "warmup" / WEIGHTS
-    tables = tables_of(folder, trainings, options.workers)
-    calibration, rest = tables[: options.calibration], tables[options.calibration :]
-    repeated, weak = rest[: options.repeats], rest[options.repeats :]
-    noise = training_noise(pd.DataFrame([table.mean() for table in calibration]), params.evaluate.confidence)
-    gains = ", ".join(f"{metric} {gain:.4f}" for metric, gain in noise.items())
+    found = iter(tables_of(folder, [each for group in groups.values() for each in group], options.workers))
+    tables = {name: [next(found) for _ in group] for name, group in groups.items()}
+
+    def noise_without(pair: Sequence[pd.DataFrame]) -> dict[Metric, float]:
+        known = tables["calibration"] or [each for each in tables["repeated"] if all(each is not one for one in pair)]
+        return training_noise(pd.DataFrame([table.mean() for table in known]), params.evaluate.confidence)
+
+    gains = ", ".join(f"{metric} {gain:.4f}" for metric, gain in noise_without(()).items())
     print(
         f"\n{len(floors['bicubic'])} held-out photographs, {params.train.iterations} iterations; "
-        f"noise of {options.calibration} seeds: {gains}\n"
+        f"noise of {options.calibration or options.repeats} seeds: {gains}\n"
     )
     rows, whys = [], []
-    for gate, known in (("photographs alone", {}), ("and training noise", noise)):
-        for what, champions in (("one of them", repeated), ("of a worse start", weak)):
+    for gate in ("photographs alone", "and training noise"):
+        for champions, challengers in (
+            ("repeated", "repeated"), ("of a worse start", "repeated"), ("repeated", "trained longer")
+        ):  # fmt: skip
             promoted, why = [], Counter[str]()
-            for champion in champions:
-                others = [each for each in repeated if each is not champion]
-                found = [
-                    failed(floors, champion, each, known, params=params.evaluate, warmup=warmup) for each in others
-                ]
-                promoted.append(found.count([]))
-                why.update(metric for each in found for metric in each)
-            pairs = len(others) * len(champions)
+            for champion in tables[champions]:
+                others = [each for each in tables[challengers] if each is not champion]
+                failures = [
+                    failed(
+                        floors, champion, each, {} if gate == "photographs alone" else noise_without((champion, each)),
+                        params=params.evaluate, warmup=warmup,
+                    )
+                    for each in others
+                ]  # fmt: skip
+                promoted.append(failures.count([]))
+                why.update(metric for each in failures for metric in each)
+            if not promoted or not others:
+                continue
+            pairs = len(others) * len(promoted)
             numbers = [f"{each:g}" for each in (statistics.median(promoted), max(promoted), min(promoted))]
-            rows.append([gate, what, len(champions), len(others), *numbers, f"{sum(promoted) / pairs:.1%}"])
-            whys.append(f"{gate}, {what}: " + ", ".join(f"{name} {n / pairs:.0%}" for name, n in why.most_common()))
-    headings = ["gate", "champion", "champions", "challengers", "promoted, median", "most", "least", "all pairs"]
+            share = f"{sum(promoted) / pairs:.1%}"
+            rows.append([gate, champions, len(promoted), challengers, len(others), *numbers, share])
+            failures_of = ", ".join(f"{name} {n / pairs:.0%}" for name, n in why.most_common())
+            whys.append(f"{gate}, {challengers} over {champions}: {failures_of}")
+    headings = ["gate", "champion", "number", "challenger", "number", "promoted, median", "most", "least", "all pairs"]
     print(tabulate(rows, headings, tablefmt="github"))
     print("\nShare of the pairs in which a metric failed:", *whys, sep="\n- ")
     print("\nMeans over the photographs, and their standard deviation between trainings:")
-    for name, each in (("start", [floors["warmup"]]), ("trained", repeated), ("of a worse start", weak)):
+    for name, each in {"start": [floors["warmup"]], **tables}.items():
+        if not each:
+            continue
         of = pd.DataFrame([table.mean() for table in each])
         print(f"- {name}: " + ", ".join(f"{metric} {of[metric].mean():.4f} ± {of[metric].std():.4f}" for metric in of))
 
@@ -188,9 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.promotion", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="for everything that is made; it may be kept")
     parser.add_argument("--source", default=str(in_checkout("data/sample")), help="photographs (default: %(default)s)")
-    parser.add_argument("--calibration", type=int, default=8, help="seeds that the noise is estimated from")
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=8,
+        help="seeds that the noise is estimated from; 0: from the repeats beside each pair (default: %(default)s)",
+    )
     parser.add_argument("--repeats", type=int, default=40, help="trainings that differ in the seed alone")
     parser.add_argument("--planted", type=int, default=10, help="champions that a worse start gave")
+    parser.add_argument("--longer", type=int, default=0, help="challengers of four times as many iterations")
     parser.add_argument("--noise", type=float, default=0.2, help="of that start's weights (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     add_params_arguments(parser)
