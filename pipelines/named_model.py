@@ -5,17 +5,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bebygan.errors import ConfigError, ServiceError, WeightsError
+from bebygan.errors import BebyganError, ConfigError, ServiceError, WeightsError
 from bebygan.pretrained import GENERATORS
 from components.tracking.address import VARIABLE, use_registry
 
@@ -55,28 +54,44 @@ def _registered(model: str, name: str, workspace: Path, fidelity: float | None, 
     )
 
 
-def _ignore_interrupts() -> None:
+def _answer(connection: Connection, work: Callable[[], NamedModel]) -> None:
     # Ctrl-C reaches all processes; the first one ends the other.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        connection.send(work())
+    except BebyganError as error:
+        connection.send(error)
 
 
 @contextmanager
 def in_other_process(work: Callable[[], NamedModel]) -> Iterator[Callable[[], NamedModel]]:
-    """Start work in another process, and yield what waits for its result, or raises what it raised.
+    """Start work in another process, and yield what waits for its result, or raises the error that it raised.
 
     Raises:
-        ServiceError: the process was killed.
+        ServiceError: the process ended without an answer.
     """
-    with ProcessPoolExecutor(1, get_context("spawn"), _ignore_interrupts) as pool:
-        future = pool.submit(work)
+    context = get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sending, work), daemon=True)
+    process.start()
+    # The other process has it now; an end without an answer is seen only if no one else has.
+    sending.close()
 
-        def found() -> NamedModel:
-            try:
-                return future.result()
-            except BrokenProcessPool as error:
-                raise ServiceError("the process that fetches the model was killed: run the command again") from error
+    def found() -> NamedModel:
+        try:
+            answer: NamedModel | BebyganError = receiving.recv()
+        except EOFError as error:
+            raise ServiceError("the process that fetches the model was ended: run the command again") from error
+        if isinstance(answer, BebyganError):
+            raise answer
+        return answer
 
+    try:
         yield found
+    finally:
+        # By itself it takes most of a second to end.
+        process.kill()
+        process.join()
 
 
 @contextmanager

@@ -320,7 +320,7 @@ def test_another_process_finds_a_version_while_this_one_imports_torch(
 
 def test_a_process_that_is_killed_while_it_finds_a_version_is_told() -> None:
     with (
-        pytest.raises(ServiceError, match="was killed: run the command again"),
+        pytest.raises(ServiceError, match="was ended: run the command again"),
         in_other_process(partial(os._exit, 9)) as found,
     ):
         found()
