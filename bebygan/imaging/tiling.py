@@ -16,7 +16,8 @@ from bebygan.precision import DTYPES, resolve
 from bebygan.settings import GeneratorShape, Precision
 
 TILE = 448
-"""Largest side of a tile, LR pixels, unless memory is limited. Larger ones save little: the overlap costs 20 %."""
+"""Largest side of a tile, LR pixels, unless memory is limited. Larger ones save little: the overlap costs 11 % with 4
+blocks, 23 % with 23, and a photograph of 12 megapixels takes 1 GB with the former."""
 SMALLEST_TILE = 32
 AnyImage = TypeVar("AnyImage", bound=Image | Image16)
 
