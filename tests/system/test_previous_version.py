@@ -6,6 +6,7 @@
 
 import json
 import sqlite3
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -88,6 +89,8 @@ def test_a_run_meets_the_old_champion_and_continues_its_ledger(project: Path) ->
 def test_the_old_champion_loads_with_the_code_that_it_carries(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'workspace' / 'mlflow.db'}")
     mlflow.set_tracking_uri(f"sqlite:///{project / 'workspace' / 'mlflow.db'}")
+    # MLflow leaves the folder of the model's code there, and processes that later tests start would import it.
+    monkeypatch.setattr(sys, "path", [*sys.path])
     model = mlflow.pyfunc.load_model("models:/bebygan/1")
     pixels = np.random.default_rng(0).integers(0, 256, (1, 18, 21, 3), np.uint8)
     assert model.predict(pixels).shape == (1, 72, 84, 3)
