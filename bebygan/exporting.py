@@ -29,7 +29,7 @@ class _DenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         stack = x
-        for conv in (self.block.conv1, self.block.conv2, self.block.conv3, self.block.conv4):
+        for conv in self.block.convs[:4]:
             stack = torch.cat([stack, nn.functional.leaky_relu(conv(stack), 0.2)], 1)
         return torch.add(x, self.block.conv5(stack), alpha=0.2)
 
