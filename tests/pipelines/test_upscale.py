@@ -403,7 +403,6 @@ KILLED = """
 import os, signal, sys
 from bebygan.imaging import picture_files
 from pipelines import cli
-from pipelines.named_model import in_other_process
 
 encode = picture_files._IN_BLOCKS["PNG"]
 
