@@ -313,6 +313,7 @@ class LossWeights(Settings):
         l1: mean absolute difference to HR, as in ESRGAN, which uses 0.01.
         locally_discriminative: LDL's L1 where artefacts are likely (arXiv 2203.09195, which uses 1).
         dists: DISTS, a perceptual distance (arXiv 2004.07728).
+        auto_encoded: AESOP's L1 of what an auto-encoder keeps of SR and HR (arXiv 2412.00124, which uses 1).
     """
 
     best_buddy: Weight = 1.0
@@ -322,6 +323,7 @@ class LossWeights(Settings):
     l1: Weight = 0.0
     locally_discriminative: Weight = 0.0
     dists: Weight = 0.0
+    auto_encoded: Weight = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,6 @@
 """Losses of Beby-GAN (arXiv 2103.15295) and later: pure functions of tensors, the papers' values as defaults."""
 
+from bebygan.losses.auto_encoded import auto_encoded_loss
 from bebygan.losses.back_projection import back_projection_loss
 from bebygan.losses.best_buddy import BestBuddies, best_buddy_loss, distance_to_buddies, find_best_buddies
 from bebygan.losses.locally_discriminative import artefact_map, locally_discriminative_loss
@@ -13,6 +14,7 @@ __all__ = [
     "Logits",
     "Perceptual",
     "artefact_map",
+    "auto_encoded_loss",
     "back_projection_loss",
     "best_buddy_loss",
     "distance_to_buddies",

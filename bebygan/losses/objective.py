@@ -2,22 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bebygan.losses.auto_encoded import auto_encoded_loss
 from bebygan.losses.back_projection import back_projection_loss
 from bebygan.losses.best_buddy import PAPER, distance_to_buddies, find_best_buddies
 from bebygan.losses.locally_discriminative import locally_discriminative_loss
 from bebygan.losses.perceptual import perceptual_loss
 from bebygan.losses.relativistic import Mean, relativistic_generator_loss
+from bebygan.networks.auto_encoder import AutoEncoder
 from bebygan.networks.dists import Dists
 from bebygan.networks.perceptual import Vgg
 from bebygan.precision import at_least_float32
 from bebygan.settings import BestBuddySettings, LossWeights
 
 _PAPER_WEIGHTS = LossWeights()
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,12 @@ class Logits:
     fake: Tensor
 
 
+def _given(value: Given | None, otherwise: str) -> Given:
+    if value is None:
+        raise ValueError(otherwise)
+    return value
+
+
 def generator_objective(
     sr: Tensor,
     hr: Tensor,
@@ -48,6 +58,7 @@ def generator_objective(
     mean: Mean = Tensor.mean,
     averaged: Tensor | None = None,
     dists: Dists | None = None,
+    auto_encoder: AutoEncoder | None = None,
 ) -> dict[str, Tensor]:
     """Return the generator's losses.
 
@@ -62,6 +73,7 @@ def generator_objective(
         mean: mean of logits over the batch, see `relativistic`.
         averaged: SR of the averaged generator; needed where the locally discriminative weight is above 0.
         dists: needed where its weight is above 0.
+        auto_encoder: needed where the auto-encoded weight is above 0.
 
     Returns:
         Scalars: each term of weight above 0 by its name in `LossWeights`, not weighted, their weighted sum `total`,
@@ -79,26 +91,27 @@ def generator_objective(
     if weights.back_projection:
         terms["back_projection"] = back_projection_loss(sr, lr, sr.shape[-1] // lr.shape[-1])
     if weights.perceptual:
-        if perceptual is None:
-            raise ValueError(f"the perceptual loss has weight {weights.perceptual} but no VGG was given")
+        perceptual = _given(perceptual, f"the perceptual loss has weight {weights.perceptual} but no VGG was given")
         terms["perceptual"] = perceptual_loss(sr, hr, perceptual.vgg, perceptual.taps)
     if weights.adversarial:
-        if logits is None:
-            raise ValueError(f"the adversarial loss has weight {weights.adversarial} but no logits were given")
+        logits = _given(logits, f"the adversarial loss has weight {weights.adversarial} but no logits were given")
         terms["adversarial"] = relativistic_generator_loss(logits.real, logits.fake, mean)
     if weights.l1:
         terms["l1"] = F.l1_loss(at_least_float32(sr), at_least_float32(hr))
     if weights.locally_discriminative:
-        if averaged is None:
-            raise ValueError(
-                f"the locally discriminative loss has weight {weights.locally_discriminative} but no SR of the "
-                "averaged generator was given"
-            )
+        averaged = _given(
+            averaged,
+            f"the locally discriminative loss has weight {weights.locally_discriminative} but no SR of the averaged "
+            "generator was given",
+        )
         terms["locally_discriminative"] = locally_discriminative_loss(sr, hr, averaged)
     if weights.dists:
-        if dists is None:
-            raise ValueError(f"DISTS has weight {weights.dists} but its network was not given")
+        dists = _given(dists, f"DISTS has weight {weights.dists} but its network was not given")
         terms["dists"] = dists(sr, hr).mean()
+    if weights.auto_encoded:
+        missing = f"the auto-encoded loss has weight {weights.auto_encoded} but no auto-encoder was given"
+        auto_encoder = _given(auto_encoder, missing)
+        terms["auto_encoded"] = auto_encoded_loss(sr, hr, auto_encoder)
     return terms | {"total": weighted_sum(terms, weights)} | shares
 
 

@@ -6,6 +6,7 @@ from bebygan.lazy import lazy_names
 from bebygan.networks.architecture import VggName, discriminator_stages, vgg_layers
 
 if TYPE_CHECKING:
+    from bebygan.networks.auto_encoder import AutoEncoder, load_auto_encoder
     from bebygan.networks.discriminator import Discriminator
     from bebygan.networks.dists import Dists, load_dists
     from bebygan.networks.generator import Generator
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlexNet",
+    "AutoEncoder",
     "Discriminator",
     "Dists",
     "Generator",
@@ -22,10 +24,12 @@ __all__ = [
     "VggName",
     "discriminator_stages",
     "load_alexnet",
+    "load_auto_encoder",
     "load_dists",
     "load_generator",
     "load_vgg",
     "save_generator",
     "vgg_layers",
 ]
-__getattr__, __dir__ = lazy_names(__name__, __all__, ["discriminator", "dists", "generator", "naming", "perceptual"])
+_MODULES = ["auto_encoder", "discriminator", "dists", "generator", "naming", "perceptual"]
+__getattr__, __dir__ = lazy_names(__name__, __all__, _MODULES)

@@ -190,8 +190,8 @@ def weights_file(name: str) -> Path:
     """Return the path of a verified safetensors file. Download it if the cache does not hold it.
 
     The keys are torchvision's `features.N.weight` and `.bias` for VGG and AlexNet, `linN.model.1.weight` for the LPIPS
-    heads (arXiv 1801.03924, version 0.1), `alpha` and `beta` for DISTS (arXiv 2004.07728), and `Generator`'s for
-    realsr-df2k-x4. All tensors are float32.
+    heads (arXiv 1801.03924, version 0.1), `alpha` and `beta` for DISTS (arXiv 2004.07728), and those of `Generator` and
+    `AutoEncoder` for the others. All tensors are float32.
 
     Args:
         name: a key of `KNOWN`.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bebygan.metrics.perceptual import Heads
+from bebygan.networks.auto_encoder import AutoEncoder
 from bebygan.networks.dists import DistsWeights
 from bebygan.networks.generator import Generator
 from bebygan.networks.perceptual import AlexNet, Vgg
@@ -127,6 +128,13 @@ _BEBYGAN = Source(
     megabytes=2,
     tensors_sha256="ed3e0a5ebac6c4076a8622d12e1de3dad24be5abcf199b1fc102f563be392904",
 )
+_AUTO_ENCODER = Source(
+    address="",
+    file_name="auto-encoder-4x32/auto_encoder.safetensors",
+    sha256="32fcb28610e7d59b6640a71eb09fff4c84a5bebe772ddd5ee1c866016fb0cd38",
+    megabytes=3,
+    tensors_sha256="7b1ff49b83380151e257a2ffd4c0d0dc079b4eaf6318e8c9aff6f7b23e2f29e0",
+)
 KNOWN: dict[str, Known] = {
     "vgg19": Known(lambda: Vgg("vgg19", "conv5_4"), _torchvision("vgg19", "dcbb9e9d", 575)),
     "vgg16": Known(lambda: Vgg("vgg16", "conv5_3"), _torchvision("vgg16", "397923af", 553) | _VGG16),
@@ -134,6 +142,7 @@ KNOWN: dict[str, Known] = {
     "lpips-alex": Known(Heads, _LPIPS_ALEX),
     "lpips-vgg": Known(partial(Heads, (64, 128, 256, 512, 512)), _LPIPS_VGG),
     "dists": Known(DistsWeights, {"package": _DISTS}),
+    "auto-encoder-4x32": Known(AutoEncoder, {"included": _AUTO_ENCODER}),
     "realsr-df2k-x4": Known(
         lambda: Generator(GeneratorShape(blocks=23, features=64, growth=32)), {"package": _REALSR}, "perceptual"
     ),

@@ -10,6 +10,7 @@ from bebygan.distributed import mean_over_processes
 from bebygan.losses.objective import Logits, Perceptual, generator_objective
 from bebygan.losses.region_aware import region_mask
 from bebygan.losses.relativistic import Mean, relativistic_discriminator_loss
+from bebygan.networks.auto_encoder import AutoEncoder
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.dists import Dists
 from bebygan.precision import at_least_float32, autocast
@@ -72,7 +73,12 @@ def _judgement(logits: Logits, loss: Tensor, mask: Tensor) -> dict[str, Tensor]:
     }
 
 
-def gan_step(settings: GanSettings, perceptual: Perceptual | None, dists: Dists | None = None) -> TrainStep:
+def gan_step(
+    settings: GanSettings,
+    perceptual: Perceptual | None,
+    dists: Dists | None = None,
+    auto_encoder: AutoEncoder | None = None,
+) -> TrainStep:
     """Return Beby-GAN's iteration (arXiv 2103.15295 section 3): generator and discriminator, each once.
 
     Both gradients come from one pass of the discriminator over HR and one over SR; see `losses.relativistic`.
@@ -82,6 +88,7 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None, dists: Dists 
             discriminator.
         perceptual: frozen network on the device of training; needed where its loss has a weight.
         dists: the same.
+        auto_encoder: the same.
     """
     mean: Mean = mean_over_processes if settings.relativistic_mean == "global" else Tensor.mean
 
@@ -124,6 +131,7 @@ def gan_step(settings: GanSettings, perceptual: Perceptual | None, dists: Dists 
                 mean=mean,
                 averaged=averaged,
                 dists=dists,
+                auto_encoder=auto_encoder,
             )
         parameters = list(generator.parameters())
         torch.autograd.backward(weight * losses["total"], inputs=parameters, retain_graph=logits is not None)

@@ -9,6 +9,7 @@ from bebygan.distributed import rank
 from bebygan.errors import WeightsError
 from bebygan.files import sha256_of, whole_folder
 from bebygan.losses.objective import Perceptual
+from bebygan.networks.auto_encoder import AutoEncoder, load_auto_encoder
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.dists import Dists, load_dists
 from bebygan.networks.naming import load_generator
@@ -41,6 +42,13 @@ def _dists(params: GanSettings, device: torch.device) -> Dists | None:
     if not params.losses.dists:
         return None
     network = load_dists(weights_file("vgg16"), weights_file("dists"))
+    return place(network, device, channels_last=params.channels_last)
+
+
+def _auto_encoder(params: GanSettings, device: torch.device) -> AutoEncoder | None:
+    if not params.losses.auto_encoded:
+        return None
+    network = load_auto_encoder(weights_file("auto-encoder-4x32"))
     return place(network, device, channels_last=params.channels_last)
 
 
@@ -86,7 +94,8 @@ def prepared(start: Path, params: GanSettings) -> tuple[TrainState, TrainStep]:
                 "trained with, start from a copy of the generator alone, or set train.start to warmup"
             ) from error
     state = new_state(generator, discriminator, params, device)
-    return state, gan_step(params, _perceptual(params, device), _dists(params, device))
+    frozen = _perceptual(params, device), _dists(params, device), _auto_encoder(params, device)
+    return state, gan_step(params, *frozen)
 
 
 def _about_start(start: Path, folder: Path, share: float) -> dict[str, str]:

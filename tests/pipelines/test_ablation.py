@@ -1,6 +1,7 @@
 import json
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,14 @@ def test_the_shipped_ablation_is_the_paper_step_by_step() -> None:
     ablation = read_ablation(ROOT / "params/ablation.yaml")
     trainings = trainings_of(ablation, ROOT / "params.yaml", [])
     assert [each.name for each in trainings[:2]] == ["esrgan-seed-1", "best-buddy-seed-1"]
-    assert len(trainings) == len(ablation.seeds) * len(ablation.cells) == 15
-    esrgan, best_buddy, back_projection, region_aware, ldl = (each.params.train for each in trainings[:5])
+    assert len(trainings) == len(ablation.seeds) * len(ablation.cells) == 18
+    esrgan, best_buddy, back_projection, region_aware, ldl, aesop = (each.params.train for each in trainings[:6])
     assert (esrgan.losses.l1, esrgan.losses.best_buddy, esrgan.losses.back_projection) == (1, 0, 0)
     assert (best_buddy.losses.l1, best_buddy.losses.best_buddy) == (0, 1)
     assert back_projection.losses.back_projection == 1
     assert [each.region.threshold for each in (esrgan, best_buddy, back_projection, region_aware)] == [0, 0, 0, 0.025]
     assert ldl.losses.locally_discriminative == 1
+    assert aesop.losses == replace(ldl.losses, auto_encoded=1.0)
     assert {each.params.train.iterations for each in trainings} == {esrgan.iterations}
     assert {each.params.train.seed for each in trainings} == set(ablation.seeds)
 

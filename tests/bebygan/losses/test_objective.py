@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bebygan.losses.auto_encoded import auto_encoded_loss
 from bebygan.losses.locally_discriminative import locally_discriminative_loss
 from bebygan.losses.objective import Logits, Perceptual, generator_objective
 from bebygan.losses.relativistic import relativistic_discriminator_loss
+from bebygan.networks.auto_encoder import AutoEncoder
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.dists import Dists, DistsWeights
 from bebygan.networks.generator import Generator
@@ -62,18 +64,22 @@ def test_a_term_without_its_network_or_logits_is_refused() -> None:
         objective(*batch(), weights=weights(locally_discriminative=1.0))
     with pytest.raises(ValueError, match=r"DISTS has weight 0\.1 but its network was not given"):
         objective(*batch(), weights=weights(dists=0.1))
+    with pytest.raises(ValueError, match=r"auto-encoded loss has weight 1\.0 but no auto-encoder was given"):
+        objective(*batch(), weights=weights(auto_encoded=1.0))
 
 
 def test_later_objectives_combine_with_best_buddies() -> None:
     sr, hr, lr = batch()
     averaged, network = torch.rand_like(sr), Dists(Vgg("vgg16", "conv5_3"), DistsWeights())
-    chosen = weights(best_buddy=1, l1=0.01, locally_discriminative=2, dists=0.5)
-    terms = objective(sr, hr, lr, weights=chosen, averaged=averaged, dists=network)
+    auto_encoder = AutoEncoder(GeneratorShape(blocks=1, features=4, growth=2))
+    chosen = weights(best_buddy=1, l1=0.01, locally_discriminative=2, dists=0.5, auto_encoded=3)
+    terms = objective(sr, hr, lr, weights=chosen, averaged=averaged, dists=network, auto_encoder=auto_encoder)
     torch.testing.assert_close(terms["l1"], (sr - hr).abs().mean())
     torch.testing.assert_close(terms["dists"], network(sr, hr).mean())
     torch.testing.assert_close(terms["locally_discriminative"], locally_discriminative_loss(sr, hr, averaged))
+    torch.testing.assert_close(terms["auto_encoded"], auto_encoded_loss(sr, hr, auto_encoder))
     wanted = terms["best_buddy"] + 0.01 * terms["l1"] + 2 * terms["locally_discriminative"] + 0.5 * terms["dists"]
-    torch.testing.assert_close(terms["total"], wanted)
+    torch.testing.assert_close(terms["total"], wanted + 3 * terms["auto_encoded"])
 
 
 def test_weights_below_zero_or_all_zero_are_refused() -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bebygan.errors import ConfigError, WeightsError
 from bebygan.imaging.bicubic_uint8 import downscale_uint8, resize_uint8
 from bebygan.metrics.perceptual import load_lpips, lpips
+from bebygan.networks.auto_encoder import load_auto_encoder
 from bebygan.networks.naming import load_generator
 from bebygan.networks.perceptual import load_vgg
 from bebygan.networks.weights import digest, safetensors_bytes
@@ -381,6 +382,13 @@ def test_the_included_generator_needs_no_network(tmp_path: Path, monkeypatch: py
     generator = load_generator(weights_file("bebygan-4x32"))
     assert generator.shape == GeneratorShape(blocks=4, features=32, growth=16)
     assert name_of(generator.state_dict()) == "bebygan-4x32"
+
+
+def test_the_included_auto_encoder_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEBYGAN_CACHE", str(tmp_path))
+    monkeypatch.setenv("BEBYGAN_WEIGHTS_SOURCES", "folder")
+    network = load_auto_encoder(weights_file("auto-encoder-4x32"))
+    assert sum(parameter.numel() for parameter in network.parameters()) < 2_000_000
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from bebygan.errors import DataError, Preempted, StorageError, WeightsError
 from bebygan.files import sha256_of
 from bebygan.imaging import Image
 from bebygan.imaging.shards import PhotographPair, read_patches, write_shards
+from bebygan.networks.auto_encoder import AutoEncoder
 from bebygan.networks.discriminator import Discriminator
 from bebygan.networks.dists import DistsWeights
 from bebygan.networks.generator import Generator
@@ -170,16 +171,19 @@ def test_a_processor_without_bfloat16_is_told_how_to_train_for_a_shorter_time(  
     assert ("does not compute bfloat16" in capsys.readouterr().err) is told
 
 
-def test_ldl_and_dists_are_logged_where_they_have_a_weight(
+def test_later_losses_are_logged_where_they_have_a_weight(
     patches: Path, warmup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = {"vgg16": Vgg("vgg16", "conv5_3"), "dists": DistsWeights()}
+    files = {"vgg16": Vgg("vgg16", "conv5_3"), "dists": DistsWeights(), "auto-encoder-4x32": AutoEncoder()}
     for name, network in files.items():
         save_file(network.state_dict(), tmp_path / f"{name}.safetensors")
     monkeypatch.setattr("components.train.step.weights_file", lambda name: tmp_path / f"{name}.safetensors")
-    params = tiny("losses.locally_discriminative=1", "losses.dists=0.1", "losses.l1=0.01", "iterations=1")
+    params = tiny(
+        "losses.locally_discriminative=1", "losses.dists=0.1", "losses.auto_encoded=1", "losses.l1=0.01", "iterations=1"
+    )
     train(patches, warmup, tmp_path / "out", tmp_path / "checkpoints", params=params, track=ignore)
-    assert history(tmp_path / "out")[0].keys() >= {"best_buddy", "l1", "locally_discriminative", "dists"}
+    logged = history(tmp_path / "out")[0].keys()
+    assert logged >= {"best_buddy", "l1", "locally_discriminative", "dists", "auto_encoded"}
 
 
 def test_pictures_show_the_same_patches_throughout_training(patches: Path, warmup: Path, tmp_path: Path) -> None:
