@@ -27,6 +27,7 @@ from components.train.step import prepared, train
 from components.training import is_made, tracked_training
 from components.warmup.step import warm_up
 from pipelines.ablation.measures import (
+    DEFINITIONS,
     Photograph,
     Upscale,
     bicubic,
@@ -163,7 +164,11 @@ def ablate(options: argparse.Namespace) -> None:
         path = folder / training.name / WEIGHTS
         upscalers[training.name] = partial(generator_of, path, params.evaluate)
         weights[training.name] = sha256_of(path)
-    of = {"photographs": identity_of(photographs), "precision": resolve(params.evaluate.precision, training_device())}
+    of = {
+        "photographs": identity_of(photographs),
+        "precision": resolve(params.evaluate.precision, training_device()),
+        "definitions": dict(DEFINITIONS),
+    }
     rows = {
         name: _measured(folder / f"{name}.json", make, photographs, {"weights": weights[name], **of})
         for name, make in upscalers.items()

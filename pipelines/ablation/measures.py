@@ -39,8 +39,8 @@ METRICS: Mapping[str, bool] = {
 """Names in the order of the tables, and whether a higher value is better."""
 DEFINITIONS: Mapping[str, str] = {
     "flat_lpips": "LPIPS of SR whose textured regions are replaced by those of HR: what flat regions contribute",
-    "false_texture": "root mean square of the deviation of luma in 5x5 pixels over flat regions, of SR minus that of "
-    "HR, in levels of 255: above 0 the generator invents texture there",
+    "false_texture": "by how many levels of 255 the deviation of luma in 5x5 pixels is higher in SR than in HR, and 0 "
+    "where it is lower: root mean square over flat regions",
 }
 _REGION = RegionSettings()
 _DETAIL = 5
@@ -93,8 +93,9 @@ def flat_regions(hr: Image) -> npt.NDArray[np.bool_]:
     return flat
 
 
-def _detail(image: Image, where: npt.NDArray[np.bool_]) -> float:
-    return 255 * math.sqrt(float(np.mean(local_deviation(image, _DETAIL)[where] ** 2)))
+def _false_texture(sr: Image, hr: Image, where: npt.NDArray[np.bool_]) -> float:
+    excess = np.maximum(local_deviation(sr, _DETAIL) - local_deviation(hr, _DETAIL), 0)[where]
+    return 255 * math.sqrt(float(np.mean(excess**2)))
 
 
 def measure(sr: Image, hr: Image, lr: Image, networks: Networks) -> dict[str, float]:
@@ -110,7 +111,7 @@ def measure(sr: Image, hr: Image, lr: Image, networks: Networks) -> dict[str, fl
     }
     if flat.mean() >= LEAST_REGION:
         values["flat_lpips"] = lpips(np.where(flat[..., None], sr, hr), hr, networks.lpips)
-        values["false_texture"] = _detail(sr, flat) - _detail(hr, flat)
+        values["false_texture"] = _false_texture(sr, hr, flat)
     return values
 
 

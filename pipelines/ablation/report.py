@@ -117,7 +117,8 @@ def differences_table(ablation: Ablation, rows: Rows, benchmark: str) -> str:
     for cell, before in _steps(ablation):
         found = differences(ablation, rows, benchmark, cell, before)
         cells = [
-            f"{_shown(metric, mean, sign=True)} [{_shown(metric, low, sign=True)}, {_shown(metric, high, sign=True)}]"
+            _shown(metric, mean, sign=True)
+            + ("" if math.isnan(low) else f" [{_shown(metric, low, sign=True)}, {_shown(metric, high, sign=True)}]")
             for metric, (mean, low, high) in found.items()
         ]
         lines.append([f"{cell} - {before}", *cells])
@@ -215,7 +216,7 @@ def write_page(
         lines += [f"## {benchmark} ({count} photographs)", "", means_table(ablation, rows, benchmark), ""]
         lines += [
             "Each cell beside the one before it: mean paired difference over photographs, seeds averaged, and its 95 % "
-            "interval.",
+            "interval, for which fewer than six photographs are too few.",
             "",
             differences_table(ablation, rows, benchmark),
             "",

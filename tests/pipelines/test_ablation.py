@@ -209,6 +209,8 @@ def test_only_flat_regions_count_in_their_metrics(networks: measures.Networks) -
     noisy, other = hr.copy(), hr.copy()
     noisy[:, :40] += random.integers(0, 8, (96, 40, 1), dtype=np.uint8)
     other[:, 60:] = random.integers(0, 256, (96, 36, 3))
+    smooth = noisy.copy()
+    smooth[:, :40] = 128
     same, invented, elsewhere = (measures.measure(sr, hr, lr, networks) for sr in (hr, noisy, other))
     for values in (same, elsewhere):
         assert values["flat_lpips"] == 0
@@ -216,6 +218,8 @@ def test_only_flat_regions_count_in_their_metrics(networks: measures.Networks) -
     assert invented["flat_lpips"] > 0
     # Uniform noise of 8 levels has a deviation of 2.3.
     assert 1.5 < invented["false_texture"] < 2.4
+    # Texture that SR lacks does not make up for texture that it invents.
+    assert measures.measure(smooth, noisy, lr, networks)["false_texture"] == pytest.approx(0, abs=1e-6)
     textured = random.integers(0, 256, (96, 96, 3), dtype=np.uint8)
     assert np.isnan(measures.measure(textured, textured, downscale_uint8(textured, SCALE), networks)["flat_lpips"])
 
