@@ -186,6 +186,10 @@ def _add_ablate_command(commands: Any) -> None:
         "--benchmark", type=benchmark, action="append", required=True, metavar="NAME=FOLDER",
         help="photographs to compare on, which no cell is trained on; may be given several times",
     )  # fmt: skip
+    ablate.add_argument(
+        "--show", type=benchmark, action="append", default=[], metavar="NAME=FOLDER",
+        help="photographs for the pictures, where those of the benchmarks may not be published; may be repeated",
+    )  # fmt: skip
     ablate.add_argument("--patches", type=Path, help="folder that the patches step wrote (default: WORKSPACE/patches)")
     _add_workspace(ablate, "of the runs and trainings")
     ablate.add_argument(

@@ -136,6 +136,7 @@ def ablate(options: argparse.Namespace) -> None:
     ablation = read_ablation(options.ablation)
     trainings = trainings_of(ablation, Path(os.environ[PARAMS_VARIABLE]), options.set)
     photographs = photographs_of(benchmarks)
+    shown = photographs_of(dict(options.show)) or photographs
     patches = options.patches or options.workspace / "patches"
     data_version = photographs_version(patches)
     folder = options.workspace / "ablation"
@@ -164,18 +165,18 @@ def ablate(options: argparse.Namespace) -> None:
         path = folder / training.name / WEIGHTS
         upscalers[training.name] = partial(generator_of, path, params.evaluate)
         weights[training.name] = sha256_of(path)
-    of = {
-        "photographs": identity_of(photographs),
-        "precision": resolve(params.evaluate.precision, training_device()),
-        "definitions": dict(DEFINITIONS),
-    }
-    rows = {
-        name: _measured(folder / f"{name}.json", make, photographs, {"weights": weights[name], **of})
-        for name, make in upscalers.items()
-    }
+
+    def rows_of(name: str, of: list[Photograph], file: Path) -> list[Row]:
+        precision = resolve(params.evaluate.precision, training_device())
+        depends = {"weights": weights[name], "precision": precision, "definitions": dict(DEFINITIONS)}
+        return _measured(file, upscalers[name], of, {"photographs": identity_of(of), **depends})
+
+    rows = {name: rows_of(name, photographs, folder / f"{name}.json") for name in upscalers}
+    of_shown = rows_of("start", shown, folder / "shown" / "start.json") if options.show else rows["start"]
     write_page(
         options.output, ablation, trainings=trainings, rows=rows, photographs=photographs, upscalers=upscalers,
-        data_version=data_version, hours=_hours(folder / f"{each.name}{SECONDS}" for each in trainings),
+        shown=shown, of_shown=of_shown, data_version=data_version,
+        hours=_hours(folder / f"{each.name}{SECONDS}" for each in trainings),
     )  # fmt: skip
     say(f"{options.output}: {len(ablation.cells)} cells, {len(ablation.seeds)} seeds, {len(photographs)} photographs")
     end_quickly()

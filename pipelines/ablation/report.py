@@ -138,21 +138,21 @@ def _claims(ablation: Ablation, rows: Rows, benchmarks: Sequence[str]) -> Iterat
 
 def _pictures(
     ablation: Ablation,
-    rows: Rows,
+    of_start: Sequence[Row],
     photographs: Sequence[Photograph],
     upscalers: Mapping[str, Callable[[], Upscale]],
     folder: Path,
 ) -> Iterator[str]:
     """Write two pictures for each benchmark, and yield the lines that show them."""
     seed = ablation.seeds[0]
-    shown = {"start": "start", **{cell: Training.name_of(cell, seed) for cell in ablation.cells}}
+    candidates = {"start": "start", **{cell: Training.name_of(cell, seed) for cell in ablation.cells}}
     for benchmark in dict.fromkeys(each.benchmark for each in photographs):
-        of_start = _values(rows["start"], benchmark)[:, list(METRICS).index("lpips")]
+        distances = _values(of_start, benchmark)[:, list(METRICS).index("lpips")]
         median = [each for each in photographs if each.benchmark == benchmark][
-            int(np.argsort(of_start)[len(of_start) // 2])
+            int(np.argsort(distances)[len(distances) // 2])
         ]
         hr, lr = median.read()
-        found = {name: upscalers[candidate]()(lr) for name, candidate in shown.items()}
+        found = {name: upscalers[candidate]()(lr) for name, candidate in candidates.items()}
         error = local_deviation(found["start"], 5) * flat_regions(hr)
         for what, square in (("texture", most_textured(hr, _SIDE)), ("flat", square_with_most(error, _SIDE))):
             panels = {name: sr[square] for name, sr in found.items()} | {"original": hr[square]}
@@ -170,6 +170,8 @@ def write_page(
     rows: Rows,
     photographs: Sequence[Photograph],
     upscalers: Mapping[str, Callable[[], Upscale]],
+    shown: Sequence[Photograph],
+    of_shown: Sequence[Row],
     data_version: str,
     hours: float,
 ) -> None:
@@ -182,6 +184,8 @@ def write_page(
         rows: see `Rows`: bicubic, start, and every training by name.
         photographs: in the order of the rows.
         upscalers: makes each candidate.
+        shown: photographs of which the pictures are.
+        of_shown: the rows of the start of them.
         data_version: of the photographs that the cells were trained on.
         hours: that all trainings took.
     """
@@ -224,10 +228,12 @@ def write_page(
     lines += [
         "## Pictures",
         "",
-        "Of each benchmark the photograph whose LPIPS of the start is the median, and of it the square with most "
-        "texture and the one where the start has most texture in flat regions; first seed.",
+        f"Of {', '.join(dict.fromkeys(each.benchmark for each in shown))} the photograph whose LPIPS of the start is "
+        "the median, and of it the square with most texture and the one where the start has most texture in flat "
+        "regions; "
+        "first seed.",
         "",
-        *_pictures(ablation, rows, photographs, upscalers, output.parent / "images"),
+        *_pictures(ablation, of_shown, shown, upscalers, output.parent / "images"),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as temporary:

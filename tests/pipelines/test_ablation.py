@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -75,15 +76,16 @@ def ablate(
 ) -> Ablate:  # fmt: skip
     """Return a function that runs the command in this process, in a workspace of a name."""
     del networks, workspace
-    patches, benchmark = ablation.with_name("patches"), ablation.with_name("Few")
-    patches.mkdir()
-    benchmark.mkdir()
+    patches, benchmark, shown = (ablation.with_name(name) for name in ("patches", "Few", "Free"))
+    for folder in (patches, benchmark, shown):
+        folder.mkdir()
     hr = np.asarray(picture(1, 96, 96))
     windows = np.array([(top, left) for top in (0, 24, 48) for left in (0, 24, 48)])
     pair = PhotographPair(hr, downscale_uint8(hr, SCALE), "train", windows)
     write_shards(patches, [pair], 48, 10**9, {"data_version": f"{'0' * 32}.dir"})
     for seed in (2, 3):
         picture(seed, 82, 77).save(benchmark / f"{seed}.png")
+    picture(4, 80, 80).save(shown / "free.png")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
     def run(*options: str, folder: str = "trained") -> int:
@@ -99,7 +101,7 @@ def ablate(
 
 @pytest.mark.slow
 def test_an_ablation_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
-    ablate: Ablate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ablate: Ablate, ablation: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*places: Any, track: Callable[..., None], params: Any, **_: Any) -> None:
         def watch(iteration: int, values: Mapping[str, Any]) -> None:
@@ -137,6 +139,14 @@ def test_an_ablation_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     assert all(title in page for title in report.TITLES.values())
     assert {path.name for path in Path("trained/docs/images").iterdir()} == {
         "ablation-Few-texture.png", "ablation-Few-flat.png",
+    }  # fmt: skip
+    shutil.rmtree("trained/docs")
+    assert ablate(f"--show=Free={ablation.with_name('Free')}") == 0
+    page = Path("trained/docs/ablation.md").read_text()
+    assert "Of Free the photograph" in page
+    assert "## Free" not in page
+    assert {path.name for path in Path("trained/docs/images").iterdir()} == {
+        "ablation-Free-texture.png", "ablation-Free-flat.png",
     }  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///trained/mlflow.db")
     runs = mlflow_client().search_runs(["1"], "tags.ablation = 'ldl'")
