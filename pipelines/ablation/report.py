@@ -26,6 +26,7 @@ TITLES = {
 }  # fmt: skip
 _DIGITS = {"psnr_y": 2, "lpips": 4, "dists": 4, "lr_psnr": 2, "flat_lpips": 4, "false_texture": 2}
 _CONFIDENCE = 0.95
+_WHAT = {"texture": "most texture", "flat": "most texture of the start in flat regions"}
 _SIDE = 128
 """Side of the crops, pixels."""
 
@@ -62,7 +63,7 @@ def means_table(ablation: Ablation, rows: Rows, benchmark: str) -> str:
         lines.append([name, *(_shown(metric, value) for metric, value in means), ""])
     for cell in ablation.cells:
         values = _of_seeds(rows, cell, ablation.seeds, benchmark)
-        means = zip(METRICS, _means(np.nanmean(values, 0)), strict=True)
+        means = zip(METRICS, _means(values.mean(0)), strict=True)
         spread = np.ptp(values[:, :, list(METRICS).index("lpips")].mean(1))
         lines.append([cell, *(_shown(metric, value) for metric, value in means), f"{spread:.4f}"])
     return _table(["", *TITLES.values(), "LPIPS, seeds apart"], lines)
@@ -154,12 +155,14 @@ def _pictures(
         hr, lr = median.read()
         found = {name: upscalers[candidate]()(lr) for name, candidate in candidates.items()}
         error = local_deviation(found["start"], 5) * flat_regions(hr)
-        for what, square in (("texture", most_textured(hr, _SIDE)), ("flat", square_with_most(error, _SIDE))):
+        squares = {"texture": most_textured(hr, _SIDE), "flat": square_with_most(error, _SIDE)}
+        for what, square in squares.items():
             panels = {name: sr[square] for name, sr in found.items()} | {"original": hr[square]}
             path = folder / f"ablation-{benchmark}-{what}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             side_by_side(panels).save(path, optimize=True)
             yield f"![{benchmark}, {median.path.name}, {what}](images/{path.name})\n"
+            yield f"*{median.path.name} of {benchmark}, {_WHAT[what]}*\n"
 
 
 def write_page(
