@@ -196,7 +196,8 @@ def retrain(version: ModelVersion, remote: str) -> str:
     if found != version.tags["weights_sha256"]:
         raise WeightsError(
             f"{version.uri} trained again gives weights with SHA-256 {found[:12]}..., registered is "
-            f"{version.tags['weights_sha256'][:12]}...: it was made on another processor, on a GPU, or not like this"
+            f"{version.tags['weights_sha256'][:12]}...: it was made on another processor, on a GPU, with another "
+            "number of threads (OMP_NUM_THREADS), or not like this"
         )
     return "trained again: the weights are equal, bit for bit"
 
