@@ -13,7 +13,7 @@ from bebygan.precision import at_least_float32
 
 
 def auto_encoded_loss(sr: Tensor, hr: Tensor, auto_encoder: AutoEncoder) -> Tensor:
-    """Return mean |AE(sr) - AE(hr)| (formula 8), a scalar with a gradient to `sr` only.
+    """Return mean |AE(sr) - AE(hr)|, a scalar with a gradient to `sr` only.
 
     Args:
         sr: (N, 3, 4H, 4W), RGB, not clamped.

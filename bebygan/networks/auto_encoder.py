@@ -1,4 +1,4 @@
-"""The auto-encoder of AESOP (arXiv 2412.00124 section 4.2): what a PSNR-oriented generator can restore of an image."""
+"""The auto-encoder of AESOP (arXiv 2412.00124): what a PSNR-oriented generator can restore of an image."""
 
 from pathlib import Path
 from typing import cast

@@ -1,4 +1,4 @@
-"""`python -m bebygan.training.auto_encoder`: train the auto-encoder of AESOP (arXiv 2412.00124 section 4.2) on patches.
+"""`python -m bebygan.training.auto_encoder`: train the auto-encoder of AESOP (arXiv 2412.00124) on patches.
 
 Its decoder starts from a PSNR-oriented generator. L1 is taken of the result, and of the shrunk image to LR, as in the
 authors' code; otherwise the encoder could hide HR in an image that looks like no LR image. A run takes minutes, so it
