@@ -10,7 +10,7 @@ from bebygan import SCALE
 from bebygan.imaging.bicubic import resize
 from bebygan.networks.generator import Generator, ResidualInResidualDenseBlock
 from bebygan.networks.weights import load_exactly, read_state
-from bebygan.precision import at_least_float32, full_precision
+from bebygan.precision import at_least_float32
 from bebygan.settings import GeneratorShape
 
 SHAPE = GeneratorShape(blocks=4, features=32, growth=16)
@@ -50,8 +50,7 @@ class AutoEncoder(nn.Module):
         Other than in the authors' code, the layers learn what bicubic shrinking lacks, which takes less training.
         """
         height, width = (side // SCALE for side in images.shape[-2:])
-        with full_precision(images.device):
-            shrunk = resize(at_least_float32(images), height, width)
+        shrunk = resize(at_least_float32(images), height, width)
         return shrunk + cast(Tensor, self.last(self.body(F.pixel_unshuffle(self.first(images), SCALE))))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from bebygan.networks.naming import load_generator
 from bebygan.networks.weights import safetensors_bytes
 from bebygan.precision import autocast, training_device
 from bebygan.training.sampling import batch
-from bebygan.training.state import place
+from bebygan.training.state import decay_at, place, update_average
 
 _CROP = 96
 _BATCH = 8
@@ -73,10 +73,7 @@ def train_auto_encoder(decoder: Path, patches: Patches, iterations: int) -> Auto
         torch.autograd.backward(restored + shrunk)
         optimiser.step()
         schedule.step()
-        decay = min(_DECAY, (1 + iteration) / (10 + iteration))
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+        update_average(average, network, torch.tensor(1 - decay_at(iteration, _DECAY), device=device))
         if (iteration + 1) % _LOGGED == 0:
             print(f"{iteration + 1}: L1 of HR {restored.item():.4f}, of LR {shrunk.item():.4f}", flush=True)
     return average

@@ -233,8 +233,7 @@ def write_page(
         "",
         f"Of {', '.join(dict.fromkeys(each.benchmark for each in shown))} the photograph whose LPIPS of the start is "
         "the median, and of it the square with most texture and the one where the start has most texture in flat "
-        "regions; "
-        "first seed.",
+        "regions; first seed.",
         "",
         *_pictures(ablation, of_shown, shown, upscalers, output.parent / "images"),
     ]
